@@ -1,0 +1,62 @@
+# Every target is safe to run in a fresh clone: it makes the environment that it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+
+.PHONY: help venv up demo test check sim soak bench docs lock clean
+
+help:               ## show this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  \1\t/'
+
+$(RUNTIME): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(DEV): $(RUNTIME) requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+venv: $(DEV)        ## make .venv with everything for development
+
+up: $(RUNTIME)      ## run the whole system in one process (ARGS="--port 9000" for options)
+	@exec $(BIN)/roadstead up $(ARGS)
+
+demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temporary folder
+	@exec $(BIN)/python -m roadstead.demo
+
+test: $(DEV)        ## all checks and all tests
+	@$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not process"
+	$(BIN)/python -m pytest -m process
+
+check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, before each commit
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n auto tests/tidy tests/base tests/scheduler/core tests/status/core tests/access/core tests/im/core
+
+sim: $(RUNTIME)     ## many seeded histories of the simulator (ARGS="--count 100000")
+	$(BIN)/python -m roadstead.sim $(ARGS)
+
+soak: $(DEV)        ## long forms: simulator and crash tests
+	$(BIN)/python -m roadstead.sim --count 20000
+	ROADSTEAD_TEST_CRASHES=1000 $(BIN)/python -m pytest -m process --timeout 7200
+
+bench: $(RUNTIME)   ## every benchmark, one JSON line each
+	$(BIN)/python -m bench all
+
+docs: $(DEV)        ## write the generated pages of docs/reference
+	$(BIN)/python -m roadstead.reference docs/reference
+
+lock: $(DEV)        ## resolve the dependencies anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml --group build -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
+
+clean:              ## remove everything that was made; keeps data folders
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
