@@ -1,0 +1,233 @@
+"""What every HTTP port of the system has in common: errors, bodies, credentials, health, metrics, listening.
+
+Every failure is one JSON shape, with the code and retry meaning of `base.errors`:
+
+    {"error": {"code": 404, "name": "not_found", "retry": "never", "message": "...", "detail": {...}}}
+
+and, where it is known when to come back, a `Retry-After` header in seconds. `/healthz` says that the process runs,
+`/readyz` that it takes work (503 while starting or draining), `/metrics` is Prometheus text, `/debug/statistics` a JSON
+snapshot.
+"""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Callable, Mapping
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from base.errors import (
+    BadRequest,
+    Code,
+    ConfigError,
+    NotFound,
+    PermissionDenied,
+    RoadsteadError,
+    TooLarge,
+    Unauthenticated,
+    UnknownMethod,
+)
+from base.log import logger
+from base.metrics import Metrics
+
+__all__ = ["Credentials", "HttpServer", "Role", "is_loopback", "json_body", "json_response", "query_param"]
+
+T = TypeVar("T")
+_encoder = msgspec.json.Encoder()
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Role(IntEnum):
+    """What an API key allows; each role includes those before it."""
+
+    VIEWER = 1
+    """Read nodes, statuses and metrics."""
+    BACKEND = 2
+    """Act for users: send messages, ask for tickets."""
+    OPERATOR = 3
+    """Drain, resize, roll out."""
+    ADMIN = 4
+    """Everything."""
+
+
+class Credentials:
+    """API keys and what they allow. Compared in constant time."""
+
+    def __init__(self, keys: Mapping[str, Role]) -> None:
+        """`keys`: secret -> role."""
+        self._keys = dict(keys)
+
+    def require(self, request: web.Request, role: Role) -> None:
+        """Raises Unauthenticated without a known key, PermissionDenied when its role is too low."""
+        offered = bearer(request)
+        if offered is None:
+            raise Unauthenticated("send an API key as `Authorization: Bearer KEY`")
+        held = self.role_of(offered)
+        if held is None:
+            raise Unauthenticated("unknown API key")
+        if held < role:
+            raise PermissionDenied(f"this needs the role {role.name.lower()}, the key has {held.name.lower()}")
+
+    def role_of(self, offered: str) -> Role | None:
+        """Return the key's role, None for an unknown key."""
+        found = None
+        for key, role in self._keys.items():
+            # No early exit: the time must not tell which key came close.
+            if hmac.compare_digest(key.encode(), offered.encode()):
+                found = role
+        return found
+
+
+def bearer(request: web.Request) -> str | None:
+    """Return the bearer credential of a request, None when it has none."""
+    kind, _, value = request.headers.get("Authorization", "").partition(" ")
+    return value.strip() if kind.lower() == "bearer" and value.strip() else None
+
+
+async def json_body(request: web.Request, kind: type[T]) -> T:
+    """Decode the body. Raises BadRequest naming the field that is wrong, TooLarge over the port's body limit."""
+    raw = await request.read()
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.MsgspecError as error:
+        raise BadRequest(f"bad JSON body: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadRequest("the body is not UTF-8") from error
+
+
+def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Encode a struct, dict or list as the JSON answer."""
+    return web.Response(body=_encoder.encode(value), status=status, content_type="application/json", headers=headers)
+
+
+def query_param(request: web.Request, name: str, default: str | None = None) -> str:
+    """Return a query parameter. Raises BadRequest when it is missing and has no default."""
+    value = request.query.get(name, default)
+    if value is None:
+        raise BadRequest(f"the query parameter {name} is missing")
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a listener on the host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class HttpServer:
+    """One node's HTTP port. Add routes to `app.router`, then `listen`; `is_ready` drives `/readyz`."""
+
+    def __init__(
+        self,
+        node: str,
+        metrics: Metrics,
+        *,
+        statistics: Callable[[], object],
+        body_bytes_max: int = 1024 * 1024,
+    ) -> None:
+        """`statistics` is read by `/debug/statistics`; bodies over `body_bytes_max` are refused with 413."""
+        self.app = web.Application(middlewares=[self._errors], client_max_size=body_bytes_max)
+        self.is_ready = False
+        self.url = ""
+        self._node = node
+        self._metrics = metrics
+        self._statistics = statistics
+        self._body_bytes_max = body_bytes_max
+        self._runner: web.AppRunner | None = None
+        self._log = logger(node=node)
+        self._failures = metrics.counter("http_errors", "HTTP requests answered with an error, by code name.", ["name"])
+        self.app.router.add_get("/healthz", self._healthz)
+        self.app.router.add_get("/readyz", self._readyz)
+        self.app.router.add_get("/metrics", self._render_metrics)
+        self.app.router.add_get("/debug/statistics", self._render_statistics)
+
+    async def listen(self, host: str, port: int) -> str:
+        """Bind and serve; return the base URL (port 0 picks a free one).
+
+        Raises:
+            ConfigError: the address cannot be bound; the message says which and why.
+        """
+        # shutdown_timeout: open peer streams and clients were told to leave before; do not wait for them again.
+        self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+            raise ConfigError([f"{self._node}: cannot listen on {host}:{port}: {reason}"]) from error
+        bound_host, bound_port = self._runner.addresses[0][:2]
+        shown = f"[{bound_host}]" if ":" in bound_host else bound_host
+        self.url = f"http://{shown}:{bound_port}"
+        return self.url
+
+    async def close(self) -> None:
+        """Stop listening and end every open request."""
+        self.is_ready = False
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RoadsteadError as error:
+            return self._failed(error)
+        except web.HTTPRequestEntityTooLarge:
+            limit = self._body_bytes_max
+            return self._failed(TooLarge(f"the body is over {limit} bytes", limit=limit))
+        except web.HTTPNotFound:
+            return self._failed(NotFound(f"no such path: {request.path}"))
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return self._failed(UnknownMethod(f"{request.method} is not allowed here; allowed: {allowed}"))
+        except web.HTTPClientError as error:
+            return self._failed(BadRequest(error.text or error.reason))
+        except Exception:  # noqa: BLE001 - our own bug: logged in full, told as a bare 500
+            self._log.exception("http_request_failed", path=request.path)
+            return self._failed(RoadsteadError())
+
+    def _failed(self, error: RoadsteadError) -> web.Response:
+        code: Code = error.code
+        self._failures.labels(self._node, code.label).inc()
+        headers = {}
+        if "retry_after_ms" in error.detail:
+            headers["Retry-After"] = str(-(-int(error.detail["retry_after_ms"]) // 1000))
+        if code is Code.UNAUTHENTICATED:
+            headers["WWW-Authenticate"] = "Bearer"
+        body: dict[str, Any] = {
+            "code": code.number,
+            "name": code.label,
+            "retry": code.retry.value,
+            "message": error.message,
+        }
+        if error.detail:
+            body["detail"] = error.detail
+        return json_response({"error": body}, status=code.http_status, headers=headers)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return json_response({"status": "ok"})
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        if self.is_ready:
+            return json_response({"status": "ready"})
+        return json_response({"status": "not ready"}, status=503)
+
+    async def _render_metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def _render_statistics(self, _request: web.Request) -> web.Response:
+        return json_response(self._statistics())

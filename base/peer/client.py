@@ -1,0 +1,121 @@
+"""Keeps one stream open to a peer: connects, authenticates, reconnects with jitter, lets callers wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import aiohttp
+
+from base.core.backoff import Backoff
+from base.errors import DeadlineExceeded, PeerUnavailable, RemoteProtocolError
+from base.ids import entropy
+from base.log import logger
+from base.peer.server import HEARTBEAT_S, NODE_HEADER, PEER_PATH
+from base.peer.stream import PeerStream, StreamLimits
+from base.peer.wire import FRAME_BYTES_MAX, SUBPROTOCOL, Method
+
+__all__ = ["PeerClient"]
+
+CONNECT_TIMEOUT_S = 3.0
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+
+
+class PeerClient:
+    """A lasting connection to the peer at `url`. `run` keeps it; `call` and `push` use it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        peer: str,
+        node: str,
+        peer_key: str,
+        limits: StreamLimits | None = None,
+        on_connected: Callable[[], None] | None = None,
+    ) -> None:
+        """Name both ends.
+
+        Args:
+            url: the peer's base URL, `http://host:port`.
+            peer: the peer's node id, for messages.
+            node: this node's id, told to the peer.
+            peer_key: the cluster's shared secret.
+            limits: bounds of the stream.
+            on_connected: called each time a new stream is up: whatever state lived in the old one is gone.
+        """
+        self.url = url
+        self.peer = peer
+        self._headers = {"Authorization": f"Bearer {peer_key}", NODE_HEADER: node}
+        self._limits = limits or StreamLimits()
+        self._on_connected = on_connected
+        self._stream: PeerStream | None = None
+        self._connected = asyncio.Event()
+        self._backoff = Backoff(entropy(), base_ms=50, ceiling_ms=2_000)
+        self._log = logger(node=node, peer=peer)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a stream is up at this moment."""
+        return self._stream is not None and not self._stream.is_closed
+
+    async def call(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int) -> Rep:
+        """Call the peer, waiting for a stream if none is up; the deadline covers both. Errors as `PeerStream.call`."""
+        if self.is_connected:  # the common case: the request is queued before anything else can run
+            assert self._stream is not None
+            return await self._stream.call(method, request, deadline_ms=deadline_ms)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + deadline_ms / 1000
+        stream = await self._wait_for_stream(deadline_ms)
+        left_ms = max(1, int((give_up - loop.time()) * 1000))
+        return await stream.call(method, request, deadline_ms=left_ms)
+
+    def push(self, method: Method[Req, Any], message: Req) -> None:
+        """Push to the peer. Raises PeerUnavailable when no stream is up: a push never waits."""
+        if self._stream is None:
+            raise PeerUnavailable(f"no stream to {self.peer}", peer=self.peer)
+        self._stream.push(method, message)
+
+    async def run(self) -> None:
+        """Connect, serve the stream until it breaks, wait, connect again; until cancelled."""
+        async with aiohttp.ClientSession(headers=self._headers) as session:
+            while True:
+                try:
+                    await self._run_once(session)
+                except (aiohttp.ClientError, OSError, TimeoutError, RemoteProtocolError) as error:
+                    self._log.info("peer_stream_failed", error=str(error) or type(error).__name__)
+                await asyncio.sleep(self._backoff.next_ms() / 1000)
+
+    async def _run_once(self, session: aiohttp.ClientSession) -> None:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            socket = await session.ws_connect(
+                self.url + PEER_PATH,
+                protocols=[SUBPROTOCOL],
+                heartbeat=HEARTBEAT_S,
+                max_msg_size=FRAME_BYTES_MAX,
+                compress=0,
+            )
+        stream = PeerStream(socket, peer=self.peer, handlers={}, limits=self._limits)
+        self._stream = stream
+        self._connected.set()
+        self._backoff.reset()
+        if self._on_connected is not None:
+            self._on_connected()
+        try:
+            await stream.run()
+        finally:
+            self._stream = None
+            await stream.close()
+
+    async def _wait_for_stream(self, deadline_ms: int) -> PeerStream:
+        try:
+            async with asyncio.timeout(deadline_ms / 1000):
+                while self._stream is None or self._stream.is_closed:
+                    self._connected.clear()
+                    await self._connected.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(f"no stream to {self.peer} within {deadline_ms} ms", peer=self.peer) from None
+        return self._stream

@@ -1,0 +1,109 @@
+"""The streams of one node to all nodes of a service, by the registry's word.
+
+Follows the service in the registry: a new instance gets a client, a changed address or a new life a fresh one, a node
+that left is closed. What a registry outage hides stays connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from base.clock import Clock
+from base.core.registry import ServiceInstance
+from base.errors import PeerUnavailable, StoreError
+from base.log import logger
+from base.peer.client import PeerClient
+from base.registry import Registry, follow
+
+__all__ = ["PeerPool"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    instance: ServiceInstance
+    client: PeerClient
+    task: asyncio.Task[None]
+
+
+class PeerPool:
+    """Clients by node id. `run` follows the registry; `get` finds the client of a node."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        service: str,
+        *,
+        node: str,
+        peer_key: str,
+        clock: Clock,
+        on_change: Callable[[tuple[ServiceInstance, ...]], None] | None = None,
+        on_connected: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_change` gets the live instances after each change; `on_connected` a node's id for each new stream."""
+        self._registry = registry
+        self._service = service
+        self._node = node
+        self._peer_key = peer_key
+        self._clock = clock
+        self._on_change = on_change
+        self._on_connected = on_connected
+        self._members: dict[str, _Member] = {}
+        self._seen = asyncio.Event()
+        self._log = logger(node=node, service=service)
+
+    def get(self, node_id: str) -> PeerClient:
+        """Return the client of a node. Raises PeerUnavailable when the registry knows no such node."""
+        member = self._members.get(node_id)
+        if member is None:
+            raise PeerUnavailable(f"{node_id} is not registered", peer=node_id)
+        return member.client
+
+    def nodes(self) -> tuple[str, ...]:
+        """Return the ids of the live nodes, sorted."""
+        return tuple(sorted(self._members))
+
+    async def wait_ready(self) -> None:
+        """Return once the registry was read for the first time."""
+        await self._seen.wait()
+
+    async def run(self) -> None:
+        """Follow the service until cancelled; closes every stream at the end."""
+        async with asyncio.TaskGroup() as tasks:
+            async for view in follow(self._registry.services, self._service, self._clock, on_outage=self._outage):
+                self._update(view.items, tasks)
+                self._seen.set()
+                if self._on_change is not None:
+                    self._on_change(view.items)
+
+    def _update(self, instances: tuple[ServiceInstance, ...], tasks: asyncio.TaskGroup) -> None:
+        wanted = {instance.id: instance for instance in instances}
+        for node_id, member in list(self._members.items()):
+            now = wanted.get(node_id)
+            if now is None or (now.url, now.incarnation) != (
+                member.instance.url,
+                member.instance.incarnation,
+            ):
+                member.task.cancel()
+                del self._members[node_id]
+        for node_id, instance in wanted.items():
+            if node_id not in self._members:
+                client = PeerClient(
+                    instance.url,
+                    peer=node_id,
+                    node=self._node,
+                    peer_key=self._peer_key,
+                    on_connected=self._connected(node_id),
+                )
+                self._members[node_id] = _Member(instance, client, tasks.create_task(client.run()))
+
+    def _connected(self, node_id: str) -> Callable[[], None]:
+        def tell() -> None:
+            if self._on_connected is not None:
+                self._on_connected(node_id)
+
+        return tell
+
+    def _outage(self, error: StoreError) -> None:
+        self._log.warning("registry_unreachable", error=str(error))

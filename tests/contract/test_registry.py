@@ -1,0 +1,208 @@
+"""One suite for the registry port, run on every adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from base.clock import SimClock
+from base.errors import CasConflict, LimitExceeded, SessionLost
+from base.registry import Registry, ServiceInstance, follow
+from base.registry.memory import MemoryRegistry
+from base.registry.sqlite import SqliteRegistry
+
+
+@pytest.fixture
+def clock() -> SimClock:
+    return SimClock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def registry(request: pytest.FixtureRequest, clock: SimClock, tmp_path: Path) -> AsyncIterator[Registry]:
+    made = MemoryRegistry(clock) if request.param == "memory" else SqliteRegistry(clock, tmp_path / "registry.db")
+    yield made
+    await made.close()
+
+
+def instance(node: str, *, incarnation: int = 1, service: str = "access") -> ServiceInstance:
+    return ServiceInstance(id=node, service=service, url=f"http://{node}", incarnation=incarnation)
+
+
+async def test_a_key_reads_as_it_was_written(registry: Registry) -> None:
+    """Get returns the value and the index that put returned."""
+    index = await registry.put("a/b", b"one")
+    entry = await registry.get("a/b")
+    assert entry is not None
+    assert (entry.value, entry.index, entry.session) == (b"one", index, None)
+    assert await registry.get("a/c") is None
+
+
+async def test_compare_and_set_lets_exactly_one_writer_win(registry: Registry) -> None:
+    """expect=0 creates, expect=index replaces, anything else conflicts and tells the current index."""
+    first = await registry.put("k", b"1", expect=0)
+    with pytest.raises(CasConflict) as caught:
+        await registry.put("k", b"2", expect=0)
+    assert caught.value.detail["index"] == first
+    second = await registry.put("k", b"2", expect=first)
+    assert second > first
+    with pytest.raises(CasConflict):
+        await registry.delete("k", expect=first)
+    assert await registry.delete("k", expect=second) is True
+    assert await registry.delete("k") is False
+
+
+async def test_concurrent_creations_give_one_winner(registry: Registry) -> None:
+    """Twenty writers with expect=0: one wins, nineteen conflict."""
+
+    async def create(value: int) -> bool:
+        try:
+            await registry.put("k", str(value).encode(), expect=0)
+        except CasConflict:
+            return False
+        return True
+
+    async with asyncio.TaskGroup() as tasks:
+        tries = [tasks.create_task(create(value)) for value in range(20)]
+    assert sum(task.result() for task in tries) == 1
+
+
+async def test_a_scan_sees_the_prefix_in_order_and_its_deletions(registry: Registry) -> None:
+    """The index of a prefix moves on a deletion under it, and not on a change elsewhere."""
+    await registry.put("a/2", b"")
+    await registry.put("a/1", b"")
+    view = await registry.scan("a/")
+    assert [entry.key for entry in view.items] == ["a/1", "a/2"]
+    await registry.put("b/1", b"")
+    assert (await registry.scan("a/")).index == view.index
+    await registry.delete("a/1")
+    assert (await registry.scan("a/")).index > view.index
+
+
+async def test_a_blocking_scan_returns_when_something_changes(registry: Registry) -> None:
+    """A waiting reader is woken by the write, long before its wait is over."""
+    view = await registry.scan("a/")
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(registry.scan("a/", after=view.index, wait_ms=60_000))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await registry.put("a/1", b"x")
+    assert [entry.value for entry in waiting.result().items] == [b"x"]
+
+
+async def test_follow_yields_each_state_once(registry: Registry, clock: SimClock) -> None:
+    """The first view comes at once, the next after a change."""
+    views = follow(registry.scan, "a/", clock)
+    assert (await anext(views)).items == ()
+    await registry.put("a/1", b"x")
+    assert [entry.key for entry in (await anext(views)).items] == ["a/1"]
+    await views.aclose()
+
+
+async def test_a_service_lives_as_long_as_its_heartbeats(registry: Registry, clock: SimClock) -> None:
+    """Without a heartbeat for its TTL an instance is gone, and its next heartbeat is told so."""
+    await registry.register(instance("access-1"), ttl_ms=3_000)
+    clock.advance(2_000)
+    await registry.heartbeat("access-1", b"note")
+    clock.advance(2_000)
+    (found,) = (await registry.services("access")).items
+    assert (found.id, found.note) == ("access-1", b"note")
+    clock.advance(2_000)
+    assert (await registry.services("access")).items == ()
+    with pytest.raises(SessionLost):
+        await registry.heartbeat("access-1")
+
+
+async def test_services_are_told_apart_and_leave(registry: Registry) -> None:
+    """services() shows one service's instances by id; deregistering twice is no error."""
+    for node in ("access-2", "access-1"):
+        await registry.register(instance(node), ttl_ms=3_000)
+    await registry.register(instance("im-1", service="im"), ttl_ms=3_000)
+    assert [found.id for found in (await registry.services("access")).items] == ["access-1", "access-2"]
+    await registry.deregister("access-1")
+    await registry.deregister("access-1")
+    assert [found.id for found in (await registry.services("access")).items] == ["access-2"]
+
+
+async def test_a_newer_life_replaces_an_older_one_never_the_reverse(registry: Registry) -> None:
+    """An older incarnation that registers late is told to stop."""
+    await registry.register(instance("access-1", incarnation=1), ttl_ms=3_000)
+    await registry.register(instance("access-1", incarnation=2), ttl_ms=3_000)
+    with pytest.raises(SessionLost):
+        await registry.register(instance("access-1", incarnation=1), ttl_ms=3_000)
+    (found,) = (await registry.services("access")).items
+    assert found.incarnation == 2
+
+
+async def test_a_lock_has_one_holder_and_growing_tokens(registry: Registry) -> None:
+    """Another session gets None until release; each acquisition has a greater fencing token."""
+    one = await registry.open_session("one", ttl_ms=10_000)
+    two = await registry.open_session("two", ttl_ms=10_000)
+    first = await registry.acquire("lock", one, b"one")
+    assert first is not None
+    assert await registry.acquire("lock", two, b"two") is None
+    assert await registry.release("lock", two) is False
+    assert await registry.release("lock", one) is True
+    second = await registry.acquire("lock", two, b"two")
+    assert second is not None
+    assert second > first
+
+
+async def test_a_session_that_is_not_renewed_frees_its_locks(registry: Registry, clock: SimClock) -> None:
+    """After the TTL the lock can be taken and the old holder is told that its session ended."""
+    one = await registry.open_session("one", ttl_ms=10_000)
+    await registry.acquire("lock", one, b"")
+    clock.advance(6_000)
+    await registry.renew_session(one)
+    clock.advance(6_000)
+    two = await registry.open_session("two", ttl_ms=10_000)
+    assert await registry.acquire("lock", two, b"") is None
+    clock.advance(6_000)
+    with pytest.raises(SessionLost):
+        await registry.renew_session(one)
+    with pytest.raises(SessionLost):
+        await registry.acquire("lock", one, b"")
+    assert await registry.acquire("lock", two, b"") is not None
+
+
+async def test_closing_a_session_frees_its_locks_at_once(registry: Registry) -> None:
+    """close_session needs no waiting and may be called twice."""
+    one = await registry.open_session("one", ttl_ms=10_000)
+    await registry.acquire("lock", one, b"")
+    await registry.close_session(one)
+    await registry.close_session(one)
+    entry = await registry.get("lock")
+    assert entry is not None
+    assert entry.session is None
+
+
+async def test_oversized_values_and_notes_are_refused(registry: Registry) -> None:
+    """The bounds are Consul's, so that what works in one process works in a cluster."""
+    with pytest.raises(LimitExceeded):
+        await registry.put("k", bytes(512 * 1024 + 1))
+    await registry.register(instance("access-1"), ttl_ms=3_000)
+    with pytest.raises(LimitExceeded):
+        await registry.heartbeat("access-1", bytes(4 * 1024 + 1))
+
+
+async def test_sqlite_keeps_keys_and_tokens_over_a_restart(tmp_path: Path, clock: SimClock) -> None:
+    """Values stay, locks are free, and the next fencing token is greater than any before."""
+    path = tmp_path / "registry.db"
+    before = SqliteRegistry(clock, path)
+    await before.put("gone", b"")
+    await before.delete("gone")
+    await before.put("k", b"kept")
+    token = await before.acquire("lock", await before.open_session("one", ttl_ms=10_000), b"one")
+    await before.close()
+    after = SqliteRegistry(clock, path)
+    entry = await after.get("k")
+    assert entry is not None
+    assert entry.value == b"kept"
+    assert await after.get("gone") is None
+    again = await after.acquire("lock", await after.open_session("two", ttl_ms=10_000), b"two")
+    assert token is not None
+    assert again is not None
+    assert again > token
+    await after.close()
