@@ -1,0 +1,180 @@
+"""A status node: the shell around one `SessionTable`.
+
+Start: listen, register, read the partition table, and learn from the registry which access nodes are alive, since each
+of them may know users that this life of the node has not heard of.
+Run: serve beats and lookups as they come (both are plain functions on memory, no task a call), and every TICK_MS end
+what is over. Whatever runs first after a gap in the ticks notices this node's own stall and extends every lease by it.
+Stop: deregister, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from base.clock import Clock, Instant
+from base.errors import BadRequest, LimitExceeded, NotReady, StaleEpoch, StoreError
+from base.http import Credentials, HttpServer, Role, json_response
+from base.ids import Incarnation, NodeId, checked_id
+from base.log import logger
+from base.metrics import Metrics
+from base.peer import PeerServer
+from base.peer.server import PEER_PATH
+from base.registration import Registration
+from base.registry import Registry, ServiceInstance
+from status.api import BEAT, LOOKUP, LOOKUP_USERS_MAX, SERVICE, Beat, BeatReply, Lookup, LookupReply, UserStatus
+from status.client import StatusClient, TableFollower
+from status.config import StatusConfig
+from status.core.sessions import SessionTable
+from status.leader import Leader
+from status.metrics import StatusMetrics
+
+__all__ = ["StatusNode"]
+
+ACCESS_SERVICE = "access"
+TICK_MS = 200
+STALL_MS = 500
+
+
+class StatusNode:
+    """One node of the cluster. Its HTTP port carries the API, health, metrics and the peer streams."""
+
+    def __init__(
+        self,
+        config: StatusConfig,
+        *,
+        name: NodeId,
+        incarnation: Incarnation,
+        host: str,
+        port: int,
+        registry: Registry,
+        clock: Clock,
+        peer_key: str,
+        credentials: Credentials,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._incarnation = incarnation
+        self._address = (host, port)
+        self._registry = registry
+        self._clock = clock
+        self._credentials = credentials
+        self._sessions = SessionTable(lease_ms=config.lease_ms)
+        self._table = TableFollower(registry, clock, node=name)
+        self._client = StatusClient(registry, clock, node=name, peer_key=peer_key)
+        self._leader = Leader(registry, clock, node=name, bootstrap_nodes=config.bootstrap_nodes)
+        metrics = Metrics(name)
+        self._metrics = StatusMetrics(metrics, self._sessions.statistics)
+        self._peers = PeerServer(peer_key=peer_key)
+        self._peers.serve(BEAT, self._beat)
+        self._peers.serve(LOOKUP, self._lookup)
+        self.http = HttpServer(name, metrics, statistics=self.statistics)
+        self.http.app.router.add_get(PEER_PATH, self._peers.handle)
+        self.http.app.router.add_get("/v1/users/{user}/status", self._get_status)
+        self._registration = Registration(registry, clock, ttl_ms=config.registration_ttl_ms)
+        self._observed = clock.monotonic()
+        self._log = logger(node=name)
+
+    async def start(self) -> None:
+        """Listen, join, and wait until there is a table."""
+        await self.http.listen(*self._address)
+        alive = (await self._registry.services(ACCESS_SERVICE)).items
+        self._sessions.await_nodes(self._clock.monotonic(), [NodeId(instance.id) for instance in alive])
+        await self._registration.join(
+            ServiceInstance(id=self.name, service=SERVICE, url=self.http.url, incarnation=self._incarnation)
+        )
+        self.http.is_ready = True
+
+    async def run(self) -> None:
+        """Follow the table, stand for leader, end leases."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._table.run())
+            tasks.create_task(self._client.run())
+            tasks.create_task(self._leader.run())
+            tasks.create_task(self._registration.run())
+            tasks.create_task(self._tick())
+
+    async def drain(self) -> None:
+        """Take no new work. Its partitions move away by a resize, not by a drain."""
+        self.http.is_ready = False
+
+    async def stop(self) -> None:
+        """Deregister and close."""
+        try:
+            await self._registration.leave()
+        except StoreError as error:
+            self._log.warning("deregister_failed", error=str(error))
+        await self._peers.close()
+        await self.http.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return a snapshot for `/debug/statistics`."""
+        table = self._table.table
+        return {
+            "node": self.name,
+            "epoch": table.epoch if table else 0,
+            "partitions": table.counts().get(self.name, 0) if table else 0,
+            "is_leading": self._leader.is_leading,
+            "table": self._sessions.statistics(),
+            "streams": self._peers.statistics(),
+        }
+
+    # ---------------------------------------------------------------- peer methods
+
+    def _beat(self, beat: Beat, _peer: str) -> BeatReply:
+        outcome = self._sessions.beat(self._observe(), beat)
+        if outcome.is_fenced:
+            raise StaleEpoch(f"a newer life of {beat.node} than {beat.incarnation} is known here")
+        self._metrics.beats.inc()
+        self._metrics.deltas.inc(len(beat.deltas))
+        if outcome.needs_resync:
+            self._metrics.resyncs.inc()
+        return BeatReply(outcome.needs_resync, self._epoch(), self._sessions.lease_ms)
+
+    def _lookup(self, lookup: Lookup, _peer: str) -> LookupReply:
+        if len(lookup.users) > LOOKUP_USERS_MAX:
+            raise LimitExceeded("too many users in one lookup", what="users", limit=LOOKUP_USERS_MAX)
+        table = self._table.table
+        if table is None:
+            raise NotReady("no partition table yet", retry_after_ms=TICK_MS)
+        statuses: list[UserStatus | None] = list(self._sessions.lookup(self._observe(), lookup.users))
+        for index, user in enumerate(lookup.users):
+            if table.owner_of(user) != self.name:
+                statuses[index] = None
+                self._metrics.misrouted.inc()
+        self._metrics.lookups.inc(len(statuses))
+        return LookupReply(table.epoch, statuses)
+
+    # ---------------------------------------------------------------- HTTP
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        """Answer for any user: this node asks the owner."""
+        self._credentials.require(request, Role.VIEWER)
+        user = checked_id(request.match_info["user"], "user")
+        if set(request.query) - {""}:
+            raise BadRequest(f"unknown query parameters: {', '.join(sorted(request.query))}")
+        status = (await self._client.lookup([user]))[user]
+        return json_response({"user": user, "state": status.state, "sessions": status.sessions})
+
+    # ---------------------------------------------------------------- background
+
+    async def _tick(self) -> None:
+        while True:
+            self._sessions.expire(self._observe())
+            await asyncio.sleep(TICK_MS / 1000)
+
+    def _observe(self) -> Instant:
+        """Read the clock; if this process did not run since the last tick, give everybody that time back first."""
+        now = self._clock.monotonic()
+        lag_ms = now - self._observed - TICK_MS
+        if lag_ms > STALL_MS:
+            self._sessions.stalled(lag_ms)
+            self._metrics.stalls.inc(lag_ms)
+            self._log.warning("stall_noticed", lag_ms=lag_ms)
+        self._observed = now
+        return now
+
+    def _epoch(self) -> int:
+        return self._table.table.epoch if self._table.table else 0
