@@ -1,0 +1,183 @@
+"""A scheduler: the shell that follows the access nodes' reports and answers `GET /v1/access`.
+
+Stateless but for its snapshot and its own recent decisions: any number of schedulers work side by side without
+talking to each other, and each goes on with its last snapshot when the registry is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from access.api import SERVICE as ACCESS_SERVICE
+from access.api import WEBSOCKET_PATH, NodeReport
+from base.clock import Clock
+from base.errors import BadRequest, NotReady, StoreError, Unauthenticated
+from base.http import Credentials, HttpServer, Role, bearer, json_response, query_param
+from base.ids import Incarnation, NodeId, checked_id, entropy, new_uuid
+from base.log import logger
+from base.metrics import Metrics
+from base.registration import Registration
+from base.registry import Registry, ServiceInstance, follow
+from scheduler.api import AccessAnswer, Backoff, Candidate, Ticket
+from scheduler.config import SchedulerConfig
+from scheduler.core.assignment import AccessNode, Decision, LoadEstimate, assign
+from scheduler.metrics import SchedulerMetrics
+from scheduler.tokens import mint_ticket, user_of
+
+__all__ = ["Scheduler"]
+
+SERVICE = "scheduler"
+_PARAMS = {"user", "device", "platform", "why"}
+
+
+class Scheduler:
+    """One scheduler on its HTTP port."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        *,
+        name: NodeId,
+        incarnation: Incarnation,
+        host: str,
+        port: int,
+        registry: Registry,
+        clock: Clock,
+        credentials: Credentials,
+        user_key: str,
+        ticket_key: tuple[str, str],
+    ) -> None:
+        """`user_key` checks user tokens; `ticket_key` is the (kid, secret) that tickets are signed with."""
+        self.name = name
+        self._config = config
+        self._incarnation = incarnation
+        self._address = (host, port)
+        self._registry = registry
+        self._clock = clock
+        self._credentials = credentials
+        self._user_key = user_key
+        self._kid, self._ticket_secret = ticket_key
+        self._nodes: tuple[AccessNode, ...] = ()
+        self._load = LoadEstimate()
+        self._random = entropy()
+        self._log = logger(node=name)
+        metrics = Metrics(name)
+        self._metrics = SchedulerMetrics(metrics, access_nodes=lambda: len(self._nodes))
+        self.http = HttpServer(name, metrics, statistics=self.statistics)
+        self.http.app.router.add_get("/v1/access", self._access)
+        self._registration = Registration(registry, clock, ttl_ms=config.registration_ttl_ms)
+
+    async def start(self) -> None:
+        """Listen and join."""
+        await self.http.listen(*self._address)
+        await self._registration.join(
+            ServiceInstance(id=self.name, service=SERVICE, url=self.http.url, incarnation=self._incarnation)
+        )
+        self.http.is_ready = True
+
+    async def run(self) -> None:
+        """Follow the access nodes."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._registration.run())
+            async for view in follow(self._registry.services, ACCESS_SERVICE, self._clock, on_outage=self._outage):
+                self._nodes = tuple(_read(instance) for instance in view.items)
+                self._load.forget_all_but(self._nodes)
+
+    async def drain(self) -> None:
+        """Take no new work: a decision is over as soon as it is made."""
+        self.http.is_ready = False
+
+    async def stop(self) -> None:
+        """Deregister and close."""
+        try:
+            await self._registration.leave()
+        except StoreError as error:
+            self._log.warning("deregister_failed", error=str(error))
+        await self.http.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return a snapshot for `/debug/statistics`."""
+        return {
+            "node": self.name,
+            "access_nodes": {
+                node.id: {
+                    "connections": node.connections,
+                    "estimate": self._load.connections(node),
+                    "capacity": node.capacity,
+                    "is_draining": node.is_draining,
+                }
+                for node in self._nodes
+            },
+        }
+
+    async def _access(self, request: web.Request) -> web.Response:
+        """Answer `GET /v1/access`, asked by a client with a user token, or by a backend with an API key and `user`."""
+        unknown = set(request.query) - _PARAMS
+        if unknown:
+            raise BadRequest(f"unknown query parameters: {', '.join(sorted(unknown))}")
+        user = self._user(request)
+        device = checked_id(query_param(request, "device", "default"), "device")
+        platform = checked_id(query_param(request, "platform", "unknown"), "platform")
+        decision = assign(self._nodes, self._load, self._random, k=self._config.candidates)
+        if not decision.candidates:
+            self._metrics.refusals.inc()
+            raise NotReady("no access node takes clients now", retry_after_ms=1_000, why=decision.why)
+        self._load.assigned(decision.candidates[0])
+        self._metrics.decisions.inc()
+        return json_response(self._answer(decision, user, device, platform, explain="why" in request.query))
+
+    def _user(self, request: web.Request) -> str:
+        credential = bearer(request)
+        if credential is None:
+            raise Unauthenticated("send a user token or an API key as `Authorization: Bearer ...`")
+        if self._credentials.role_of(credential) is not None:
+            self._credentials.require(request, Role.BACKEND)
+            return checked_id(query_param(request, "user"), "user")
+        user = user_of(credential, key=self._user_key, now=self._clock.realtime())
+        if request.query.get("user", user) != user:
+            raise BadRequest("the query parameter user differs from the user token's; leave it out")
+        return user
+
+    def _answer(self, decision: Decision, user: str, device: str, platform: str, *, explain: bool) -> AccessAnswer:
+        now_s = self._clock.realtime() // 1000
+        ticket = Ticket(
+            sub=user,
+            jti=new_uuid(),
+            iat=now_s,
+            exp=now_s + self._config.ticket_ttl_ms // 1000,
+            device=device,
+            platform=platform,
+            nodes=tuple(node.id for node in decision.candidates),
+        )
+        return AccessAnswer(
+            decision=ticket.jti,
+            ttl_ms=self._config.ticket_ttl_ms,
+            candidates=tuple(
+                Candidate(node.id, node.region, {"websocket": node.url.replace("http", "ws", 1) + WEBSOCKET_PATH})
+                for node in decision.candidates
+            ),
+            ticket=mint_ticket(ticket, kid=self._kid, key=self._ticket_secret),
+            backoff=Backoff(self._config.backoff_base_ms, self._config.backoff_ceiling_ms),
+            why=decision.why if explain else None,
+        )
+
+    def _outage(self, error: StoreError) -> None:
+        self._log.warning("registry_unreachable", error=str(error))
+
+
+def _read(instance: ServiceInstance) -> AccessNode:
+    """An access node from its registration; one that has not reported yet counts as empty."""
+    report = msgspec.msgpack.decode(instance.note, type=NodeReport) if instance.note else NodeReport()
+    return AccessNode(
+        id=NodeId(instance.id),
+        url=instance.url,
+        region=instance.meta.get("region", ""),
+        capacity=int(instance.meta["capacity"]),
+        connections=report.connections,
+        is_draining=report.is_draining,
+        report=report.number,
+    )
