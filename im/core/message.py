@@ -1,0 +1,94 @@
+"""What a message looks like to clients: a send's arguments checked, a stored message as a publication.
+
+A type that this server does not know passes through untouched, so that clients can grow new ones. `mid` is text in
+JSON, because 63 bits do not fit a JavaScript number.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from base.clock import Timestamp
+from base.errors import BadRequest, LimitExceeded
+from base.ids import checked_id
+from im.ports import Appended, Draft, Message
+
+__all__ = ["Send", "draft_of", "publication", "send_result"]
+
+KIND_BYTES_MAX = 32
+
+
+class Send(msgspec.Struct, frozen=True):
+    """The arguments of `im.send`. `(sender, client_msg_id)` makes a retry harmless; `body` is any JSON value."""
+
+    to: str
+    client_msg_id: str
+    body: msgspec.Raw
+    type: str = "text"
+
+
+class _View(msgspec.Struct, frozen=True):
+    kind: str
+    mid: str
+    cid: int
+    seq: int
+    sender: str = msgspec.field(name="from")
+    device: str
+    to: str
+    client_msg_id: str
+    type: str
+    body: msgspec.Raw
+    at: Timestamp
+
+
+class _SendResult(msgspec.Struct, frozen=True):
+    mid: str
+    cid: int
+    seq: int
+    at: Timestamp
+    is_new: bool
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def draft_of(send: Send, *, sender: str, device: str, mid: int, at: Timestamp, body_bytes_max: int) -> Draft:
+    """Check a send's arguments and make the draft. Raises BadRequest or LimitExceeded."""
+    recipient = checked_id(send.to, "to")
+    client_msg_id = checked_id(send.client_msg_id, "client_msg_id")
+    if not 0 < len(send.type.encode()) <= KIND_BYTES_MAX or not send.type.isprintable():
+        raise BadRequest(f"type must have 1 to {KIND_BYTES_MAX} printable bytes")
+    body = bytes(send.body)
+    if len(body) > body_bytes_max:
+        raise LimitExceeded(
+            f"body is {len(body)} bytes, the limit is {body_bytes_max}",
+            what="body",
+            limit=body_bytes_max,
+            seen=len(body),
+        )
+    return Draft(mid, sender, device, recipient, client_msg_id, send.type, body, at)
+
+
+def publication(message: Message) -> bytes:
+    """Encode a stored message as the data of a publication, JSON without line breaks."""
+    return _encoder.encode(
+        _View(
+            kind="message",
+            mid=str(message.mid),
+            cid=message.cid,
+            seq=message.seq,
+            sender=message.sender,
+            device=message.device,
+            to=message.recipient,
+            client_msg_id=message.client_msg_id,
+            type=message.kind,
+            body=msgspec.Raw(message.body),
+            at=message.at,
+        )
+    )
+
+
+def send_result(appended: Appended) -> bytes:
+    """Encode the acknowledgement of a send: where the message is; `is_new` is false for a retry."""
+    message = appended.message
+    return _encoder.encode(_SendResult(str(message.mid), message.cid, message.seq, message.at, appended.is_new))

@@ -1,0 +1,32 @@
+"""Metrics of the message services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from base.metrics import Metrics
+
+__all__ = ["ImMetrics"]
+
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class ImMetrics:
+    """Declared once; each line's help text is its documentation."""
+
+    def __init__(self, metrics: Metrics, *, behind: Callable[[], int]) -> None:
+        self.stored = metrics.counter("im_messages_stored", "Messages made durable.")
+        self.repeats = metrics.counter(
+            "im_messages_repeated", "Sends whose key had been stored before; nothing was written."
+        )
+        self.conflicts = metrics.counter(
+            "im_messages_conflicting", "Sends refused: their key was used for another message."
+        )
+        self.batches = metrics.histogram("im_commit_messages", "Messages in one commit.", buckets=_BATCH_BUCKETS)
+        self.sends = metrics.histogram("im_send_seconds", "From a send's arrival to its durable acknowledgement.")
+        self.pushes = metrics.counter("im_pushes", "Timeline entries sent to access nodes.")
+        self.push_failures = metrics.counter(
+            "im_push_failures", "Timeline entries that could not be sent; told again later."
+        )
+        self.absent = metrics.counter("im_push_absent", "Entries sent to an access node that the user had just left.")
+        metrics.gauge("im_push_behind", "Users waiting to be told again.", behind)

@@ -1,0 +1,139 @@
+"""Tells online receivers what was stored: one status lookup a batch, one delivery an access node.
+
+A push is a courtesy, the timeline is the truth. What cannot be pushed now (the status is unknown, a node does not
+answer, a queue is full) marks its user as *behind*: a while later the user's access nodes are told how far the
+timeline goes, and fetch what they miss. So nothing is sent twice in full, and nothing here needs to be durable.
+
+Per access node entries leave in the order of their commits, because batches are looked up one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+from access.api import DELIVER, Deliver, InboxEntry
+from access.api import SERVICE as ACCESS_SERVICE
+from base.clock import Clock
+from base.errors import RoadsteadError
+from base.log import logger
+from base.peer import PeerPool
+from base.registry import Registry
+from im.config import ImConfig
+from im.core.message import publication
+from im.metrics import ImMetrics
+from im.ports import Appended
+from status.api import UserStatus
+from status.client import StatusClient
+
+__all__ = ["Pusher"]
+
+DELIVER_DEADLINE_MS = 2_000
+QUEUE_MAX = 50_000
+RETRY_BATCH = 5_000
+
+
+class Pusher:
+    """The outgoing side of one message service."""
+
+    def __init__(
+        self,
+        config: ImConfig,
+        registry: Registry,
+        clock: Clock,
+        *,
+        node: str,
+        peer_key: str,
+        epoch: str,
+        metrics: ImMetrics,
+    ) -> None:
+        """`epoch`: the store's, told with each delivery."""
+        self._config = config
+        self._epoch = epoch
+        self._metrics = metrics
+        self._status = StatusClient(registry, clock, node=node, peer_key=peer_key)
+        self._pool = PeerPool(registry, ACCESS_SERVICE, node=node, peer_key=peer_key, clock=clock)
+        self._queue: list[Appended] = []
+        self._wake = asyncio.Event()
+        self._behind: dict[str, int] = {}
+        self._log = logger(node=node)
+
+    @property
+    def behind(self) -> int:
+        """How many users wait to be told again."""
+        return len(self._behind)
+
+    def committed(self, batch: Iterable[Appended]) -> None:
+        """Take what was just made durable, in order of commit. Never waits."""
+        for appended in batch:
+            if len(self._queue) < QUEUE_MAX:
+                self._queue.append(appended)
+            else:
+                self._mark_behind(appended.positions)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Push until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._status.run())
+            tasks.create_task(self._pool.run())
+            tasks.create_task(self._retry(tasks))
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                batch, self._queue = self._queue, []
+                await self._push([entry for appended in batch for entry in _entries(appended)], tasks)
+
+    async def wait_ready(self) -> None:
+        """Return once statuses can be looked up."""
+        await self._status.wait_ready()
+        await self._pool.wait_ready()
+
+    async def _push(self, entries: list[InboxEntry], tasks: asyncio.TaskGroup) -> None:
+        statuses = await self._status.lookup(list({entry.user for entry in entries}))
+        for node, mine in self._by_node(entries, statuses).items():
+            # A task, so that a slow node delays nobody; its first step queues the call, so order is kept.
+            tasks.create_task(self._deliver(node, mine))
+
+    def _by_node(
+        self, entries: Iterable[InboxEntry], statuses: Mapping[str, UserStatus]
+    ) -> dict[str, list[InboxEntry]]:
+        by_node: dict[str, list[InboxEntry]] = {}
+        for entry in entries:
+            status = statuses[entry.user]
+            if status.state == "unknown":
+                self._mark_behind([(entry.user, entry.offset)])
+            for node in {view.node for view in status.sessions}:
+                by_node.setdefault(node, []).append(entry)
+        return by_node
+
+    async def _deliver(self, node: str, entries: list[InboxEntry]) -> None:
+        try:
+            reply = await self._pool.get(node).call(
+                DELIVER, Deliver(self._epoch, entries), deadline_ms=DELIVER_DEADLINE_MS
+            )
+        except RoadsteadError as error:
+            self._log.info("push_failed", to=node, entries=len(entries), error=str(error))
+            self._metrics.push_failures.inc(len(entries))
+            self._mark_behind((entry.user, entry.offset) for entry in entries)
+            return
+        self._metrics.pushes.inc(len(entries))
+        self._metrics.absent.inc(len(reply.absent))
+
+    def _mark_behind(self, positions: Iterable[tuple[str, int]]) -> None:
+        for user, offset in positions:
+            if user in self._behind or len(self._behind) < self._config.push_behind_max:
+                self._behind[user] = max(offset, self._behind.get(user, 0))
+
+    async def _retry(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await asyncio.sleep(self._config.push_retry_ms / 1000)
+            users = list(self._behind)[:RETRY_BATCH]
+            if users:
+                # Only how far the timeline goes: the access node fetches what its sessions miss.
+                await self._push([InboxEntry(user, self._behind.pop(user), b"") for user in users], tasks)
+
+
+def _entries(appended: Appended) -> list[InboxEntry]:
+    data = publication(appended.message)
+    return [InboxEntry(user, offset, data) for user, offset in appended.positions]

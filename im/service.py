@@ -1,0 +1,263 @@
+"""The message services of one process: the shell around a store.
+
+A send is acknowledged when it is durable, never before; pushes come after and may fail without harm. Start: open the
+store, listen, register. Run: commit in groups, push, heartbeat. Drain: not ready, refuse new sends, commit what
+waits. Stop: deregister, close the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from base.clock import Clock
+from base.errors import (
+    BadRequest,
+    Conflict,
+    Draining,
+    LimitExceeded,
+    StoreError,
+    Unavailable,
+    UnknownMethod,
+)
+from base.http import Credentials, HttpServer, Role, json_body, query_param
+from base.ids import Incarnation, NodeId, checked_id
+from base.log import logger
+from base.metrics import Metrics
+from base.peer import PeerServer
+from base.peer.server import PEER_PATH
+from base.registration import Registration
+from base.registry import Registry, ServiceInstance
+from im.api import (
+    HEADS,
+    HEADS_USERS_MAX,
+    RPC,
+    SERVICE,
+    TIMELINE,
+    Heads,
+    HeadsReply,
+    Rpc,
+    RpcReply,
+    Timeline,
+    TimelinePage,
+)
+from im.config import ImConfig
+from im.core.message import Send, draft_of, publication, send_result
+from im.core.snowflake import ClockWentBack, Snowflake
+from im.metrics import ImMetrics
+from im.ports import Appended, KeyConflict, MessageStore
+from im.pusher import Pusher
+from im.writer import GroupCommit
+
+__all__ = ["MessageService"]
+
+T = TypeVar("T")
+
+
+class SyncRequest(msgspec.Struct, frozen=True):
+    """The arguments of `im.sync`: the entries after `since`, at most `limit` of them."""
+
+    since: int = 0
+    limit: int = 100
+
+
+class ServerSend(msgspec.Struct, frozen=True):
+    """The body of `POST /v1/messages`: a backend sends for a user."""
+
+    sender: str = msgspec.field(name="from")
+    to: str
+    client_msg_id: str
+    body: msgspec.Raw
+    type: str = "text"
+
+
+class MessageService:
+    """One process of the message services on its HTTP port."""
+
+    def __init__(
+        self,
+        config: ImConfig,
+        *,
+        name: NodeId,
+        incarnation: Incarnation,
+        host: str,
+        port: int,
+        registry: Registry,
+        clock: Clock,
+        peer_key: str,
+        credentials: Credentials,
+        store: MessageStore,
+        worker: int,
+    ) -> None:
+        """`store` is open, and closed by `stop`; `worker` is this process's number in message ids, 0 to 1023."""
+        self.name = name
+        self._config = config
+        self._incarnation = incarnation
+        self._address = (host, port)
+        self._registry = registry
+        self._clock = clock
+        self._credentials = credentials
+        self._store = store
+        self._snowflake = Snowflake(worker)
+        self._is_draining = False
+        self._log = logger(node=name)
+        metrics = Metrics(name)
+        self._metrics = ImMetrics(metrics, behind=lambda: self._pusher.behind)
+        self._pusher = Pusher(
+            config, registry, clock, node=name, peer_key=peer_key, epoch=store.epoch, metrics=self._metrics
+        )
+        self._writer = GroupCommit(store, on_committed=self._committed, waiting_max=config.append_queue_max)
+        self._peers = PeerServer(peer_key=peer_key)
+        self._peers.serve(RPC, self._rpc)
+        self._peers.serve(TIMELINE, self._timeline)
+        self._peers.serve(HEADS, self._heads)
+        self.http = HttpServer(name, metrics, statistics=self.statistics)
+        self.http.app.router.add_get(PEER_PATH, self._peers.handle)
+        self.http.app.router.add_post("/v1/messages", self._post_message)
+        self.http.app.router.add_get("/v1/users/{user}/timeline", self._get_timeline)
+        self._registration = Registration(registry, clock, ttl_ms=config.registration_ttl_ms)
+
+    async def start(self) -> None:
+        """Listen, join, and wait until receivers can be looked up."""
+        await self.http.listen(*self._address)
+        await self._pusher.wait_ready()
+        await self._registration.join(
+            ServiceInstance(id=self.name, service=SERVICE, url=self.http.url, incarnation=self._incarnation)
+        )
+        self.http.is_ready = True
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._writer.run())
+            tasks.create_task(self._pusher.run())
+            tasks.create_task(self._registration.run())
+
+    async def drain(self) -> None:
+        """Refuse new sends and commit what waits."""
+        self.http.is_ready = False
+        self._is_draining = True
+        await self._writer.close()
+
+    async def stop(self) -> None:
+        """Deregister and close."""
+        try:
+            await self._registration.leave()
+        except StoreError as error:
+            self._log.warning("deregister_failed", error=str(error))
+        await self._peers.close()
+        await self.http.close()
+        await self._store.close()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return a snapshot for `/debug/statistics`."""
+        return {
+            "node": self.name,
+            "epoch": self._store.epoch,
+            "is_draining": self._is_draining,
+            "push_behind": self._pusher.behind,
+            "streams": self._peers.statistics(),
+        }
+
+    # ---------------------------------------------------------------- sending
+
+    async def _send(self, send: Send, *, sender: str, device: str) -> bytes:
+        """Store a message and return its acknowledgement as JSON."""
+        if self._is_draining:
+            raise Draining("this node takes no new messages", retry_after_ms=500)
+        started = self._clock.stopwatch()
+        now = self._clock.realtime()
+        mid = self._snowflake.next(now)
+        if isinstance(mid, ClockWentBack):
+            raise Unavailable(f"the clock went back by {mid.by_ms} ms; waiting for it", retry_after_ms=mid.by_ms)
+        draft = draft_of(
+            send, sender=sender, device=device, mid=mid, at=now, body_bytes_max=self._config.body_bytes_max
+        )
+        outcome = await self._writer.submit(draft)
+        if isinstance(outcome, KeyConflict):
+            self._metrics.conflicts.inc()
+            raise Conflict(f"client_msg_id {send.client_msg_id} was used for another message")
+        if not outcome.is_new:
+            self._metrics.repeats.inc()
+        self._metrics.sends.observe(self._clock.stopwatch() - started)
+        return send_result(outcome)
+
+    def _committed(self, batch: list[Appended]) -> None:
+        new = [appended for appended in batch if appended.is_new]
+        self._metrics.stored.inc(len(new))
+        self._metrics.batches.observe(len(batch))
+        self._pusher.committed(new)
+
+    # ---------------------------------------------------------------- peer methods
+
+    async def _rpc(self, rpc: Rpc, _peer: str) -> RpcReply:
+        match rpc.method:
+            case "im.send":
+                send = _decode(rpc.data, Send)
+                return RpcReply(await self._send(send, sender=rpc.user, device=rpc.device))
+            case "im.sync":
+                sync = _decode(rpc.data, SyncRequest)
+                return RpcReply(await self._sync(rpc.user, sync.since, sync.limit))
+            case _:
+                raise UnknownMethod(f"there is no method {rpc.method}; there are im.send and im.sync")
+
+    async def _timeline(self, request: Timeline, _peer: str) -> TimelinePage:
+        if request.since < 0 or request.limit < 0:
+            raise BadRequest("since and limit must not be negative")
+        if request.limit == 0:
+            (head,) = await self._store.heads([request.user])
+            return TimelinePage(self._store.epoch, head, [])
+        page = await self._store.timeline(request.user, since=request.since, limit=request.limit)
+        entries: list[tuple[int, bytes]] = []
+        size = 0
+        for entry in page.entries:
+            data = publication(entry.message)
+            size += len(data)
+            if size > request.bytes_max and entries:
+                break
+            entries.append((entry.offset, data))
+        return TimelinePage(self._store.epoch, page.head, entries)
+
+    async def _heads(self, request: Heads, _peer: str) -> HeadsReply:
+        if len(request.users) > HEADS_USERS_MAX:
+            raise LimitExceeded("too many users in one call", what="users", limit=HEADS_USERS_MAX)
+        return HeadsReply(self._store.epoch, await self._store.heads(request.users))
+
+    async def _sync(self, user: str, since: int, limit: int) -> bytes:
+        if since < 0 or not 1 <= limit <= self._config.sync_entries_max:
+            raise BadRequest(f"since must be >= 0 and limit from 1 to {self._config.sync_entries_max}")
+        page = await self._store.timeline(user, since=since, limit=limit)
+        entries = [{"offset": e.offset, "data": msgspec.Raw(publication(e.message))} for e in page.entries]
+        reached = page.entries[-1].offset if page.entries else max(since, page.head)
+        return msgspec.json.encode(
+            {"epoch": self._store.epoch, "head": page.head, "has_more": reached < page.head, "entries": entries}
+        )
+
+    # ---------------------------------------------------------------- HTTP
+
+    async def _post_message(self, request: web.Request) -> web.Response:
+        """Answer `POST /v1/messages`: a backend sends for a user."""
+        self._credentials.require(request, Role.BACKEND)
+        body = await json_body(request, ServerSend)
+        send = Send(body.to, body.client_msg_id, body.body, body.type)
+        result = await self._send(send, sender=checked_id(body.sender, "from"), device="server")
+        return web.Response(body=result, content_type="application/json")
+
+    async def _get_timeline(self, request: web.Request) -> web.Response:
+        """Answer `GET /v1/users/{user}/timeline?since=&limit=`: what `im.sync` gives the user, for backends."""
+        self._credentials.require(request, Role.BACKEND)
+        user = checked_id(request.match_info["user"], "user")
+        since = _decode(query_param(request, "since", "0").encode(), int)
+        limit = _decode(query_param(request, "limit", "100").encode(), int)
+        return web.Response(body=await self._sync(user, since, limit), content_type="application/json")
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    """Decode a call's JSON argument. Raises BadRequest naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadRequest(f"bad argument: {error}") from error
