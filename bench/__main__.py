@@ -1,0 +1,35 @@
+"""`python -m bench NAME`, `python -m bench all`, `python -m bench --list`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from bench.result import Options
+
+NAMES = ("first_message",)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--list", "list_all", is_flag=True, help="Name every benchmark.")
+@click.option("--quick", is_flag=True, help="A few seconds, to prove that it runs; the figures mean little.")
+def main(name: str | None, list_all: bool, quick: bool) -> None:  # noqa: FBT001 - click passes options by name
+    """Run one benchmark, or `all`; the last line of standard output is its result as JSON."""
+    if list_all:
+        for known in NAMES:
+            claim = (import_module(f"bench.{known}").__doc__ or "").splitlines()[0]
+            click.echo(f"{known}\t{claim}")
+        return
+    if name != "all" and name not in NAMES:
+        raise click.UsageError(f"name one of: all, {', '.join(NAMES)}")
+    for chosen in NAMES if name == "all" else (name,):
+        result = import_module(f"bench.{chosen}").run(Options(quick=quick))
+        click.echo(result.to_json())
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

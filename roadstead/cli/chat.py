@@ -1,0 +1,131 @@
+"""`roadstead chat`: a user in the terminal, through the stock SDK, as any client connects."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from base.clock import SystemClock, Timestamp
+from base.errors import RoadsteadError
+from roadstead.cli.common import data_option, json_option, print_json
+from roadstead.client import Client, Incoming, Position
+from roadstead.deployment import DataFolder
+from scheduler.tokens import mint_user_token
+
+__all__ = ["command"]
+
+HELP = "Type a message and Enter. /to USER chooses the receiver, /quit leaves."
+TOKEN_TTL_MS = 86_400_000
+
+
+@click.command("chat")
+@click.option("--user", required=True, help="Who you are.")
+@click.option("--to", help="Whom you write to first; changed by /to USER.")
+@click.option("--device", default="terminal", show_default=True, help="Name of this device; each keeps its own place.")
+@data_option
+@json_option
+def command(user: str, to: str | None, device: str, data: DataFolder, as_json: bool) -> None:
+    """Chat as a user. Shows what arrived while you were away, then what arrives.
+
+    When standard input is not a terminal its lines are sent, and the command ends when all of them are stored.
+    """
+    asyncio.run(_Chat(user, to, device, data, as_json=as_json).run())
+
+
+class _Chat:
+    def __init__(self, user: str, to: str | None, device: str, data: DataFolder, *, as_json: bool) -> None:
+        self._user = user
+        self._to = to
+        self._as_json = as_json
+        self._place = _Place(data.path / "chat", user, device)
+        expires_at = Timestamp(SystemClock().realtime() + TOKEN_TTL_MS)
+        self._client = Client(
+            next(iter(data.endpoints().scheduler.values())),
+            user=user,
+            credential=mint_user_token(user, key=data.secrets().user_key, expires_at=expires_at),
+            on_message=self._show,
+            device=device,
+            position=self._place.read(),
+        )
+
+    async def run(self) -> None:
+        await self._client.connect()
+        if sys.stdin.isatty():
+            click.echo(f"You are {self._user}. {HELP}", err=True)
+        try:
+            async for line in _lines():
+                if line == "/quit":
+                    break
+                await self._typed(line)
+        finally:
+            await self._client.close()
+
+    async def _typed(self, line: str) -> None:
+        if line.startswith("/to "):
+            self._to = line.removeprefix("/to ").strip()
+        elif line.startswith("/"):
+            click.echo(HELP, err=True)
+        elif self._to is None:
+            click.echo("To whom? Say /to USER first.", err=True)
+        elif line:
+            try:
+                result = await self._client.send(self._to, line)
+            except RoadsteadError as error:
+                click.echo(f"not sent: {error}", err=True)
+                return
+            if self._as_json:
+                print_json({"event": "sent", "to": self._to, **result})
+
+    async def _show(self, incoming: Incoming) -> None:
+        data = incoming.data
+        if self._as_json:
+            print_json({"event": "message", "offset": incoming.position.offset, **data})
+        elif data["from"] != self._user:
+            click.echo(f"{data['from']}: {_text(data)}")
+            self._to = self._to or data["from"]
+        self._place.write(incoming.position)
+
+
+class _Place:
+    """How far this device has read, kept in the data folder."""
+
+    def __init__(self, folder: Path, user: str, device: str) -> None:
+        # Hex, since a user id may have characters that a file name may not.
+        self._file = folder / f"{user.encode().hex()}-{device.encode().hex()}.json"
+
+    def read(self) -> Position:
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=Position)
+        except (OSError, msgspec.MsgspecError):
+            return Position()  # reading again from the beginning loses nothing
+
+    def write(self, position: Position) -> None:
+        self._file.parent.mkdir(exist_ok=True)
+        partial = self._file.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(position))
+        partial.replace(self._file)
+
+
+def _text(data: dict[str, Any]) -> str:
+    body = data["body"]
+    return body if isinstance(body, str) else f"[{data['type']}] {msgspec.json.encode(body).decode()}"
+
+
+async def _lines() -> Any:
+    """Lines of standard input, without blocking the loop."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    # A duplicate, so that closing the transport leaves the terminal as it was.
+    pipe = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    try:
+        while line := await reader.readline():
+            yield line.decode(errors="replace").rstrip("\r\n")
+    finally:
+        transport.close()

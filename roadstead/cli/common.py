@@ -1,0 +1,80 @@
+"""What the commands share: options, output, exit codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from base.config import load
+from base.errors import ConfigError, PeerError, RoadsteadError
+from roadstead.config import Config
+from roadstead.deployment import DataFolder
+
+__all__ = ["EXIT_FAILED", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options", "data_option", "exit_code", "json_option"]
+__all__ += ["load_config", "print_json"]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def exit_code(error: RoadsteadError) -> int:
+    """Return the exit code that stands for the error."""
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    if isinstance(error, PeerError):
+        return EXIT_UNREACHABLE
+    return EXIT_FAILED
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document on a line of standard output."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def json_option(command: F) -> F:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def data_option(command: F) -> F:
+    """Add `--data`, passed on as a DataFolder."""
+
+    def to_folder(_context: click.Context, _param: click.Parameter, value: Path) -> DataFolder:
+        return DataFolder(value)
+
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        default=Path("roadstead-data"),
+        envvar="ROADSTEAD_DATA",
+        show_default=True,
+        callback=to_folder,
+        help="Folder with the deployment's data and secrets. [env: ROADSTEAD_DATA]",
+    )(command)
+
+
+def config_options(command: F) -> F:
+    """Add `--config` and `--set`."""
+    command = click.option(
+        "--set", "flags", multiple=True, metavar="SECTION.FIELD=VALUE", help="Override one setting; repeatable."
+    )(command)
+    return click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        envvar="ROADSTEAD_CONFIG",
+        help="TOML file with settings. [env: ROADSTEAD_CONFIG]",
+    )(command)
+
+
+def load_config(file: Path | None, flags: tuple[str, ...]) -> Config:
+    """Load the configuration from its three sources. Raises ConfigError."""
+    return load(Config, file=file, env=os.environ, flags=flags)

@@ -1,0 +1,129 @@
+"""`roadstead doctor`: is it running, is it well, and what to do if not."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from base.errors import LimitExceeded, PeerUnavailable, RoadsteadError
+from base.ids import new_uuid
+from roadstead.api import call_api
+from roadstead.cli.common import EXIT_FAILED, data_option, json_option, print_json
+from roadstead.client import Client, Incoming
+from roadstead.deployment import DataFolder, Endpoints, Secrets
+
+__all__ = ["command"]
+
+PROBE_USER = "roadstead-doctor"
+FILES_WANTED = 16_384
+FILES_ADVICE = f"raise it: `ulimit -n {FILES_WANTED}`; each connection takes one"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One check: what was looked at, whether it is well, what was seen, what to do if it is not."""
+
+    check: str
+    is_ok: bool
+    seen: str
+    advice: str = ""
+
+
+@click.command("doctor")
+@data_option
+@json_option
+def command(data: DataFolder, as_json: bool) -> None:
+    """Check a running system: every node, one table, one message all the way. Exit code 1 if anything is wrong."""
+    findings = asyncio.run(_examine(data.endpoints(), data.secrets()))
+    if as_json:
+        print_json(findings)
+    else:
+        _show(findings)
+    if not all(finding.is_ok for finding in findings):
+        raise click.exceptions.Exit(EXIT_FAILED)
+
+
+async def _examine(endpoints: Endpoints, secrets: Secrets) -> list[Finding]:
+    findings = [await _checked("open files allowed", partial(_file_limit, endpoints.pid), FILES_ADVICE)]
+    for name, url in endpoints.nodes().items():
+        findings.append(await _checked(f"{name} is ready", partial(_ready, url), "start it: `roadstead up`"))
+    findings.append(
+        await _checked("status nodes agree on the table", partial(_tables, endpoints), "look at the status nodes' logs")
+    )
+    findings.append(
+        await _checked("a message arrives", partial(_round_trip, endpoints, secrets), "see the failed checks above")
+    )
+    return findings
+
+
+async def _checked(check: str, look: Callable[[], Coroutine[Any, Any, str]], advice: str) -> Finding:
+    try:
+        return Finding(check, is_ok=True, seen=await look())
+    except (RoadsteadError, TimeoutError) as error:
+        return Finding(check, is_ok=False, seen=str(error) or type(error).__name__, advice=advice)
+
+
+async def _file_limit(pid: int) -> str:
+    try:
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except ProcessLookupError as error:
+        raise PeerUnavailable(f"process {pid} is gone") from error
+    except PermissionError:
+        return f"process {pid} belongs to another user; not looked at"
+    if soft < FILES_WANTED:
+        raise LimitExceeded(f"{soft} for process {pid}", what="open_files")
+    return f"{soft} for process {pid}"
+
+
+async def _ready(url: str) -> str:
+    answer = await call_api("GET", f"{url}/readyz")
+    if answer["status"] != "ready":
+        raise RoadsteadError(f"{url} is {answer['status']}")
+    return url
+
+
+async def _tables(endpoints: Endpoints) -> str:
+    statistics = [await call_api("GET", f"{url}/debug/statistics") for url in endpoints.status.values()]
+    epochs = {node["epoch"] for node in statistics}
+    partitions = sum(node["partitions"] for node in statistics)
+    if len(epochs) != 1:
+        raise RoadsteadError(f"epochs differ: {sorted(epochs)}")
+    return f"epoch {epochs.pop()}, {partitions} partitions over {len(statistics)} nodes"
+
+
+async def _round_trip(endpoints: Endpoints, secrets: Secrets) -> str:
+    """A message to oneself: scheduler, access node, status cluster, store and push all take part."""
+    arrived = asyncio.Event()
+    probe_id = new_uuid()
+
+    async def take(incoming: Incoming) -> None:
+        if incoming.data["client_msg_id"] == probe_id:
+            arrived.set()
+
+    scheduler = next(iter(endpoints.scheduler.values()))
+    client = Client(scheduler, user=PROBE_USER, credential=secrets.api_key, on_message=take, device=probe_id)
+    try:
+        async with asyncio.timeout(10):
+            await client.connect()
+            await client.send(PROBE_USER, "doctor", client_msg_id=probe_id)
+            await arrived.wait()
+    finally:
+        await client.close()
+    return "sent, stored, pushed and received"
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "check", "seen", "what to do"):
+        table.add_column(column)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.is_ok else "[red]bad[/]"
+        table.add_row(mark, finding.check, finding.seen, "" if finding.is_ok else finding.advice)
+    Console().print(table)

@@ -1,0 +1,167 @@
+"""`up`: the whole system in one process: the same services, wired to an SQLite registry and store in one data folder.
+
+Nothing here is special to one process but the wiring: the nodes find each other through the registry and talk over peer
+streams on loopback, as they do on many machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import TypedDict
+
+import msgspec
+
+from access.service import AccessNode
+from base.clock import SystemClock
+from base.errors import ConfigError, StoreUnavailable
+from base.http import Credentials, HttpServer, Role
+from base.ids import Incarnation, NodeId
+from base.registration import next_incarnation
+from base.registry import Registry
+from base.registry.sqlite import SqliteRegistry
+from base.service import Service, run_services
+from im.service import MessageService
+from im.sqlite import SqliteMessageStore
+from roadstead.config import Config
+from roadstead.deployment import DataFolder, Endpoints, Secrets
+from scheduler.service import Scheduler
+from status.service import StatusNode
+
+__all__ = ["run_up"]
+
+WORKER = 0
+
+
+async def run_up(
+    config: Config, data: DataFolder, *, on_ready: Callable[[Endpoints], None], stop: asyncio.Event | None = None
+) -> None:
+    """Run until SIGTERM, SIGINT or `stop`.
+
+    Raises:
+        ConfigError: the folder, a port or a setting cannot be used; nothing was started.
+    """
+    data.claim()
+    try:
+        secrets = data.make_secrets()
+        clock = SystemClock()
+        try:
+            registry = SqliteRegistry(clock, data.registry_db)
+            store = await SqliteMessageStore.open(data.messages_db)
+        except StoreUnavailable as error:
+            raise ConfigError([str(error)]) from error
+        try:
+            nodes = await _Wiring(config, secrets, registry, clock).build(store)
+
+            def ready() -> None:
+                endpoints = nodes.endpoints()
+                data.publish_endpoints(endpoints)
+                on_ready(endpoints)
+
+            await run_services(nodes.in_order(), on_ready=ready, stop=stop)
+        finally:
+            await store.close()
+            await registry.close()
+    finally:
+        data.release()
+
+
+class _Nodes(msgspec.Struct):
+    """The built services, by role."""
+
+    status: list[StatusNode]
+    im: MessageService
+    access: list[AccessNode]
+    scheduler: Scheduler
+
+    def in_order(self) -> list[Service]:
+        """The order of starting: whoever is asked comes before whoever asks."""
+        return [*self.status, self.im, *self.access, self.scheduler]
+
+    def endpoints(self) -> Endpoints:
+        def urls(*nodes: StatusNode | MessageService | AccessNode | Scheduler) -> dict[str, str]:
+            return {node.name: _url(node.http) for node in nodes}
+
+        return Endpoints(os.getpid(), urls(self.scheduler), urls(*self.status), urls(*self.access), urls(self.im))
+
+
+def _url(http: HttpServer) -> str:
+    assert http.url, "endpoints are told when every node listens"
+    return http.url
+
+
+class _Common(TypedDict):
+    """What every service is built with."""
+
+    name: NodeId
+    incarnation: Incarnation
+    host: str
+    port: int
+    registry: Registry
+    clock: SystemClock
+
+
+class _Wiring:
+    """Builds the services; all that they share stands here once."""
+
+    def __init__(self, config: Config, secrets: Secrets, registry: Registry, clock: SystemClock) -> None:
+        self._config = config
+        self._secrets = secrets
+        self._registry = registry
+        self._clock = clock
+        self._credentials = Credentials({secrets.api_key: Role.ADMIN})
+        self._next_port = config.up.port
+
+    async def build(self, store: SqliteMessageStore) -> _Nodes:
+        config, secrets = self._config, self._secrets
+        scheduler = Scheduler(
+            config.scheduler,
+            **await self._common("scheduler-1"),
+            credentials=self._credentials,
+            user_key=secrets.user_key,
+            ticket_key=(secrets.ticket_kid, secrets.ticket_key),
+        )
+        im = MessageService(
+            config.im,
+            **await self._common("im-1"),
+            peer_key=secrets.peer_key,
+            credentials=self._credentials,
+            store=store,
+            worker=WORKER,
+        )
+        access = [
+            AccessNode(
+                config.access,
+                **await self._common(f"access-{number}"),
+                peer_key=secrets.peer_key,
+                ticket_keys={secrets.ticket_kid: secrets.ticket_key},
+            )
+            for number in range(1, config.up.access_nodes + 1)
+        ]
+        # The first table names the nodes that are there; waiting for fewer would leave one out.
+        status_config = msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes)
+        status = [
+            StatusNode(
+                status_config,
+                **await self._common(f"status-{number}"),
+                peer_key=secrets.peer_key,
+                credentials=self._credentials,
+            )
+            for number in range(1, config.up.status_nodes + 1)
+        ]
+        return _Nodes(status, im, access, scheduler)
+
+    async def _common(self, name: str) -> _Common:
+        port = self._next_port
+        if port:
+            self._next_port += 1
+        node = NodeId(name)
+        return {
+            "name": node,
+            "incarnation": await next_incarnation(self._registry, node),
+            "host": self._config.up.host,
+            "port": port,
+            "registry": self._registry,
+            "clock": self._clock,
+        }
