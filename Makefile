@@ -30,7 +30,7 @@ demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temp
 test: $(DEV)        ## all checks and all tests
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not process"
-	$(BIN)/python -m pytest -m process
+	$(BIN)/python -m pytest -n auto --dist worksteal -m process
 
 check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, before each commit
 	$(BIN)/ruff check .

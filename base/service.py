@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from base.errors import RoadsteadError
 from base.log import logger
 
 __all__ = ["Service", "run_services"]
@@ -56,7 +57,7 @@ async def run_services(
 ) -> None:
     """Run the services until a signal, `stop`, or a failure; returns after an orderly end.
 
-    Raises whatever a service's `start` raised, or an ExceptionGroup of what crashed while running.
+    Raises the first failure of our tree that ended a service, or the group of what crashed.
     """
     stop = stop or asyncio.Event()
     log = logger()
@@ -77,9 +78,22 @@ async def run_services(
                     await _bounded(service.name, "drain", service.drain(), DRAIN_DEADLINE_S)
                 for task in running:
                     task.cancel()
+        except BaseExceptionGroup as group:
+            raise _first_failure(group) from group
         finally:
             for service in reversed(started):
                 await _bounded(service.name, "stop", service.stop(), STOP_DEADLINE_S)
+
+
+def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What to tell the operator: a failure of our tree says in one line what to mend; our own bugs need the group."""
+    failures, bugs = group.split(RoadsteadError)
+    if bugs is not None or failures is None:
+        return group
+    first: BaseException = failures
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 async def _bounded(name: str, phase: str, work: Awaitable[None], deadline_s: float) -> None:

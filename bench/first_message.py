@@ -15,9 +15,9 @@ from time import perf_counter
 import centrifuge
 
 from bench.result import Options, Result, percentile
-from bench.system import System, running_system
 from roadstead.api import call_api
 from roadstead.client import Client, Incoming
+from roadstead.local import System, running_system
 
 __all__ = ["run"]
 

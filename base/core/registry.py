@@ -77,6 +77,9 @@ class RegistryState:
         self._services: dict[str, ServiceInstance] = {}
         self._sessions: dict[str, str] = {}
         self._ttls = lease.LeaseTable()
+        # What ran out of time while something else was stepped. It ends with the next `expire` and not at once, since
+        # no index may move under a planned change.
+        self._over: list[str] = []
         self.index = max((entry.index for entry in self._entries.values()), default=0)
         # The newest index of what is gone: a watcher of a prefix must see that something was deleted under it.
         self._deleted: dict[str, int] = {}
@@ -138,34 +141,25 @@ class RegistryState:
     # ---------------------------------------------------------------- services
 
     def register(self, now: Instant, instance: ServiceInstance, ttl_ms: int) -> bool:
-        """Add or replace a registration; False when a newer life of the same id is registered."""
-        resource = f"service/{instance.id}"
+        """Add or replace a registration; False when a newer life of the same id was registered."""
         life = Incarnation(instance.incarnation)
-        effects = self._ttls.step(now, lease.Acquire(resource, instance.id, life, ttl_ms))
-        if any(isinstance(effect, lease.Refused) for effect in effects):
+        if not self._step(now, lease.Acquire(f"service/{instance.id}", instance.id, life, ttl_ms)):
             return False
         self._put_service(instance)
         return True
 
     def heartbeat(self, now: Instant, instance_id: str, note: bytes) -> bool:
         """Renew a registration and replace its note; False when it lapsed and must be made anew."""
-        instance = self._services.get(instance_id)
-        if instance is None:
+        if not self._renew(now, f"service/{instance_id}"):
             return False
-        held = self._ttls.get(f"service/{instance_id}")
-        assert held is not None
-        self._ttls.step(now, lease.Renew(held.resource, held.holder, held.incarnation, held.epoch))
+        instance = self._services[instance_id]
         if note != instance.note:
             self._put_service(msgspec.structs.replace(instance, note=note))
         return True
 
     def deregister(self, now: Instant, instance_id: str) -> bool:
         """Remove a registration; False when there is none."""
-        held = self._ttls.get(f"service/{instance_id}")
-        if held is None:
-            return False
-        self._end(self._ttls.step(now, lease.Release(held.resource, held.holder, held.incarnation, held.epoch)))
-        return True
+        return self._release(now, f"service/{instance_id}")
 
     def services(self, service: str) -> tuple[int, tuple[ServiceInstance, ...]]:
         """Return the service's index and its live instances by id."""
@@ -178,21 +172,15 @@ class RegistryState:
         """Start a session under a fresh id that the caller drew."""
         assert session not in self._sessions
         self._sessions[session] = name
-        self._ttls.step(now, lease.Acquire(f"session/{session}", session, _ANY_LIFE, ttl_ms))
+        self._step(now, lease.Acquire(f"session/{session}", session, _ANY_LIFE, ttl_ms))
 
     def renew_session(self, now: Instant, session: str) -> bool:
         """Keep the session alive; False when it ended."""
-        held = self._ttls.get(f"session/{session}")
-        if held is None:
-            return False
-        self._ttls.step(now, lease.Renew(held.resource, held.holder, held.incarnation, held.epoch))
-        return True
+        return self._renew(now, f"session/{session}")
 
     def close_session(self, now: Instant, session: str) -> None:
         """End the session and free its locks. Closing an ended session is no error."""
-        held = self._ttls.get(f"session/{session}")
-        if held is not None:
-            self._end(self._ttls.step(now, lease.Release(held.resource, held.holder, held.incarnation, held.epoch)))
+        self._release(now, f"session/{session}")
 
     def is_session_alive(self, session: str) -> bool:
         """Return whether the session was opened and has not ended."""
@@ -202,7 +190,13 @@ class RegistryState:
 
     def expire(self, now: Instant) -> bool:
         """End what was not renewed in time (I3); return whether anything ended."""
-        return self._end(self._ttls.step(now, lease.Tick()))
+        self._step(now, lease.Tick())
+        # A resource that was taken again since has not ended.
+        over = [resource for resource in dict.fromkeys(self._over) if self._ttls.get(resource) is None]
+        self._over = []
+        for resource in over:
+            self._end(resource)
+        return bool(over)
 
     def next_deadline(self) -> Instant | None:
         """Return when the next registration or session ends if nobody renews it."""
@@ -218,29 +212,49 @@ class RegistryState:
         }
 
     def check_invariants(self) -> None:
-        """Assert I1 and I2 on one state."""
+        """Assert I1 and I2 on one state, and of I3 that nothing lives without a TTL."""
         assert all(entry.index <= self.index for entry in self._entries.values()), "I1"
         held = [entry.session for entry in self._entries.values() if entry.session is not None]
         assert all(session in self._sessions for session in held), "I2"
+        alive = {f"service/{service}" for service in self._services} | {f"session/{name}" for name in self._sessions}
+        assert alive == {held.resource for held in self._ttls.leases()} | set(self._over), "I3"
         self._ttls.check_invariants()
 
     def _put_service(self, instance: ServiceInstance) -> None:
         self.index += 1
+        before = self._services.get(instance.id)
+        if before is not None:
+            self._services_changed[before.service] = self.index  # a new life may serve something else
         self._services[instance.id] = instance
         self._services_changed[instance.service] = self.index
 
-    def _end(self, effects: list[lease.Effect]) -> bool:
-        ended = False
-        for effect in effects:
-            if isinstance(effect, lease.Ended):
-                ended = True
-                kind, _, name = effect.lease.resource.partition("/")
-                if kind == "service":
-                    self.index += 1
-                    self._services_changed[self._services.pop(name).service] = self.index
-                else:
-                    self._end_session(name)
-        return ended
+    def _step(self, now: Instant, event: lease.Event) -> bool:
+        """Step the TTLs; return whether the event was granted."""
+        effects = self._ttls.step(now, event)
+        self._over.extend(effect.lease.resource for effect in effects if isinstance(effect, lease.Ended))
+        return any(isinstance(effect, lease.Granted) for effect in effects)
+
+    def _renew(self, now: Instant, resource: str) -> bool:
+        held = self._ttls.get(resource)
+        return held is not None and self._step(
+            now, lease.Renew(held.resource, held.holder, held.incarnation, held.epoch)
+        )
+
+    def _release(self, now: Instant, resource: str) -> bool:
+        held = self._ttls.get(resource)
+        if held is None:
+            return False
+        self._step(now, lease.Release(held.resource, held.holder, held.incarnation, held.epoch))
+        self.expire(now)
+        return True
+
+    def _end(self, resource: str) -> None:
+        kind, _, name = resource.partition("/")
+        if kind == "service":
+            self.index += 1
+            self._services_changed[self._services.pop(name).service] = self.index
+        else:
+            self._end_session(name)
 
     def _end_session(self, session: str) -> None:
         del self._sessions[session]

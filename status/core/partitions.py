@@ -106,14 +106,14 @@ def _owners_before(nodes: tuple[NodeId, ...], previous: PartitionTable | None) -
 def _quotas(weights: list[int], owned: Mapping[int, int]) -> list[int]:
     """How many partitions each node shall own: the floor of its share, and one more for the largest remainders.
 
-    Among equal remainders whoever owns most already gets the one more, which saves a move (I3).
+    Among equal remainders whoever owns more than its floor already gets the one more, which saves a move (I3).
     """
     total = sum(weights)
     quotas = [PARTITIONS * weight // total for weight in weights]
     spare = PARTITIONS - sum(quotas)
     order = sorted(
         range(len(weights)),
-        key=lambda node: (-(PARTITIONS * weights[node] % total), -owned.get(node, 0), node),
+        key=lambda node: (-(PARTITIONS * weights[node] % total), owned.get(node, 0) <= quotas[node], node),
     )
     for node in order[:spare]:
         quotas[node] += 1

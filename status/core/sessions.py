@@ -57,6 +57,8 @@ class _Link:
     generation: int = 0
     seq: int = 0
     is_complete: bool = False
+    last: Beat | None = None
+    """The last beat applied: only its like is a repeat."""
     sessions: dict[str, str] = field(default_factory=dict)
     """session -> user: what to drop when the node goes."""
 
@@ -69,6 +71,8 @@ class SessionTable:
         self.lease_ms = lease_ms
         self._leases = lease.LeaseTable()
         self._links: dict[NodeId, _Link] = {}
+        # The last generation of links that ended, with its life: what is left of it on the way must not begin anew.
+        self._ended: dict[NodeId, tuple[Incarnation, int]] = {}
         self._users: dict[str, dict[str, _Record]] = {}
         self._awaited: dict[NodeId, Instant] = {}
         self._unfinished = 0
@@ -88,15 +92,16 @@ class SessionTable:
             return BeatOutcome(is_fenced=True)
         link = self._links.get(node)
         if link is None:
-            link = self._links[node] = _Link(life)
+            ended_life, generation = self._ended.get(node, (life, 0))
+            link = self._links[node] = _Link(life, generation if ended_life == life else 0)
             self._unfinished += 1
         if beat.generation > link.generation and beat.seq == 1:
             self._start_generation(link, beat.generation)
-        elif beat.generation != link.generation or beat.seq > link.seq + 1:
-            return BeatOutcome(needs_resync=True)
-        if beat.seq <= link.seq:
-            return BeatOutcome()  # a repeat: it was applied, its reply was lost
-        link.seq = beat.seq
+        elif beat.generation != link.generation or link.last is None or beat.seq != link.seq + 1:
+            # A repeat was applied, only its reply was lost. Anything else, even if its number was seen before, comes
+            # from a sender that began anew without knowing its last generation, or from one that we know too little of.
+            return BeatOutcome(needs_resync=beat != link.last)
+        link.seq, link.last = beat.seq, beat
         for delta in beat.deltas:
             if isinstance(delta, Opened):
                 self._open(node, link, delta)
@@ -107,7 +112,7 @@ class SessionTable:
         return BeatOutcome()
 
     def lookup(self, now: Instant, users: Iterable[str]) -> list[UserStatus]:
-        """Return each user's status now. Costs a dictionary look and a lease check a session."""
+        """Return each user's status now. Costs a dictionary look a user, and a view a session."""
         self.expire(now)
         absent = UNKNOWN if self._unfinished or self._awaited else OFFLINE
         statuses: list[UserStatus] = []
@@ -120,12 +125,8 @@ class SessionTable:
                 SessionView(
                     r.opened.session, r.opened.device, r.opened.platform, r.node, r.opened.state, r.opened.since
                 )
-                for r in records.values()
-                if self._leases.is_valid(now, r.node, r.incarnation)
+                for r in records.values()  # each of a valid lease: `expire` dropped the others (I1)
             )
-            if not views:
-                statuses.append(absent)
-                continue
             best = max((view.state for view in views), key=_RANK.__getitem__)
             statuses.append(UserStatus(best, views))
         return statuses
@@ -161,6 +162,8 @@ class SessionTable:
         by_user = {(r.node, s): user for user, records in self._users.items() for s, r in records.items()}
         by_node = {(node, s): user for node, link in self._links.items() for s, user in link.sessions.items()}
         assert by_user == by_node, "I4"
+        lives = {(r.node, r.incarnation) for records in self._users.values() for r in records.values()}
+        assert lives <= {(node, link.incarnation) for node, link in self._links.items()}, "I1"
         assert self._unfinished == sum(not link.is_complete for link in self._links.values()), "I3"
         assert all(self._users.values()), "I4"
         assert set(self._links) == {lease.resource for lease in self._leases.leases()}, "I1"
@@ -184,16 +187,22 @@ class SessionTable:
     # ---------------------------------------------------------------- records
 
     def _open(self, node: NodeId, link: _Link, delta: Opened) -> None:
+        user = link.sessions.get(delta.session)
+        if user is not None and user != delta.user:
+            self._drop(link, user, delta.session)
         records = self._users.setdefault(delta.user, {})
         current = records.get(delta.session)
-        if current is not None and current.opened.conn_seq > delta.conn_seq:
+        if current is not None and current.node != node:
+            del self._links[current.node].sessions[delta.session]  # one session is at one node: it moved (I4)
+        elif current is not None and current.opened.conn_seq > delta.conn_seq:
             return  # I2
         records[delta.session] = _Record(delta, node, link.incarnation, link.generation)
         link.sessions[delta.session] = delta.user
 
     def _close(self, link: _Link, delta: Closed) -> None:
-        record = self._users.get(delta.user, {}).get(delta.session)
-        if record is not None and record.opened.conn_seq <= delta.conn_seq:
+        if link.sessions.get(delta.session) != delta.user:
+            return  # not open, or not this node's
+        if self._users[delta.user][delta.session].opened.conn_seq <= delta.conn_seq:
             self._drop(link, delta.user, delta.session)
 
     def _drop(self, link: _Link, user: str, session: str) -> None:
@@ -207,9 +216,8 @@ class SessionTable:
         for effect in effects:
             if isinstance(effect, lease.Ended):
                 node = NodeId(effect.lease.resource)
-                link = self._links.pop(node, None)
-                if link is None:
-                    continue
+                link = self._links.pop(node)
+                self._ended[node] = (link.incarnation, link.generation)
                 for session, user in list(link.sessions.items()):
                     self._drop(link, user, session)
                 if not link.is_complete:

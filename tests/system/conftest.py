@@ -37,7 +37,9 @@ class System:
         return next(iter(self.endpoints.im.values()))
 
     async def access(self, user: str, **params: str) -> dict[str, Any]:
-        answer = await call_api("GET", f"{self.scheduler}/v1/access", credential=self.key, params={"user": user, **params})
+        answer = await call_api(
+            "GET", f"{self.scheduler}/v1/access", credential=self.key, params={"user": user, **params}
+        )
         assert isinstance(answer, dict)
         return answer
 

@@ -1,0 +1,126 @@
+"""Snowflake ids: the layout, the clock's misbehaviour, and random clocks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from base.clock import Timestamp
+from im.core.snowflake import COUNTER_MAX, EPOCH_MS, STEP_BACK_MS_MAX, TIME_MAX, WORKER_MAX, ClockWentBack, Snowflake
+
+NOON = EPOCH_MS + 43_200_000
+
+
+def at(ms: int) -> Timestamp:
+    return Timestamp(ms)
+
+
+def parts(mid: int | ClockWentBack) -> tuple[int, int, int]:
+    """Take an id apart: (wall-clock ms, worker, counter)."""
+    assert isinstance(mid, int)
+    return (mid >> 22) + EPOCH_MS, mid >> 12 & WORKER_MAX, mid & COUNTER_MAX
+
+
+def test_an_id_is_time_then_worker_then_counter():
+    """So that ids sort by time, whoever gave them."""
+    ids = Snowflake(5)
+    assert [parts(ids.next(at(NOON))) for _ in range(2)] == [(NOON, 5, 0), (NOON, 5, 1)]
+    assert parts(ids.next(at(NOON + 1))) == (NOON + 1, 5, 0)
+
+
+def test_the_first_millisecond_of_our_time_has_ids_too():
+    """The very first id of worker 0 is 0."""
+    assert Snowflake(0).next(at(EPOCH_MS)) == 0
+
+
+def test_ids_fit_a_signed_64_bit_integer_to_the_last():
+    """The greatest id there can be has 63 bits."""
+    ids = Snowflake(WORKER_MAX)
+    last = [ids.next(at(EPOCH_MS + TIME_MAX)) for _ in range(COUNTER_MAX + 1)][-1]
+    assert last == 2**63 - 1
+
+
+def test_two_workers_never_give_the_same_id():
+    """I2, in the same millisecond."""
+    one, other = Snowflake(1), Snowflake(2)
+    given_ids = [ids.next(at(NOON)) for ids in (one, other) for _ in range(100)]
+    assert len(set(given_ids)) == 200
+
+
+@pytest.mark.parametrize("worker", [-1, WORKER_MAX + 1])
+def test_a_worker_number_beyond_ten_bits_is_a_defect(worker: int):
+    """It would collide with another worker's ids."""
+    with pytest.raises(AssertionError):
+        Snowflake(worker)
+
+
+def test_a_full_millisecond_borrows_the_next():
+    """I1, and the time in the ids runs ahead of the clock by one."""
+    ids = Snowflake(0)
+    for _ in range(COUNTER_MAX + 1):
+        last = ids.next(at(NOON))
+    assert parts(last) == (NOON, 0, COUNTER_MAX)
+    assert parts(ids.next(at(NOON))) == (NOON + 1, 0, 0)
+    assert parts(ids.next(at(NOON + 1))) == (NOON + 1, 0, 1), "the clock caught up with what was borrowed"
+    assert parts(ids.next(at(NOON + 2))) == (NOON + 2, 0, 0)
+
+
+def test_borrowed_time_is_no_step_back_of_the_clock():
+    """Numbering may be many milliseconds ahead of an honest clock."""
+    ids = Snowflake(0)
+    for _ in range(10 * (COUNTER_MAX + 1)):
+        last = ids.next(at(NOON))
+    assert parts(last) == (NOON + 9, 0, COUNTER_MAX)
+    assert parts(ids.next(at(NOON + 1))) == (NOON + 10, 0, 0)
+
+
+def test_a_small_step_back_goes_on_in_the_last_millisecond():
+    """I1: up to five milliseconds nobody needs to notice."""
+    ids = Snowflake(0)
+    ids.next(at(NOON))
+    assert parts(ids.next(at(NOON - STEP_BACK_MS_MAX))) == (NOON, 0, 1)
+
+
+def test_a_great_step_back_gives_no_id_until_the_clock_is_near_again():
+    """By how much it went back is measured against the greatest time seen."""
+    ids = Snowflake(0)
+    ids.next(at(NOON))
+    assert ids.next(at(NOON - STEP_BACK_MS_MAX - 1)) == ClockWentBack(6)
+    assert ids.next(at(NOON - 60_000)) == ClockWentBack(60_000)
+    assert parts(ids.next(at(NOON - 1))) == (NOON, 0, 1)
+
+
+def test_a_clock_before_our_time_gives_no_id():
+    """A machine that woke up in 1970 would give negative ids."""
+    assert Snowflake(0).next(at(0)) == ClockWentBack(EPOCH_MS)
+
+
+def test_a_clock_past_our_time_is_a_defect():
+    """After September 2093 the layout has no room."""
+    with pytest.raises(AssertionError, match="last id"):
+        Snowflake(0).next(at(EPOCH_MS + TIME_MAX + 1))
+
+
+@given(
+    steps_ms=st.lists(st.integers(-20, 20), max_size=50),
+    burst=st.sampled_from([1, 3, COUNTER_MAX, COUNTER_MAX + 2]),
+    worker=st.integers(0, WORKER_MAX),
+)
+def test_ids_increase_under_any_clock(steps_ms: list[int], burst: int, worker: int):
+    """I1, I3: refused calls leave no trace, and ids are never behind the clock."""
+    ids = Snowflake(worker)
+    now, seen, last = NOON, EPOCH_MS, -1
+    for step in steps_ms:
+        now += step
+        seen = max(seen, now)
+        for _ in range(burst if step == 0 else 1):
+            mid = ids.next(at(now))
+            if seen - now > STEP_BACK_MS_MAX:
+                assert mid == ClockWentBack(seen - now)
+                continue
+            assert isinstance(mid, int)
+            assert mid > last
+            assert parts(mid)[0] >= seen
+            assert parts(mid)[1] == worker
+            last = mid
