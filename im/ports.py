@@ -4,22 +4,25 @@ Two kinds of append-only logs stand behind this port. A *conversation* has messa
 a *timeline* is what one user must see, over all conversations, numbered 1, 2, 3 ... by `offset`. Both numbers are
 given in the same transaction that stores the message, so that neither can have a hole or a repeat.
 
+The value types are msgspec structs, which are made fifteen times faster than frozen dataclasses, and unseen by the
+garbage collector, since they cannot form cycles: there are millions of them.
+
 One contract suite (`tests/contract/test_message_store.py`) runs on every adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from base.clock import Timestamp
 
 __all__ = ["Appended", "Draft", "KeyConflict", "Message", "MessageStore", "Page", "TimelineEntry"]
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """A message to be stored. `(sender, client_msg_id)` is its idempotency key; `body` is opaque JSON text."""
 
     mid: int
@@ -32,8 +35,7 @@ class Draft:
     at: Timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A stored message: a draft with its place in its conversation."""
 
     cid: int
@@ -48,8 +50,7 @@ class Message:
     at: Timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """The draft is durable. For a repeated key: the first one's place, and no positions, since nothing was written."""
 
     message: Message
@@ -58,23 +59,20 @@ class Appended:
     """(user, timeline offset) of every timeline that got an entry."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyConflict:
+class KeyConflict(msgspec.Struct, frozen=True, gc=False):
     """The key was used before for another recipient, kind or body. Nothing was written."""
 
     existing: Message
 
 
-@dataclass(frozen=True, slots=True)
-class TimelineEntry:
+class TimelineEntry(msgspec.Struct, frozen=True, gc=False):
     """A message at its offset in one user's timeline."""
 
     offset: int
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True, gc=False):
     """Entries with `since < offset`, ascending and without a hole, up to the limit; `head` is the newest offset."""
 
     head: int
@@ -82,7 +80,7 @@ class Page:
 
 
 class MessageStore(Protocol):
-    """Durable logs. Every method may raise `StoreUnavailable`."""
+    """Durable logs. Every method may raise `StoreUnavailable`, and reads `Overloaded` when too many wait."""
 
     @property
     def epoch(self) -> str:

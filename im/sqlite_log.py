@@ -4,9 +4,9 @@ A message is looked for by conversation, by key and by the timelines of two user
 neighbours in time are far apart: indexed at once, a batch of 200 messages changes some 900 pages, and most of an
 append's time goes into writing pages. So an append only adds to the end of `msg`, the log in order of commit: about
 a dozen pages, and durable. When `lag_max` messages are not indexed yet, they are sorted for each index, and from
-then on every append moves a little more than its own size from that sorted plan into the indexes, in its own
-transaction. Neighbours in the plan share pages; no append waits for a big merge; and the merge ends before the next
-one is due. `Recent` answers for what is not indexed.
+then on every append moves a little more than its own size from that plan into the indexes, in its own transaction.
+Neighbours in the plan share pages; no append waits for a big merge; and the merge ends before the next one is due.
+`Recent` answers for what is not indexed.
 
 Invariants:
     I1  An append is one transaction: after any failure or crash each of its messages is there, with its key, its
@@ -55,15 +55,15 @@ CREATE TEMP TABLE plan_key (pos INTEGER PRIMARY KEY, sender TEXT, client_msg_id 
 CREATE TEMP TABLE plan_tl (pos INTEGER PRIMARY KEY, user TEXT, offset INTEGER, n INTEGER);
 """
 
-# Each takes the last `n` that is indexed.
+# Each takes the messages to plan: after ?1, through ?2. One an append, since a sort is work enough for one.
 _PLAN = (
-    "INSERT INTO plan_conv (cid, seq, n) SELECT cid, seq, n FROM msg WHERE n > ?1 ORDER BY 1, 2",
+    "INSERT INTO plan_conv (cid, seq, n) SELECT cid, seq, n FROM msg WHERE n > ?1 AND n <= ?2 ORDER BY 1, 2",
     """INSERT INTO plan_key (sender, client_msg_id, n)
-    SELECT sender, client_msg_id, n FROM msg WHERE n > ?1 ORDER BY 1, 2""",
+    SELECT sender, client_msg_id, n FROM msg WHERE n > ?1 AND n <= ?2 ORDER BY 1, 2""",
     """INSERT INTO plan_tl (user, offset, n)
-    SELECT sender, sender_offset, n FROM msg WHERE n > ?1
+    SELECT sender, sender_offset, n FROM msg WHERE n > ?1 AND n <= ?2
     UNION ALL
-    SELECT recipient, recipient_offset, n FROM msg WHERE n > ?1 AND recipient_offset IS NOT NULL
+    SELECT recipient, recipient_offset, n FROM msg WHERE n > ?1 AND n <= ?2 AND recipient_offset IS NOT NULL
     ORDER BY 1, 2""",
 )
 
@@ -193,10 +193,11 @@ class MessageLog:
         self._hot_max = hot_max
         self._data_version: int | None = None
         """SQLite's count of commits by others at our last look; None when memory must be read anew (I4)."""
+        self._merge_range = (0, 0)
+        """The running merge: messages after the first `n`, through the second; how many; how far it is."""
         self._merge_size = 0
-        """Messages in the running merge; `_merge_done` of them are moved, `_merge_through` is the last one's `n`."""
-        self._merge_done = 0
-        self._merge_through = 0
+        self._merge_planned = 0
+        self._merge_moved = 0
         self.recent = Recent(last_cid=0, hot_max=hot_max)
         connection.executescript(_PLAN_SCHEMA)
         self.append(())
@@ -221,7 +222,7 @@ class MessageLog:
                 connection.execute("ROLLBACK")
             raise
         self.recent.commit(fresh)
-        if self.recent.is_merging and self._merge_done == self._merge_size:
+        if self.recent.is_merging and self._merge_moved == self._merge_size:
             self.recent.retire()
         return outcomes
 
@@ -252,28 +253,31 @@ class MessageLog:
         self.recent.learn(conversations, read_heads(self._connection, lookup.users))
 
     def _merge(self, step: int) -> None:
-        """Bring up to `step` more messages into the indexes, beginning a merge when one is due."""
+        """Take the merge a step further, beginning one when it is due: up to `step` messages move into the indexes."""
         if not self.recent.is_merging:
             if len(self.recent) < self._lag_max:
                 return
-            self._plan()
-        after, through = self._merge_done, min(self._merge_done + step, self._merge_size)
+            self._begin_merge()
+        if self._merge_planned < len(_PLAN):
+            self._connection.execute(_PLAN[self._merge_planned], self._merge_range)
+            self._merge_planned += 1
+            return
+        after, through = self._merge_moved, min(self._merge_moved + step, self._merge_size)
         for statement in _MOVE:
             self._connection.execute(statement, (after, through))
-        self._merge_done = through
+        self._merge_moved = through
         if through == self._merge_size:
-            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'indexed_through'", (self._merge_through,))
+            self._connection.execute("UPDATE meta SET value = ? WHERE name = 'indexed_through'", self._merge_range[1:])
 
-    def _plan(self) -> None:
-        """Sort what is not indexed, and let `Recent` collect apart from it."""
+    def _begin_merge(self) -> None:
+        """Let `Recent` collect apart from what is going to be indexed: all that is not."""
         for table in ("plan_conv", "plan_key", "plan_tl"):
             self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constants
-        indexed_through = self._indexed_through()
-        for statement in _PLAN:
-            self._connection.execute(statement, (indexed_through,))
-        self._merge_through = self._connection.execute("SELECT max(n) FROM msg").fetchone()[0]
+        last: int = self._connection.execute("SELECT max(n) FROM msg").fetchone()[0]
+        self._merge_range = (self._indexed_through(), last)
         self._merge_size = len(self.recent)
-        self._merge_done = 0
+        self._merge_planned = 0
+        self._merge_moved = 0
         self.recent.freeze()
 
 

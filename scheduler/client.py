@@ -40,7 +40,7 @@ class TicketVerifier:
             key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
             if key is None:
                 raise Unauthenticated("the ticket names no known key")
-            # Expiry is checked below, on the injected clock. A ticket issued "in the future" is one of a scheduler whose
+            # Expiry is checked below, on the injected clock. A ticket issued in the future is one of a scheduler whose
             # clock is ahead of ours, and good.
             options: Options = {"verify_exp": False, "verify_iat": False}
             claims = jwt.decode(token, key, algorithms=["HS256"], audience=TICKET_AUDIENCE, options=options)

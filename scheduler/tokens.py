@@ -31,7 +31,7 @@ def mint_user_token(user: str, *, key: str, expires_at: Timestamp) -> str:
 def user_of(token: str, *, key: str, now: Timestamp) -> str:
     """Return the user that a user token speaks for. Raises Unauthenticated or TokenExpired."""
     try:
-        # Expiry is checked below, on the injected clock. A token issued "in the future" is one from a clock ahead of ours.
+        # Expiry is checked below, on the injected clock. A token issued in the future is one of a clock ahead of ours.
         options: Options = {"verify_exp": False, "verify_iat": False, "require": ["exp", "sub"]}
         claims = jwt.decode(token, key, algorithms=["HS256"], options=options)
         expires_at = int(claims["exp"])

@@ -14,7 +14,8 @@ it all.
 
 Invariants:
     I1  A session's writes have offsets position + 1, position + 2, ... without gap or repeat.
-    I2  A session that missed an entry is loading, or is behind only by entries that nobody told this node about.
+    I2  A session that missed an entry is loading, or is behind only by entries that nobody told this node about, or
+        its last fetch failed: then the next entry or audit makes it fetch.
     I3  The sessions by user and the sessions by id are the same ones.
 """
 
@@ -133,7 +134,7 @@ class InboxHub:
         return {"sessions": len(self._sessions), "users": len(self._users), "loading": loading}
 
     def check_invariants(self) -> None:
-        """Assert I3, and I2 as far as one state shows it."""
+        """Assert I3."""
         by_user: Iterable[str] = (session for sessions in self._users.values() for session in sessions)
         assert sorted(by_user) == sorted(self._sessions), "I3"
         assert all(self._users.values()), "I3"

@@ -13,6 +13,7 @@ Source: Centrifugal Labs, "Client protocol" (centrifugal.dev/docs/transports/cli
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
 import msgspec
 
@@ -78,13 +79,16 @@ class Close(Enum):
 
 # ---------------------------------------------------------------- client to server
 
+_Offset = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Unserved = dict[str, msgspec.Raw]
+
 
 class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     """A request to recover after `offset` of `epoch`; an empty epoch with offset 0 means from the very beginning."""
 
     recover: bool = False
     epoch: str = ""
-    offset: int = 0
+    offset: _Offset = 0
 
 
 class ConnectRequest(msgspec.Struct, frozen=True):
@@ -100,7 +104,7 @@ class SubscribeRequest(msgspec.Struct, frozen=True):
     channel: str = ""
     recover: bool = False
     epoch: str = ""
-    offset: int = 0
+    offset: _Offset = 0
     flag: int = 0
 
 
@@ -125,14 +129,14 @@ class Command(msgspec.Struct, frozen=True):
     subscribe: SubscribeRequest | None = None
     unsubscribe: ChannelRequest | None = None
     rpc: RpcRequest | None = None
-    publish: msgspec.Raw | None = None
-    presence: msgspec.Raw | None = None
-    presence_stats: msgspec.Raw | None = None
-    history: msgspec.Raw | None = None
-    ping: msgspec.Raw | None = None
-    send: msgspec.Raw | None = None
-    refresh: msgspec.Raw | None = None
-    sub_refresh: msgspec.Raw | None = None
+    publish: _Unserved | None = None
+    presence: _Unserved | None = None
+    presence_stats: _Unserved | None = None
+    history: _Unserved | None = None
+    ping: _Unserved | None = None
+    send: _Unserved | None = None
+    refresh: _Unserved | None = None
+    sub_refresh: _Unserved | None = None
 
     def kind(self) -> str | None:
         """Return the name of the first request that is there, None for a pong."""
@@ -198,10 +202,20 @@ APPLICATION_CODES = 1_000
 
 
 def decode_frame(frame: bytes | str) -> list[Command]:
-    """Return the frame's commands. Raises `msgspec.MsgspecError` when it is not made of commands."""
+    """Return the frame's commands.
+
+    Raises:
+        UnicodeError: it is not UTF-8. The decoder alone would let that through inside of what is passed on as it came.
+        msgspec.MsgspecError: it is not made of commands.
+    """
     if isinstance(frame, str):
         frame = frame.encode()
-    return [_decoder.decode(line) for line in frame.split(b"\n") if line.strip()]
+    else:
+        frame.decode()
+    try:
+        return [_decoder.decode(line) for line in frame.split(b"\n") if line.strip()]
+    except RecursionError as error:
+        raise msgspec.DecodeError("nested too deeply") from error
 
 
 def encode_reply(command_id: int, kind: str, result: object) -> bytes:
@@ -227,7 +241,8 @@ _BY_CODE: dict[Code, ClientError] = {
 }
 
 
-_CODES = {known.value[0]: code for code, known in _BY_CODE.items()}
+# Of codes that share a number the first one speaks for all.
+_CODES = {known.value[0]: code for code, known in reversed(_BY_CODE.items())}
 
 
 def code_number(reply_code: int) -> int:

@@ -10,12 +10,12 @@ The shell gives it what arrives (`receive`), the results of what it asked for, a
 effects to carry out in their order. Commands are answered in any order, as the protocol allows, but started in
 theirs.
 
-| phase      | connect       | subscribe, rpc, unsubscribe | other commands    | pong            | not a command |
-|------------|---------------|-----------------------------|-------------------|-----------------|---------------|
-| awaiting   | authenticate  | close 3501                  | close 3501        | close 3501      | close 3501    |
-| connecting | close 3501    | close 3501                  | close 3501        | close 3501      | close 3501    |
-| open       | close 3501    | start                       | error 108         | alive           | close 3501    |
-| closed     | nothing happens                                                                                   |
+| phase      | connect      | subscribe, rpc, unsubscribe | send       | other commands | pong       | not a command |
+|------------|--------------|-----------------------------|------------|----------------|------------|---------------|
+| awaiting   | authenticate | close 3501                  | close 3501 | close 3501     | close 3501 | close 3501    |
+| connecting | close 3501   | close 3501                  | close 3501 | close 3501     | close 3501 | close 3501    |
+| open       | close 3501   | start                       | ignore     | error 108      | alive      | close 3501    |
+| closed     | ignore       | ignore                      | ignore     | ignore         | ignore     | ignore        |
 
 Invariants:
     I1  Nothing is written before the connect reply, nothing after the close.

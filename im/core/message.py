@@ -59,6 +59,11 @@ def draft_of(send: Send, *, sender: str, device: str, mid: int, at: Timestamp, b
     if not 0 < len(send.type.encode()) <= KIND_BYTES_MAX or not send.type.isprintable():
         raise BadRequest(f"type must have 1 to {KIND_BYTES_MAX} printable bytes")
     body = bytes(send.body)
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        # The JSON decoder passes a Raw on unchecked, and whoever gets the message could not read the frame it is in.
+        raise BadRequest("body is not valid UTF-8") from error
     if len(body) > body_bytes_max:
         raise LimitExceeded(
             f"body is {len(body)} bytes, the limit is {body_bytes_max}",
@@ -66,6 +71,8 @@ def draft_of(send: Send, *, sender: str, device: str, mid: int, at: Timestamp, b
             limit=body_bytes_max,
             seen=len(body),
         )
+    # Line breaks part the commands of a frame. In JSON they stand between tokens only, where a space says the same.
+    body = body.replace(b"\n", b" ").replace(b"\r", b" ")
     return Draft(mid, sender, device, recipient, client_msg_id, send.type, body, at)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +118,20 @@ def _text(data: dict[str, Any]) -> str:
     return body if isinstance(body, str) else f"[{data['type']}] {msgspec.json.encode(body).decode()}"
 
 
-async def _lines() -> Any:
-    """Lines of standard input, without blocking the loop."""
-    reader = asyncio.StreamReader()
+async def _lines() -> AsyncIterator[str]:
+    """Lines of standard input, read in a thread of its own.
+
+    Not by the event loop: it cannot watch files or /dev/null, and a terminal must be left as it was found. The thread
+    is a daemon, since nothing can wake a read of a terminal when the chat ends.
+    """
     loop = asyncio.get_running_loop()
-    # A duplicate, so that closing the transport leaves the terminal as it was.
-    pipe = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
-    try:
-        while line := await reader.readline():
-            yield line.decode(errors="replace").rstrip("\r\n")
-    finally:
-        transport.close()
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            loop.call_soon_threadsafe(lines.put_nowait, line.rstrip("\r\n"))
+        loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    threading.Thread(target=read, daemon=True).start()
+    while (line := await lines.get()) is not None:
+        yield line

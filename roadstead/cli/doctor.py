@@ -17,7 +17,7 @@ from base.errors import LimitExceeded, PeerUnavailable, RoadsteadError
 from base.ids import new_uuid
 from roadstead.api import call_api
 from roadstead.cli.common import EXIT_FAILED, data_option, json_option, print_json
-from roadstead.client import Client, Incoming
+from roadstead.client import Client, Incoming, Position
 from roadstead.deployment import DataFolder, Endpoints, Secrets
 
 __all__ = ["command"]
@@ -107,8 +107,16 @@ async def _round_trip(endpoints: Endpoints, secrets: Secrets) -> str:
         if incoming.data["client_msg_id"] == probe_id:
             arrived.set()
 
-    scheduler = next(iter(endpoints.scheduler.values()))
-    client = Client(scheduler, user=PROBE_USER, credential=secrets.api_key, on_message=take, device=probe_id)
+    (im,) = endpoints.im.values()
+    page = await call_api("GET", f"{im}/v1/users/{PROBE_USER}/timeline", credential=secrets.api_key)
+    client = Client(
+        next(iter(endpoints.scheduler.values())),
+        user=PROBE_USER,
+        credential=secrets.api_key,
+        on_message=take,
+        device=probe_id,
+        position=Position(page["epoch"], page["head"]),  # what earlier examinations sent is of no interest
+    )
     try:
         async with asyncio.timeout(10):
             await client.connect()

@@ -98,8 +98,8 @@ class SessionTable:
         if beat.generation > link.generation and beat.seq == 1:
             self._start_generation(link, beat.generation)
         elif beat.generation != link.generation or link.last is None or beat.seq != link.seq + 1:
-            # A repeat was applied, only its reply was lost. Anything else, even if its number was seen before, comes
-            # from a sender that began anew without knowing its last generation, or from one that we know too little of.
+            # A repeat was applied, only its reply was lost. Anything else leaves a gap, even under a number that was
+            # seen before: a sender may begin anew without knowing its last generation.
             return BeatOutcome(needs_resync=beat != link.last)
         link.seq, link.last = beat.seq, beat
         for delta in beat.deltas:

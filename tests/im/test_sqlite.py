@@ -136,18 +136,26 @@ async def test_closing_waits_for_what_was_begun(path: Path):
     await store.close()
 
 
+async def test_every_commit_is_forced_to_the_disk(path: Path):
+    """I1: WAL with synchronous FULL (2), which no test can tell from NORMAL without cutting the power."""
+    store = await SqliteMessageStore.open(path)
+    for pragma, value in (("synchronous", 2), ("journal_mode", "wal")):
+        assert await store._writer.run(lambda db, name=pragma: db.execute(f"PRAGMA {name}").fetchone()) == (value,)
+    await store.close()
+
+
 # ---------------------------------------------------------------- merging
 
 
 async def test_merging_empties_memory_into_the_indexes(path: Path):
     """Each message is in each index once, and a few wait for the next merge."""
     store = await SqliteMessageStore.open(path, lag_max=10)
-    for begin in range(1, 100, 3):
-        await store.append(drafts(begin, begin + 2))
+    for one in drafts(1, 99):
+        await store.append([one])
     assert await keys(store, "bob") == [f"k{n}" for n in range(1, 100)]
     await store.close()
     [(indexed,)] = inspect(path, "SELECT value FROM meta WHERE name = 'indexed_through'")
-    assert 99 - indexed < 2 * 10 + 3
+    assert 99 - indexed < 2 * 10
     for index, entries in (("conv", 1), ("msg_key", 1), ("user_tl", 2)):
         counts = inspect(path, f"SELECT count(*) FROM {index} WHERE n <= ? GROUP BY n", indexed)  # noqa: S608 - our names
         assert counts == [(entries,)] * indexed
@@ -166,6 +174,20 @@ async def test_a_merge_that_was_cut_off_is_done_again(path: Path, tmp_path: Path
         assert await keys(other, "ann") == [f"k{m}" for m in range(1, n + 21)]
         assert await keys(other, "bob") == [f"k{m}" for m in range(1, n + 21) for _ in "ac"]
         await other.close()
+    await store.close()
+
+
+async def test_a_new_conversation_after_a_restart_has_a_new_cid(path: Path):
+    """Even when every message of the newest one left memory long ago."""
+    store = await SqliteMessageStore.open(path, lag_max=2)
+    await store.append([draft(1), draft(2, recipient="cleo")])
+    for n in range(3, 20):
+        await store.append([draft(n)])
+    await store.close()
+    store = await SqliteMessageStore.open(path, lag_max=2)
+    [appended] = await store.append([draft(20, recipient="dan")])
+    assert isinstance(appended, Appended)
+    assert appended.message.cid == 3
     await store.close()
 
 
