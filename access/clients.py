@@ -35,11 +35,11 @@ from access.core.session import Session, SessionPolicy
 from access.inboxes import CHANNEL_PREFIX, Inboxes
 from access.metrics import AccessMetrics
 from access.websocket import Connection
-from base.clock import Clock
 from base.core.wheel import TimerWheel
 from base.errors import Overloaded, RoadsteadError, TokenExpired, Unauthenticated
-from base.ids import NodeId, new_uuid
+from base.ids import new_uuid
 from base.log import logger
+from base.site import Site
 from im.client import ImClient
 from scheduler.api import Ticket
 from scheduler.client import LEEWAY_S, TicketVerifier
@@ -71,21 +71,20 @@ class Clients:
     def __init__(
         self,
         config: AccessConfig,
+        site: Site,
         *,
-        node: NodeId,
-        clock: Clock,
         verifier: TicketVerifier,
         publisher: StatusPublisher,
         im: ImClient,
         metrics: AccessMetrics,
     ) -> None:
-        self.inboxes = Inboxes(config, im, metrics, self, node=node)
+        self.inboxes = Inboxes(config, im, metrics, self, node=site.name)
         self._config = config
         self._policy = SessionPolicy(
             config.connect_deadline_ms, config.ping_interval_ms, config.pong_deadline_ms, config.inflight_max
         )
-        self._node = node
-        self._clock = clock
+        self._node = site.name
+        self._clock = site.clock
         self._verifier = verifier
         self._publisher = publisher
         self._im = im
@@ -93,10 +92,10 @@ class Clients:
         self._clients: dict[str, _Client] = {}
         self._by_connection: dict[Connection, _Client] = {}
         self._replay = ReplayCache()
-        self._wheel: TimerWheel[str] = TimerWheel(clock.monotonic(), tick_ms=WHEEL_TICK_MS)
+        self._wheel: TimerWheel[str] = TimerWheel(site.clock.monotonic(), tick_ms=WHEEL_TICK_MS)
         self._conn_seq = 0
         self._tasks: asyncio.TaskGroup | None = None
-        self._log = logger(node=node)
+        self._log = logger(node=site.name)
 
     def __len__(self) -> int:
         return len(self._clients)

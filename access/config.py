@@ -68,9 +68,6 @@ class AccessConfig(Section, frozen=True, kw_only=True):
             "client is let in all the same, and its messages come by the audit until the status cluster is back.",
         ),
     ] = 1_000
-    registration_ttl_ms: Annotated[
-        int, Meta(ge=1_000, description="How long this node stays in the registry without a heartbeat (ms).")
-    ] = 10_000
 
     def problems(self) -> Iterable[str]:
         """A recovery must fit into what may wait for one client."""

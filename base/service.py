@@ -20,6 +20,7 @@ from typing import Protocol
 
 from base.errors import RoadsteadError
 from base.log import logger
+from base.node import Node
 
 __all__ = ["Service", "run_services"]
 
@@ -31,8 +32,8 @@ class Service(Protocol):
     """One role of the system, as its process sees it."""
 
     @property
-    def name(self) -> str:
-        """The node's id."""
+    def node(self) -> Node:
+        """Its place in the cluster."""
         ...
 
     async def start(self) -> None:
@@ -69,20 +70,20 @@ async def run_services(
                 for service in services:
                     started.append(service)
                     # Some services need their own background work to become ready, so it runs from the start.
-                    running.append(tasks.create_task(service.run(), name=f"{service.name}.run"))
+                    running.append(tasks.create_task(service.run(), name=f"{service.node.site.name}.run"))
                     await service.start()
-                    log.info("service_started", service=service.name)
+                    log.info("service_started", service=service.node.site.name)
                 on_ready()
                 await stop.wait()
                 for service in reversed(services):
-                    await _bounded(service.name, "drain", service.drain(), DRAIN_DEADLINE_S)
+                    await _bounded(service.node.site.name, "drain", service.drain(), DRAIN_DEADLINE_S)
                 for task in running:
                     task.cancel()
         except BaseExceptionGroup as group:
             raise _first_failure(group) from group
         finally:
             for service in reversed(started):
-                await _bounded(service.name, "stop", service.stop(), STOP_DEADLINE_S)
+                await _bounded(service.node.site.name, "stop", service.stop(), STOP_DEADLINE_S)
 
 
 def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from base.clock import Clock
 from base.errors import PeerUnavailable
 from base.peer import PeerClient, PeerPool
-from base.registry import Registry
+from base.site import Site
 from im.api import HEADS, HEADS_USERS_MAX, RPC, SERVICE, TIMELINE, Heads, Rpc, Timeline, TimelinePage
 
 __all__ = ["ImClient"]
@@ -19,8 +18,8 @@ DEADLINE_MS = 5_000
 class ImClient:
     """Calls to the message services. `run` keeps the stream."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, node: str, peer_key: str) -> None:
-        self._pool = PeerPool(registry, SERVICE, node=node, peer_key=peer_key, clock=clock)
+    def __init__(self, site: Site) -> None:
+        self._pool = PeerPool(site, SERVICE)
 
     async def run(self) -> None:
         """Keep the stream until cancelled."""

@@ -40,6 +40,3 @@ class ImConfig(Section, frozen=True, kw_only=True):
             description="Users whose push failed and who are told again; beyond, their access node's audit finds them.",
         ),
     ] = 100_000
-    registration_ttl_ms: Annotated[
-        int, Meta(ge=1_000, description="How long this node stays in the registry without a heartbeat (ms).")
-    ] = 10_000

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Mapping
 
 from access.api import DELIVER, Deliver, InboxEntry
 from access.api import SERVICE as ACCESS_SERVICE
-from base.clock import Clock
 from base.errors import RoadsteadError
 from base.log import logger
 from base.peer import PeerPool
-from base.registry import Registry
+from base.site import Site
 from im.config import ImConfig
 from im.core.message import publication
 from im.metrics import ImMetrics
@@ -39,11 +38,8 @@ class Pusher:
     def __init__(
         self,
         config: ImConfig,
-        registry: Registry,
-        clock: Clock,
+        site: Site,
         *,
-        node: str,
-        peer_key: str,
         epoch: str,
         metrics: ImMetrics,
     ) -> None:
@@ -51,12 +47,12 @@ class Pusher:
         self._config = config
         self._epoch = epoch
         self._metrics = metrics
-        self._status = StatusClient(registry, clock, node=node, peer_key=peer_key)
-        self._pool = PeerPool(registry, ACCESS_SERVICE, node=node, peer_key=peer_key, clock=clock)
+        self._status = StatusClient(site)
+        self._pool = PeerPool(site, ACCESS_SERVICE)
         self._queue: list[Appended] = []
         self._wake = asyncio.Event()
         self._behind: dict[str, int] = {}
-        self._log = logger(node=node)
+        self._log = logger(node=site.name)
 
     @property
     def behind(self) -> int:

@@ -13,24 +13,18 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from base.clock import Clock
 from base.errors import (
     BadRequest,
     Conflict,
     Draining,
     LimitExceeded,
-    StoreError,
     Unavailable,
     UnknownMethod,
 )
-from base.http import Credentials, HttpServer, Role, json_body, query_param
-from base.ids import Incarnation, NodeId, checked_id
-from base.log import logger
-from base.metrics import Metrics
-from base.peer import PeerServer
-from base.peer.server import PEER_PATH
-from base.registration import Registration
-from base.registry import Registry, ServiceInstance
+from base.http import Role, json_body, query_param
+from base.ids import checked_id
+from base.node import Node
+from base.site import Site
 from im.api import (
     HEADS,
     HEADS_USERS_MAX,
@@ -80,86 +74,59 @@ class MessageService:
     def __init__(
         self,
         config: ImConfig,
+        site: Site,
         *,
-        name: NodeId,
-        incarnation: Incarnation,
-        host: str,
-        port: int,
-        registry: Registry,
-        clock: Clock,
-        peer_key: str,
-        credentials: Credentials,
         store: MessageStore,
         worker: int,
     ) -> None:
         """`store` is open, and closed by `stop`; `worker` is this process's number in message ids, 0 to 1023."""
-        self.name = name
+        self.node = Node(site, SERVICE, statistics=self.statistics)
         self._config = config
-        self._incarnation = incarnation
-        self._address = (host, port)
-        self._registry = registry
-        self._clock = clock
-        self._credentials = credentials
+        self._clock = site.clock
+        self._credentials = site.credentials
         self._store = store
         self._snowflake = Snowflake(worker)
         self._is_draining = False
-        self._log = logger(node=name)
-        metrics = Metrics(name)
-        self._metrics = ImMetrics(metrics, behind=lambda: self._pusher.behind)
-        self._pusher = Pusher(
-            config, registry, clock, node=name, peer_key=peer_key, epoch=store.epoch, metrics=self._metrics
-        )
+        self._metrics = ImMetrics(self.node.metrics, behind=lambda: self._pusher.behind)
+        self._pusher = Pusher(config, site, epoch=store.epoch, metrics=self._metrics)
         self._writer = GroupCommit(store, on_committed=self._committed, waiting_max=config.append_queue_max)
-        self._peers = PeerServer(peer_key=peer_key)
-        self._peers.serve(RPC, self._rpc)
-        self._peers.serve(TIMELINE, self._timeline)
-        self._peers.serve(HEADS, self._heads)
-        self.http = HttpServer(name, metrics, statistics=self.statistics)
-        self.http.app.router.add_get(PEER_PATH, self._peers.handle)
-        self.http.app.router.add_post("/v1/messages", self._post_message)
-        self.http.app.router.add_get("/v1/users/{user}/timeline", self._get_timeline)
-        self._registration = Registration(registry, clock, ttl_ms=config.registration_ttl_ms)
+        self.node.peers.serve(RPC, self._rpc)
+        self.node.peers.serve(TIMELINE, self._timeline)
+        self.node.peers.serve(HEADS, self._heads)
+        self.node.http.app.router.add_post("/v1/messages", self._post_message)
+        self.node.http.app.router.add_get("/v1/users/{user}/timeline", self._get_timeline)
 
     async def start(self) -> None:
         """Listen, join, and wait until receivers can be looked up."""
-        await self.http.listen(*self._address)
+        await self.node.listen()
         await self._pusher.wait_ready()
-        await self._registration.join(
-            ServiceInstance(id=self.name, service=SERVICE, url=self.http.url, incarnation=self._incarnation)
-        )
-        self.http.is_ready = True
+        await self.node.join()
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._writer.run())
             tasks.create_task(self._pusher.run())
-            tasks.create_task(self._registration.run())
+            tasks.create_task(self.node.run())
 
     async def drain(self) -> None:
         """Refuse new sends and commit what waits."""
-        self.http.is_ready = False
+        self.node.http.is_ready = False
         self._is_draining = True
         await self._writer.close()
 
     async def stop(self) -> None:
         """Deregister and close."""
-        try:
-            await self._registration.leave()
-        except StoreError as error:
-            self._log.warning("deregister_failed", error=str(error))
-        await self._peers.close()
-        await self.http.close()
+        await self.node.close()
         await self._store.close()
 
     def statistics(self) -> dict[str, Any]:
         """Return a snapshot for `/debug/statistics`."""
         return {
-            "node": self.name,
             "epoch": self._store.epoch,
             "is_draining": self._is_draining,
             "push_behind": self._pusher.behind,
-            "streams": self._peers.statistics(),
+            "streams": self.node.peers.statistics(),
         }
 
     # ---------------------------------------------------------------- sending

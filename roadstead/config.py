@@ -10,6 +10,7 @@ from msgspec import Meta
 from access.config import AccessConfig
 from base.config import Section
 from base.http import is_loopback
+from base.site import NodeConfig
 from im.config import ImConfig
 from scheduler.config import SchedulerConfig
 from status.config import StatusConfig
@@ -60,6 +61,7 @@ class Config(Section, frozen=True, kw_only=True):
 
     up: UpConfig = UpConfig()
     log: LogConfig = LogConfig()
+    node: NodeConfig = NodeConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     status: StatusConfig = StatusConfig()
     access: AccessConfig = AccessConfig()

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import TypedDict
 
 import msgspec
 
 from access.service import AccessNode
 from base.clock import SystemClock
 from base.errors import ConfigError, StoreUnavailable
-from base.http import Credentials, HttpServer, Role
-from base.ids import Incarnation, NodeId
-from base.registration import next_incarnation
+from base.http import Credentials, Role
+from base.ids import NodeId
+from base.node import Node, next_incarnation
 from base.registry import Registry
 from base.registry.sqlite import SqliteRegistry
 from base.service import Service, run_services
+from base.site import Site
 from im.service import MessageService
 from im.sqlite import SqliteMessageStore
 from roadstead.config import Config
@@ -80,26 +80,15 @@ class _Nodes(msgspec.Struct):
         return [*self.status, self.im, *self.access, self.scheduler]
 
     def endpoints(self) -> Endpoints:
-        def urls(*nodes: StatusNode | MessageService | AccessNode | Scheduler) -> dict[str, str]:
-            return {node.name: _url(node.http) for node in nodes}
+        def urls(*services: Service) -> dict[str, str]:
+            return {service.node.site.name: _url(service.node) for service in services}
 
         return Endpoints(os.getpid(), urls(self.scheduler), urls(*self.status), urls(*self.access), urls(self.im))
 
 
-def _url(http: HttpServer) -> str:
-    assert http.url, "endpoints are told when every node listens"
-    return http.url
-
-
-class _Common(TypedDict):
-    """What every service is built with."""
-
-    name: NodeId
-    incarnation: Incarnation
-    host: str
-    port: int
-    registry: Registry
-    clock: SystemClock
+def _url(node: Node) -> str:
+    assert node.http.url, "endpoints are told when every node listens"
+    return node.http.url
 
 
 class _Wiring:
@@ -115,53 +104,35 @@ class _Wiring:
 
     async def build(self, store: SqliteMessageStore) -> _Nodes:
         config, secrets = self._config, self._secrets
+        ticket_key = (secrets.ticket_kid, secrets.ticket_key)
         scheduler = Scheduler(
-            config.scheduler,
-            **await self._common("scheduler-1"),
-            credentials=self._credentials,
-            user_key=secrets.user_key,
-            ticket_key=(secrets.ticket_kid, secrets.ticket_key),
+            config.scheduler, await self._site("scheduler-1"), user_key=secrets.user_key, ticket_key=ticket_key
         )
-        im = MessageService(
-            config.im,
-            **await self._common("im-1"),
-            peer_key=secrets.peer_key,
-            credentials=self._credentials,
-            store=store,
-            worker=WORKER,
-        )
+        im = MessageService(config.im, await self._site("im-1"), store=store, worker=WORKER)
         access = [
-            AccessNode(
-                config.access,
-                **await self._common(f"access-{number}"),
-                peer_key=secrets.peer_key,
-                ticket_keys={secrets.ticket_kid: secrets.ticket_key},
-            )
+            AccessNode(config.access, await self._site(f"access-{number}"), ticket_keys=dict([ticket_key]))
             for number in range(1, config.up.access_nodes + 1)
         ]
         # The first table names the nodes that are there; waiting for fewer would leave one out.
         status_config = msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes)
         status = [
-            StatusNode(
-                status_config,
-                **await self._common(f"status-{number}"),
-                peer_key=secrets.peer_key,
-                credentials=self._credentials,
-            )
+            StatusNode(status_config, await self._site(f"status-{number}"))
             for number in range(1, config.up.status_nodes + 1)
         ]
         return _Nodes(status, im, access, scheduler)
 
-    async def _common(self, name: str) -> _Common:
+    async def _site(self, name: str) -> Site:
         port = self._next_port
         if port:
             self._next_port += 1
-        node = NodeId(name)
-        return {
-            "name": node,
-            "incarnation": await next_incarnation(self._registry, node),
-            "host": self._config.up.host,
-            "port": port,
-            "registry": self._registry,
-            "clock": self._clock,
-        }
+        return Site(
+            name=NodeId(name),
+            incarnation=await next_incarnation(self._registry, name),
+            host=self._config.up.host,
+            port=port,
+            registry=self._registry,
+            clock=self._clock,
+            peer_key=self._secrets.peer_key,
+            credentials=self._credentials,
+            config=self._config.node,
+        )

@@ -31,7 +31,3 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
         int, Meta(ge=10, description="First ceiling of the wait that clients are told to keep between rounds (ms).")
     ] = 200
     backoff_ceiling_ms: Annotated[int, Meta(ge=100, description="Last ceiling of that wait (ms).")] = 20_000
-    registration_ttl_ms: Annotated[
-        int,
-        Meta(ge=1_000, description="How long this node stays in the registry without a heartbeat (ms)."),
-    ] = 10_000

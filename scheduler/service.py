@@ -14,14 +14,12 @@ from aiohttp import web
 
 from access.api import SERVICE as ACCESS_SERVICE
 from access.api import WEBSOCKET_PATH, NodeReport
-from base.clock import Clock
 from base.errors import BadRequest, NotReady, StoreError, Unauthenticated
-from base.http import Credentials, HttpServer, Role, bearer, json_response, query_param
-from base.ids import Incarnation, NodeId, checked_id, entropy, new_uuid
-from base.log import logger
-from base.metrics import Metrics
-from base.registration import Registration
-from base.registry import Registry, ServiceInstance, follow
+from base.http import Role, bearer, json_response, query_param
+from base.ids import NodeId, checked_id, entropy, new_uuid
+from base.node import Node
+from base.registry import ServiceInstance, follow
+from base.site import Site
 from scheduler.api import AccessAnswer, Backoff, Candidate, Ticket
 from scheduler.config import SchedulerConfig
 from scheduler.core.assignment import AccessNode, Decision, LoadEstimate, assign
@@ -40,69 +38,49 @@ class Scheduler:
     def __init__(
         self,
         config: SchedulerConfig,
+        site: Site,
         *,
-        name: NodeId,
-        incarnation: Incarnation,
-        host: str,
-        port: int,
-        registry: Registry,
-        clock: Clock,
-        credentials: Credentials,
         user_key: str,
         ticket_key: tuple[str, str],
     ) -> None:
         """`user_key` checks user tokens; `ticket_key` is the (kid, secret) that tickets are signed with."""
-        self.name = name
+        self.node = Node(site, SERVICE, statistics=self.statistics)
         self._config = config
-        self._incarnation = incarnation
-        self._address = (host, port)
-        self._registry = registry
-        self._clock = clock
-        self._credentials = credentials
+        self._registry = site.registry
+        self._clock = site.clock
+        self._credentials = site.credentials
         self._user_key = user_key
         self._kid, self._ticket_secret = ticket_key
         self._nodes: tuple[AccessNode, ...] = ()
         self._load = LoadEstimate()
         self._random = entropy()
-        self._log = logger(node=name)
-        metrics = Metrics(name)
-        self._metrics = SchedulerMetrics(metrics, access_nodes=lambda: len(self._nodes))
-        self.http = HttpServer(name, metrics, statistics=self.statistics)
-        self.http.app.router.add_get("/v1/access", self._access)
-        self._registration = Registration(registry, clock, ttl_ms=config.registration_ttl_ms)
+        self._metrics = SchedulerMetrics(self.node.metrics, access_nodes=lambda: len(self._nodes))
+        self.node.http.app.router.add_get("/v1/access", self._access)
 
     async def start(self) -> None:
         """Listen and join."""
-        await self.http.listen(*self._address)
-        await self._registration.join(
-            ServiceInstance(id=self.name, service=SERVICE, url=self.http.url, incarnation=self._incarnation)
-        )
-        self.http.is_ready = True
+        await self.node.listen()
+        await self.node.join()
 
     async def run(self) -> None:
         """Follow the access nodes."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._registration.run())
+            tasks.create_task(self.node.run())
             async for view in follow(self._registry.services, ACCESS_SERVICE, self._clock, on_outage=self._outage):
                 self._nodes = tuple(_read(instance) for instance in view.items)
                 self._load.forget_all_but(self._nodes)
 
     async def drain(self) -> None:
         """Take no new work: a decision is over as soon as it is made."""
-        self.http.is_ready = False
+        self.node.http.is_ready = False
 
     async def stop(self) -> None:
         """Deregister and close."""
-        try:
-            await self._registration.leave()
-        except StoreError as error:
-            self._log.warning("deregister_failed", error=str(error))
-        await self.http.close()
+        await self.node.close()
 
     def statistics(self) -> dict[str, Any]:
         """Return a snapshot for `/debug/statistics`."""
         return {
-            "node": self.name,
             "access_nodes": {
                 node.id: {
                     "connections": node.connections,
@@ -166,7 +144,7 @@ class Scheduler:
         )
 
     def _outage(self, error: StoreError) -> None:
-        self._log.warning("registry_unreachable", error=str(error))
+        self.node.log.warning("registry_unreachable", error=str(error))
 
 
 def _read(instance: ServiceInstance) -> AccessNode:

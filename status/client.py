@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from base.clock import Clock, Instant
+from base.clock import Instant
 from base.errors import PeerError, RoadsteadError, StaleEpoch
-from base.ids import Epoch, Incarnation, NodeId, entropy
+from base.ids import Epoch, NodeId, entropy
 from base.log import logger
 from base.peer import PeerPool
-from base.registry import Entry, Registry, View, follow
+from base.registry import Entry, View, follow
+from base.site import Site
 from status.api import (
     BEAT,
     LOOKUP,
@@ -44,16 +45,15 @@ RETRY_MS = 100
 class TableFollower:
     """The newest partition table that this process has seen."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, node: str) -> None:
+    def __init__(self, site: Site) -> None:
         self.table: PartitionTable | None = None
-        self._registry = registry
-        self._clock = clock
+        self._site = site
         self._changed = asyncio.Event()
-        self._log = logger(node=node)
+        self._log = logger(node=site.name)
 
     async def run(self) -> None:
         """Follow the registry until cancelled."""
-        async for view in follow(self._registry.scan, TABLE_KEY, self._clock):
+        async for view in follow(self._site.registry.scan, TABLE_KEY, self._site.clock):
             self._take(view)
 
     async def wait_newer(self, epoch: int) -> PartitionTable:
@@ -77,9 +77,9 @@ class TableFollower:
 class StatusClient:
     """Lookups, batched per owner. `run` keeps the streams and the table."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, node: str, peer_key: str) -> None:
-        self._table = TableFollower(registry, clock, node=node)
-        self._pool = PeerPool(registry, SERVICE, node=node, peer_key=peer_key, clock=clock)
+    def __init__(self, site: Site) -> None:
+        self._table = TableFollower(site)
+        self._pool = PeerPool(site, SERVICE)
 
     async def run(self) -> None:
         """Keep the table and the streams until cancelled."""
@@ -147,16 +147,10 @@ class StatusPublisher:
     `open` returns once the owner knows the session, so that whoever looks the user up afterwards finds it.
     """
 
-    def __init__(
-        self, registry: Registry, clock: Clock, *, node: NodeId, incarnation: Incarnation, peer_key: str
-    ) -> None:
-        self._clock = clock
-        self._node = node
-        self._incarnation = incarnation
-        self._table = TableFollower(registry, clock, node=node)
-        self._pool = PeerPool(
-            registry, SERVICE, node=node, peer_key=peer_key, clock=clock, on_connected=self._reconnected
-        )
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._table = TableFollower(site)
+        self._pool = PeerPool(site, SERVICE, on_connected=self._reconnected)
         self._links: dict[NodeId, LinkPublisher] = {}
         self._news: dict[NodeId, asyncio.Event] = {}
         self._confirming: dict[str, asyncio.Future[None]] = {}
@@ -164,7 +158,7 @@ class StatusPublisher:
         # The table that `_links` stands for; the follower's may be newer by one step of the loop.
         self._routed_by: PartitionTable | None = None
         self._random = entropy()
-        self._log = logger(node=node)
+        self._log = logger(node=site.name)
 
     async def run(self) -> None:
         """Keep streams, table and beats going until cancelled."""
@@ -219,7 +213,7 @@ class StatusPublisher:
         """Give each session to the link of its owner. A link whose sessions changed hands synchronises anew."""
         sessions = [opened for link in self._links.values() for opened in link.sessions()]
         before = {node: {opened.session for opened in link.sessions()} for node, link in self._links.items()}
-        links = {node: LinkPublisher(self._node, self._incarnation) for node in table.nodes}
+        links = {node: LinkPublisher(self._site.name, self._site.incarnation) for node in table.nodes}
         for opened in sessions:
             links[table.owner_of(opened.user)].open(opened)
         for node, link in links.items():
@@ -264,7 +258,7 @@ class StatusPublisher:
                 raise  # a newer life of this node is known: this one must end
             except (PeerError, RoadsteadError) as error:
                 self._log.info("beat_failed", owner=owner, error=str(error))
-                await self._clock.sleep_until(Instant(self._clock.monotonic() + RETRY_MS))
+                await self._site.clock.sleep_until(Instant(self._site.clock.monotonic() + RETRY_MS))
                 again = link.failed(again) if self._links.get(owner) is link else None
                 continue
             for session in link.answered(again, reply):

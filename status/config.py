@@ -31,10 +31,6 @@ class StatusConfig(Section, frozen=True, kw_only=True):
             description="How many status nodes must be registered before the first partition table is written.",
         ),
     ] = 3
-    registration_ttl_ms: Annotated[
-        int,
-        Meta(ge=1_000, description="How long this node stays in the registry without a heartbeat (ms)."),
-    ] = 10_000
 
     def problems(self) -> Iterable[str]:
         """A lease must outlive two lost beats of a second each."""

@@ -12,12 +12,12 @@ import asyncio
 
 import msgspec
 
-from base.clock import Clock, Instant
+from base.clock import Instant
 from base.core.lease import HeldLease
 from base.errors import CasConflict, SessionLost, StoreError
 from base.ids import Epoch, NodeId
 from base.log import logger
-from base.registry import Registry
+from base.site import Site
 from status.api import SERVICE, TABLE_KEY
 from status.core.partitions import plan_table
 
@@ -32,15 +32,15 @@ assert ROUND_MS * 3 < SESSION_TTL_MS
 class Leader:
     """A status node's standing candidacy. `run` campaigns, renews and acts."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, node: NodeId, bootstrap_nodes: int) -> None:
+    def __init__(self, site: Site, *, bootstrap_nodes: int) -> None:
         """`bootstrap_nodes`: how many status nodes must be registered before the first table is written."""
-        self._registry = registry
-        self._clock = clock
-        self._node = node
+        self._registry = site.registry
+        self._clock = site.clock
+        self._node = site.name
         self._bootstrap_nodes = bootstrap_nodes
         self._held = HeldLease()
         self._session: str | None = None
-        self._log = logger(node=node)
+        self._log = logger(node=site.name)
 
     @property
     def is_leading(self) -> bool:

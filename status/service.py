@@ -14,16 +14,12 @@ from typing import Any
 
 from aiohttp import web
 
-from base.clock import Clock, Instant
-from base.errors import BadRequest, LimitExceeded, NotReady, StaleEpoch, StoreError
-from base.http import Credentials, HttpServer, Role, json_response
-from base.ids import Incarnation, NodeId, checked_id
-from base.log import logger
-from base.metrics import Metrics
-from base.peer import PeerServer
-from base.peer.server import PEER_PATH
-from base.registration import Registration
-from base.registry import Registry, ServiceInstance
+from base.clock import Instant
+from base.errors import BadRequest, LimitExceeded, NotReady, StaleEpoch
+from base.http import Role, json_response
+from base.ids import NodeId, checked_id
+from base.node import Node
+from base.site import Site
 from status.api import BEAT, LOOKUP, LOOKUP_USERS_MAX, SERVICE, Beat, BeatReply, Lookup, LookupReply, UserStatus
 from status.client import StatusClient, TableFollower
 from status.config import StatusConfig
@@ -44,48 +40,28 @@ class StatusNode:
     def __init__(
         self,
         config: StatusConfig,
-        *,
-        name: NodeId,
-        incarnation: Incarnation,
-        host: str,
-        port: int,
-        registry: Registry,
-        clock: Clock,
-        peer_key: str,
-        credentials: Credentials,
+        site: Site,
     ) -> None:
-        self.name = name
-        self._config = config
-        self._incarnation = incarnation
-        self._address = (host, port)
-        self._registry = registry
-        self._clock = clock
-        self._credentials = credentials
+        self.node = Node(site, SERVICE, statistics=self.statistics)
+        self._registry = site.registry
+        self._clock = site.clock
+        self._credentials = site.credentials
         self._sessions = SessionTable(lease_ms=config.lease_ms)
-        self._table = TableFollower(registry, clock, node=name)
-        self._client = StatusClient(registry, clock, node=name, peer_key=peer_key)
-        self._leader = Leader(registry, clock, node=name, bootstrap_nodes=config.bootstrap_nodes)
-        metrics = Metrics(name)
-        self._metrics = StatusMetrics(metrics, self._sessions.statistics)
-        self._peers = PeerServer(peer_key=peer_key)
-        self._peers.serve(BEAT, self._beat)
-        self._peers.serve(LOOKUP, self._lookup)
-        self.http = HttpServer(name, metrics, statistics=self.statistics)
-        self.http.app.router.add_get(PEER_PATH, self._peers.handle)
-        self.http.app.router.add_get("/v1/users/{user}/status", self._get_status)
-        self._registration = Registration(registry, clock, ttl_ms=config.registration_ttl_ms)
-        self._observed = clock.monotonic()
-        self._log = logger(node=name)
+        self._table = TableFollower(site)
+        self._client = StatusClient(site)
+        self._leader = Leader(site, bootstrap_nodes=config.bootstrap_nodes)
+        self._metrics = StatusMetrics(self.node.metrics, self._sessions.statistics)
+        self.node.peers.serve(BEAT, self._beat)
+        self.node.peers.serve(LOOKUP, self._lookup)
+        self.node.http.app.router.add_get("/v1/users/{user}/status", self._get_status)
+        self._observed = site.clock.monotonic()
 
     async def start(self) -> None:
         """Listen, join, and wait until there is a table."""
-        await self.http.listen(*self._address)
+        await self.node.listen()
         alive = (await self._registry.services(ACCESS_SERVICE)).items
         self._sessions.await_nodes(self._clock.monotonic(), [NodeId(instance.id) for instance in alive])
-        await self._registration.join(
-            ServiceInstance(id=self.name, service=SERVICE, url=self.http.url, incarnation=self._incarnation)
-        )
-        self.http.is_ready = True
+        await self.node.join()
 
     async def run(self) -> None:
         """Follow the table, stand for leader, end leases."""
@@ -93,32 +69,26 @@ class StatusNode:
             tasks.create_task(self._table.run())
             tasks.create_task(self._client.run())
             tasks.create_task(self._leader.run())
-            tasks.create_task(self._registration.run())
+            tasks.create_task(self.node.run())
             tasks.create_task(self._tick())
 
     async def drain(self) -> None:
         """Take no new work. Its partitions move away by a resize, not by a drain."""
-        self.http.is_ready = False
+        self.node.http.is_ready = False
 
     async def stop(self) -> None:
         """Deregister and close."""
-        try:
-            await self._registration.leave()
-        except StoreError as error:
-            self._log.warning("deregister_failed", error=str(error))
-        await self._peers.close()
-        await self.http.close()
+        await self.node.close()
 
     def statistics(self) -> dict[str, Any]:
         """Return a snapshot for `/debug/statistics`."""
         table = self._table.table
         return {
-            "node": self.name,
             "epoch": table.epoch if table else 0,
-            "partitions": table.counts().get(self.name, 0) if table else 0,
+            "partitions": table.counts().get(self.node.site.name, 0) if table else 0,
             "is_leading": self._leader.is_leading,
             "table": self._sessions.statistics(),
-            "streams": self._peers.statistics(),
+            "streams": self.node.peers.statistics(),
         }
 
     # ---------------------------------------------------------------- peer methods
@@ -141,7 +111,7 @@ class StatusNode:
             raise NotReady("no partition table yet", retry_after_ms=TICK_MS)
         statuses: list[UserStatus | None] = list(self._sessions.lookup(self._observe(), lookup.users))
         for index, user in enumerate(lookup.users):
-            if table.owner_of(user) != self.name:
+            if table.owner_of(user) != self.node.site.name:
                 statuses[index] = None
                 self._metrics.misrouted.inc()
         self._metrics.lookups.inc(len(statuses))
@@ -172,7 +142,7 @@ class StatusNode:
         if lag_ms > STALL_MS:
             self._sessions.stalled(lag_ms)
             self._metrics.stalls.inc(lag_ms)
-            self._log.warning("stall_noticed", lag_ms=lag_ms)
+            self.node.log.warning("stall_noticed", lag_ms=lag_ms)
         self._observed = now
         return now
 

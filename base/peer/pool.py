@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from base.clock import Clock
 from base.core.registry import ServiceInstance
 from base.errors import PeerUnavailable, StoreError
 from base.log import logger
 from base.peer.client import PeerClient
-from base.registry import Registry, follow
+from base.registry import follow
+from base.site import Site
 
 __all__ = ["PeerPool"]
 
@@ -32,26 +32,20 @@ class PeerPool:
 
     def __init__(
         self,
-        registry: Registry,
+        site: Site,
         service: str,
         *,
-        node: str,
-        peer_key: str,
-        clock: Clock,
         on_change: Callable[[tuple[ServiceInstance, ...]], None] | None = None,
         on_connected: Callable[[str], None] | None = None,
     ) -> None:
         """`on_change` gets the live instances after each change; `on_connected` a node's id for each new stream."""
-        self._registry = registry
+        self._site = site
         self._service = service
-        self._node = node
-        self._peer_key = peer_key
-        self._clock = clock
         self._on_change = on_change
         self._on_connected = on_connected
         self._members: dict[str, _Member] = {}
         self._seen = asyncio.Event()
-        self._log = logger(node=node, service=service)
+        self._log = logger(node=site.name, service=service)
 
     def get(self, node_id: str) -> PeerClient:
         """Return the client of a node. Raises PeerUnavailable when the registry knows no such node."""
@@ -71,7 +65,9 @@ class PeerPool:
     async def run(self) -> None:
         """Follow the service until cancelled; closes every stream at the end."""
         async with asyncio.TaskGroup() as tasks:
-            async for view in follow(self._registry.services, self._service, self._clock, on_outage=self._outage):
+            async for view in follow(
+                self._site.registry.services, self._service, self._site.clock, on_outage=self._outage
+            ):
                 self._update(view.items, tasks)
                 self._seen.set()
                 if self._on_change is not None:
@@ -92,8 +88,8 @@ class PeerPool:
                 client = PeerClient(
                     instance.url,
                     peer=node_id,
-                    node=self._node,
-                    peer_key=self._peer_key,
+                    node=self._site.name,
+                    peer_key=self._site.peer_key,
                     on_connected=self._connected(node_id),
                 )
                 self._members[node_id] = _Member(instance, client, tasks.create_task(client.run()))
