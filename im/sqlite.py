@@ -87,7 +87,7 @@ class _Lane:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except sqlite3.Error as error:
             reason = getattr(error, "sqlite_errorname", type(error).__name__)
-            raise StoreUnavailable(f"the message store {self._path} failed: {error} ({reason})") from error
+            raise StoreUnavailable(f"the message store {self._path.name} failed: {error} ({reason})") from error
         finally:
             self.waiting -= 1
 

@@ -50,7 +50,7 @@ async def run_up(
             registry = SqliteRegistry(clock, data.registry_db)
             store = await SqliteMessageStore.open(data.messages_db)
         except StoreUnavailable as error:
-            raise ConfigError([str(error)]) from error
+            raise ConfigError([f"the data folder {data.path} cannot be used: {error}"]) from error
         try:
             nodes = await _Wiring(config, secrets, registry, clock).build(store)
 
