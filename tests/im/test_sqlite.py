@@ -90,9 +90,11 @@ async def test_a_newer_schema_is_refused(path: Path):
 
 
 async def test_a_path_that_cannot_be_opened_is_named(tmp_path: Path):
-    """A folder that is missing, and a folder where the file should be."""
+    """A folder that is missing, and a folder where the file should be; named without the folders above, which clients
+    have no business to know.
+    """
     for wrong in (tmp_path / "missing" / "messages.db", tmp_path):
-        with pytest.raises(StoreUnavailable, match=f"{wrong} failed: unable to open database file"):
+        with pytest.raises(StoreUnavailable, match=f"{wrong.name} failed: unable to open database file"):
             await SqliteMessageStore.open(wrong)
 
 
