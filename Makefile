@@ -37,7 +37,7 @@ check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, bef
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto tests/tidy tests/base tests/scheduler/core tests/status/core tests/access/core tests/im/core
+	$(BIN)/python -m pytest -q -n auto tests/tidy tests/base tests/*/core
 
 sim: $(RUNTIME)     ## many seeded histories of the simulator (ARGS="--count 100000")
 	$(BIN)/python -m roadstead.sim $(ARGS)

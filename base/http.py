@@ -78,7 +78,7 @@ class Credentials:
         found = None
         for key, role in self._keys.items():
             # No early exit: the time must not tell which key came close.
-            if hmac.compare_digest(key.encode(), offered.encode()):
+            if hmac.compare_digest(key.encode(), offered.encode(errors="surrogateescape")):
                 found = role
         return found
 

@@ -40,7 +40,7 @@ class PeerServer:
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         """The aiohttp handler: authenticate, upgrade, run the stream until it ends."""
         offered = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(offered.encode(), self._peer_key.encode()):
+        if not hmac.compare_digest(offered.encode(errors="surrogateescape"), self._peer_key.encode()):
             raise Unauthenticated("a peer stream needs the cluster's peer key")
         socket = web.WebSocketResponse(
             protocols=[SUBPROTOCOL], heartbeat=HEARTBEAT_S, max_msg_size=FRAME_BYTES_MAX, compress=False

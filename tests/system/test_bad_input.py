@@ -194,6 +194,7 @@ async def test_credentials_are_asked_for_and_checked(system: System) -> None:
         for path, credential, status, name in [
             ("/v1/access?user=a", None, 401, "unauthenticated"),
             ("/v1/access?user=a", "wrong", 401, "unauthenticated"),
+            ("/v1/access?user=a", "\udcff", 401, "unauthenticated"),
             ("/v1/access?user=a", mint_user_token("b", key=user_key, expires_at=later), 400, "bad_request"),
             ("/v1/access", mint_user_token("b", key=user_key, expires_at=Timestamp(0)), 401, "token_expired"),
             ("/v1/access", mint_user_token("b", key="x" * 32, expires_at=later), 401, "unauthenticated"),
