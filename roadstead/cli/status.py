@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import click
 from rich.console import Console
@@ -15,6 +14,8 @@ from roadstead.cli.common import data_option, json_option, print_json
 from roadstead.deployment import DataFolder
 
 __all__ = ["command"]
+
+STRIP_CELLS = 32
 
 
 @click.group("status")
@@ -31,10 +32,8 @@ def _lookup(data: DataFolder, as_json: bool, users: tuple[str, ...]) -> None:
     url = next(iter(data.endpoints().status.values()))
     key = data.secrets().api_key
 
-    async def ask() -> list[dict[str, Any]]:
-        return [await call_api("GET", f"{url}/v1/users/{user}/status", credential=key) for user in users]
-
-    statuses = asyncio.run(ask())
+    body = {"users": list(users)}
+    statuses = asyncio.run(call_api("POST", f"{url}/v1/users/status", credential=key, body=body))["statuses"]
     if as_json:
         print_json(statuses)
         return
@@ -55,3 +54,36 @@ def _lookup(data: DataFolder, as_json: bool, users: tuple[str, ...]) -> None:
                 since,
             )
     Console().print(table)
+
+
+@command.command("table")
+@data_option
+@json_option
+def _table(data: DataFolder, as_json: bool) -> None:
+    """Show who owns which partitions, and how even the shares are."""
+    url = next(iter(data.endpoints().status.values()))
+    key = data.secrets().api_key
+    table = asyncio.run(call_api("GET", f"{url}/v1/admin/status/table", credential=key))
+    if as_json:
+        print_json(table)
+        return
+    console = Console()
+    total_weight = sum(node["weight"] for node in table["nodes"])
+    partitions = len(table["owners"])
+    console.print(f"epoch {table['epoch']}, {partitions} partitions, {len(table['nodes'])} nodes\n")
+    for owner, strip in enumerate(_strips(table["owners"], len(table["nodes"]))):
+        node = table["nodes"][owner]
+        even = partitions * node["weight"] / total_weight
+        share = f"{node['partitions']:5d}  {node['partitions'] / even:6.1%} of its share"
+        console.print(f"[bold]{node['node']:<12}[/] {share}  {strip}", highlight=False)
+
+
+def _strips(owners: list[int], nodes: int) -> list[str]:
+    """The key space from left to right in one line a node: the darker a cell, the more of it is the node's."""
+    shades = " ░▒▓█"
+    size = len(owners) // STRIP_CELLS
+    strips = []
+    for node in range(nodes):
+        owned = [owners[cell * size : (cell + 1) * size].count(node) for cell in range(STRIP_CELLS)]
+        strips.append("".join(shades[-(-count * (len(shades) - 1) // size)] for count in owned))
+    return strips
