@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
+# Real servers for tests and benchmarks come from the distribution's packages.
+APT := sh -c 'apt-get update -q > /dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$$@" > /dev/null' apt
 
 .PHONY: help venv up demo test check sim soak bench docs lock clean
 
@@ -27,7 +29,8 @@ up: $(RUNTIME)      ## run the whole system in one process (ARGS="--port 9000" f
 demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temporary folder
 	@exec $(BIN)/python -m roadstead.demo
 
-test: $(DEV)        ## all checks and all tests
+test: $(DEV)        ## all checks and all tests; installs the servers that they need
+	@command -v redis-server > /dev/null || $(APT) redis-server
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not process"
 	$(BIN)/python -m pytest -n auto --dist worksteal -m process
@@ -46,7 +49,8 @@ soak: $(DEV)        ## long forms: simulator and crash tests
 	$(BIN)/python -m roadstead.sim --count 20000
 	ROADSTEAD_TEST_CRASHES=1000 $(BIN)/python -m pytest -m process --timeout 7200
 
-bench: $(RUNTIME)   ## every benchmark, one JSON line each
+bench: $(DEV)       ## every benchmark, one JSON line each
+	@command -v redis-server > /dev/null || $(APT) redis-server
 	$(BIN)/python -m bench all
 
 docs: $(DEV)        ## write the generated pages of docs/reference

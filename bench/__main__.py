@@ -7,9 +7,10 @@ from importlib import import_module
 
 import click
 
+from base import log
 from bench.result import Options
 
-NAMES = ("first_message",)
+NAMES = ("first_message", "status_balance", "status_heartbeat", "status_lookup", "status_update")
 
 
 @click.command()
@@ -25,6 +26,7 @@ def main(name: str | None, list_all: bool, quick: bool) -> None:  # noqa: FBT001
         return
     if name != "all" and name not in NAMES:
         raise click.UsageError(f"name one of: all, {', '.join(NAMES)}")
+    log.configure(level="warning")
     for chosen in NAMES if name == "all" else (name,):
         result = import_module(f"bench.{chosen}").run(Options(quick=quick))
         click.echo(result.to_json())

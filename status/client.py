@@ -187,16 +187,20 @@ class StatusPublisher:
         try:
             async with asyncio.timeout(deadline_ms / 1000):
                 await self._routed.wait()
-                assert self._routed_by is not None
-                owner = self._routed_by.owner_of(opened.user)
-                self._links[owner].open(opened)
-                self._news[owner].set()
+                self.report(opened)
                 await confirmed
         except TimeoutError:
             return False
         finally:
             self._confirming.pop(opened.session, None)
         return True
+
+    def report(self, opened: Opened) -> None:
+        """Report a session without waiting for its owner; only after `wait_ready`."""
+        assert self._routed_by is not None
+        owner = self._routed_by.owner_of(opened.user)
+        self._links[owner].open(opened)
+        self._news[owner].set()
 
     def close(self, closed: Closed) -> None:
         """Report that a session ended; told with the next beat, which leaves at once."""

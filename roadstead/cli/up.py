@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from base import log
+from base import log, loop
 from roadstead.cli.common import config_options, data_option, json_option, load_config, print_json
 from roadstead.deployment import DataFolder, Endpoints
 from roadstead.up import run_up
@@ -38,16 +37,7 @@ def command(file: Path | None, flags: tuple[str, ...], data: DataFolder, port: i
         else:
             _show(endpoints, data)
 
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(run_up(config, data, on_ready=ready))
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:  # not available on every platform; the standard loop does the same, slower
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+    loop.run(run_up(config, data, on_ready=ready))
 
 
 def _show(endpoints: Endpoints, data: DataFolder) -> None:
