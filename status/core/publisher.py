@@ -22,6 +22,8 @@ from status.api import Beat, BeatReply, Closed, Delta, Opened
 __all__ = ["LinkPublisher"]
 
 DELTAS_PER_BEAT = 500
+BACKLOG_MAX = 50_000
+"""Changes that may wait for a receiver; beyond, everything is told anew when it is back."""
 
 
 class LinkPublisher:
@@ -45,14 +47,12 @@ class LinkPublisher:
     def open(self, opened: Opened) -> None:
         """Report a session that was opened or changed."""
         self._sessions[opened.session] = opened
-        if not self._is_stale:
-            self._backlog.append(opened)
+        self._queue(opened)
 
     def close(self, closed: Closed) -> None:
         """Report that a session ended. Unknown sessions are no error: the link may have taken over in between."""
         self._sessions.pop(closed.session, None)
-        if not self._is_stale:
-            self._backlog.append(closed)
+        self._queue(closed)
 
     def resync(self) -> None:
         """Start a new generation with the next beat: whatever the receiver knew may be gone."""
@@ -105,6 +105,15 @@ class LinkPublisher:
     def sessions(self) -> tuple[Opened, ...]:
         """Return every session that this link reports, oldest first."""
         return tuple(self._sessions.values())
+
+    def _queue(self, delta: Delta) -> None:
+        if self._is_stale:
+            return  # the next generation will tell
+        if len(self._backlog) >= BACKLOG_MAX:
+            # The receiver is away. What is open now says it all, and does not grow with the time that it is away.
+            self.resync()
+        else:
+            self._backlog.append(delta)
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
