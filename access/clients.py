@@ -295,6 +295,9 @@ class Clients:
                 )
             except RoadsteadError as error:
                 result = error_of(error)
+            except Exception:  # noqa: BLE001 - see _authenticate
+                self._log.exception("subscribe_failed", session=client.session.id)
+                result = ClientError.INTERNAL.wire
         if isinstance(result, SubscribeResult):
             if result.was_recovering and not result.recovered and request.flag & REJECT_UNRECOVERED:
                 result = ClientError.UNRECOVERABLE_POSITION.wire

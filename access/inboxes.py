@@ -37,6 +37,7 @@ class Inboxes:
         self._metrics = metrics
         self._sink = sink
         self._epoch: str | None = None
+        self._fetching: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._log = logger(node=node)
 
@@ -101,27 +102,40 @@ class Inboxes:
 
     def fetch(self, session: str) -> None:
         """Fill a session's gap from the timeline, in the background."""
-        if self._tasks is not None:
+        if self._tasks is not None and session not in self._fetching:
             self._metrics.fetches.inc()
+            self._fetching.add(session)
             self._tasks.create_task(self._fetch(session))
 
     async def _fetch(self, session: str) -> None:
-        user = self.hub.user(session)
-        while user is not None and (position := self.hub.position(session)) is not None:
-            try:
-                page = await self._read(user, position, self._config.recovery_entries_max)
-            except RoadsteadError as error:
-                self._log.info("fetch_failed", session=session, error=str(error))
-                self.hub.load_failed(session)
-                return
-            channel = CHANNEL_PREFIX + user
-            for offset, data in page.entries:
-                self._sink.write(session, encode_push(channel, Publication(msgspec.Raw(data), offset)))
-            self._metrics.writes.inc(len(page.entries))
-            reached = page.entries[-1][0] if page.entries else position
-            needs_more = self.hub.loaded(session, reached)
-            if not needs_more or not page.entries:
-                return
+        try:
+            while await self._fetch_page(session):
+                pass
+        except RoadsteadError as error:
+            self._log.info("fetch_failed", session=session, error=str(error))
+            self.hub.load_failed(session)
+        finally:
+            self._fetching.discard(session)
+
+    async def _fetch_page(self, session: str) -> bool:
+        """Fetch and write what follows the session's position; return whether it needs more."""
+        user, since = self.hub.user(session), self.hub.position(session)
+        if user is None or since is None:
+            return False
+        page = await self._read(user, since, self._config.recovery_entries_max)
+        written = 0
+        for offset, data in page.entries:
+            # The client may have read its start anew meanwhile: what it was given then is not written again.
+            if offset > (self.hub.position(session) or 0):
+                self._sink.write(session, encode_push(CHANNEL_PREFIX + user, Publication(msgspec.Raw(data), offset)))
+                written += 1
+        self._metrics.writes.inc(written)
+        needs_more = self.hub.loaded(session, page.entries[-1][0] if page.entries else since)
+        if needs_more and not page.entries:
+            # Told of an entry that the timeline does not show: do not insist, the audit looks again.
+            self.hub.load_failed(session)
+            return False
+        return needs_more
 
     async def _read(self, user: str, since: int, limit: int) -> TimelinePage:
         page = await self._im.timeline(user, since=since, limit=limit, bytes_max=self._config.recovery_bytes_max)

@@ -91,7 +91,7 @@ class Node:
         if self._instance is None:
             return
         try:
-            await self.site.registry.heartbeat(self._instance.id, self._note())
+            await self.site.registry.heartbeat(self._instance.id, self._instance.incarnation, self._note())
         except SessionLost:
             # Lapsed: we were silent too long, or the registry started over. Registering tells if we were replaced.
             await self._register(self._instance)
@@ -102,7 +102,7 @@ class Node:
         instance, self._instance = self._instance, None
         if instance is not None:
             try:
-                await self.site.registry.deregister(instance.id)
+                await self.site.registry.deregister(instance.id, instance.incarnation)
             except StoreError as error:
                 self.log.warning("deregister_failed", error=str(error))
         await self.peers.close()

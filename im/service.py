@@ -48,6 +48,8 @@ from im.writer import GroupCommit
 
 __all__ = ["MessageService"]
 
+OFFSET_MAX = 2**63 - 1
+
 T = TypeVar("T")
 
 
@@ -172,8 +174,8 @@ class MessageService:
                 raise UnknownMethod(f"there is no method {rpc.method}; there are im.send and im.sync")
 
     async def _timeline(self, request: Timeline, _peer: str) -> TimelinePage:
-        if request.since < 0 or request.limit < 0:
-            raise BadRequest("since and limit must not be negative")
+        if not 0 <= request.since <= OFFSET_MAX or request.limit < 0:
+            raise BadRequest("since or limit is out of range")
         if request.limit == 0:
             (head,) = await self._store.heads([request.user])
             return TimelinePage(self._store.epoch, head, [])
@@ -194,8 +196,10 @@ class MessageService:
         return HeadsReply(self._store.epoch, await self._store.heads(request.users))
 
     async def _sync(self, user: str, since: int, limit: int) -> bytes:
-        if since < 0 or not 1 <= limit <= self._config.sync_entries_max:
-            raise BadRequest(f"since must be >= 0 and limit from 1 to {self._config.sync_entries_max}")
+        if not 0 <= since <= OFFSET_MAX or not 1 <= limit <= self._config.sync_entries_max:
+            raise BadRequest(
+                f"since must be from 0 to {OFFSET_MAX} and limit from 1 to {self._config.sync_entries_max}"
+            )
         page = await self._store.timeline(user, since=since, limit=limit)
         entries = [{"offset": e.offset, "data": msgspec.Raw(publication(e.message))} for e in page.entries]
         reached = page.entries[-1].offset if page.entries else max(since, page.head)

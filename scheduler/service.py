@@ -157,5 +157,6 @@ def _read(instance: ServiceInstance) -> AccessNode:
         capacity=int(instance.meta["capacity"]),
         connections=report.connections,
         is_draining=report.is_draining,
-        report=report.number,
+        # A new life counts its reports from 1 again.
+        report=(instance.incarnation, report.number),
     )

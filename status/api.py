@@ -76,7 +76,7 @@ class Lookup(msgspec.Struct, array_like=True, frozen=True):
     epoch: int
 
 
-class SessionView(msgspec.Struct, frozen=True):
+class SessionView(msgspec.Struct, array_like=True, frozen=True):
     """One open session, as readers see it. `since` is in ms since the Unix epoch."""
 
     session: str
@@ -87,7 +87,7 @@ class SessionView(msgspec.Struct, frozen=True):
     since: Timestamp
 
 
-class UserStatus(msgspec.Struct, frozen=True):
+class UserStatus(msgspec.Struct, array_like=True, frozen=True):
     """A user's status. `unknown` is said while the owner cannot tell; it never means offline."""
 
     state: Literal["online", "away", "busy", "invisible", "offline", "unknown"]

@@ -236,6 +236,7 @@ class StatusPublisher:
             self._news[NodeId(owner)].set()
 
     async def _beat_forever(self, owner: NodeId) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             link = self._links[owner]
             beat = link.next_beat(self._epoch())
@@ -247,11 +248,9 @@ class StatusPublisher:
                 # +- 10 %, so that a thousand access nodes do not beat in step.
                 spread = BEAT_INTERVAL_MS // 10
                 wait_ms = BEAT_INTERVAL_MS - spread + self._random.randrange(2 * spread + 1)
-                try:
-                    async with asyncio.timeout(wait_ms / 1000):
-                        await news.wait()
-                except TimeoutError:
-                    pass
+                timer = loop.call_later(wait_ms / 1000, news.set)
+                await news.wait()
+                timer.cancel()
 
     async def _send(self, owner: NodeId, link: LinkPublisher, beat: Beat) -> None:
         again: Beat | None = beat

@@ -242,7 +242,11 @@ _BY_CODE: dict[Code, ClientError] = {
 
 
 # Of codes that share a number the first one speaks for all.
-_CODES = {known.value[0]: code for code, known in reversed(_BY_CODE.items())}
+_CODES = {
+    # Those without a code of ours are the client's own doing, unless they are temporary.
+    **{known.value[0]: Code.BAD_REQUEST for known in ClientError if not known.wire.temporary},
+    **{known.value[0]: code for code, known in reversed(_BY_CODE.items())},
+}
 
 
 def code_number(reply_code: int) -> int:

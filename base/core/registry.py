@@ -71,8 +71,8 @@ class Stale:
 class RegistryState:
     """The whole registry, in memory. Call `expire(now)` before each use."""
 
-    def __init__(self, *, entries: list[Entry] | None = None) -> None:
-        """`entries`: what an earlier life stored; its locks are free, since its sessions ended with it."""
+    def __init__(self, *, entries: list[Entry] | None = None, index: int = 0) -> None:
+        """Go on from what an earlier life stored: its entries, whose locks are free now, and its newest index."""
         self._entries = {entry.key: replace(entry, session=None) for entry in entries or []}
         self._services: dict[str, ServiceInstance] = {}
         self._sessions: dict[str, str] = {}
@@ -80,7 +80,7 @@ class RegistryState:
         # What ran out of time while something else was stepped. It ends with the next `expire` and not at once, since
         # no index may move under a planned change.
         self._over: list[str] = []
-        self.index = max((entry.index for entry in self._entries.values()), default=0)
+        self.index = max([index, *(entry.index for entry in self._entries.values())])
         # The newest index of what is gone: a watcher of a prefix must see that something was deleted under it.
         self._deleted: dict[str, int] = {}
         self._services_changed: dict[str, int] = {}
@@ -148,18 +148,18 @@ class RegistryState:
         self._put_service(instance)
         return True
 
-    def heartbeat(self, now: Instant, instance_id: str, note: bytes) -> bool:
-        """Renew a registration and replace its note; False when it lapsed and must be made anew."""
-        if not self._renew(now, f"service/{instance_id}"):
+    def heartbeat(self, now: Instant, instance_id: str, incarnation: int, note: bytes) -> bool:
+        """Renew this life's registration and replace its note; False when it lapsed or another life has it."""
+        if not self._renew(now, f"service/{instance_id}", Incarnation(incarnation)):
             return False
         instance = self._services[instance_id]
         if note != instance.note:
             self._put_service(msgspec.structs.replace(instance, note=note))
         return True
 
-    def deregister(self, now: Instant, instance_id: str) -> bool:
-        """Remove a registration; False when there is none."""
-        return self._release(now, f"service/{instance_id}")
+    def deregister(self, now: Instant, instance_id: str, incarnation: int) -> bool:
+        """Remove this life's registration; False when there is none."""
+        return self._release(now, f"service/{instance_id}", Incarnation(incarnation))
 
     def services(self, service: str) -> tuple[int, tuple[ServiceInstance, ...]]:
         """Return the service's index and its live instances by id."""
@@ -176,11 +176,11 @@ class RegistryState:
 
     def renew_session(self, now: Instant, session: str) -> bool:
         """Keep the session alive; False when it ended."""
-        return self._renew(now, f"session/{session}")
+        return self._renew(now, f"session/{session}", _ANY_LIFE)
 
     def close_session(self, now: Instant, session: str) -> None:
         """End the session and free its locks. Closing an ended session is no error."""
-        self._release(now, f"session/{session}")
+        self._release(now, f"session/{session}", _ANY_LIFE)
 
     def is_session_alive(self, session: str) -> bool:
         """Return whether the session was opened and has not ended."""
@@ -234,17 +234,15 @@ class RegistryState:
         self._over.extend(effect.lease.resource for effect in effects if isinstance(effect, lease.Ended))
         return any(isinstance(effect, lease.Granted) for effect in effects)
 
-    def _renew(self, now: Instant, resource: str) -> bool:
+    def _renew(self, now: Instant, resource: str, life: Incarnation) -> bool:
         held = self._ttls.get(resource)
-        return held is not None and self._step(
-            now, lease.Renew(held.resource, held.holder, held.incarnation, held.epoch)
-        )
+        return held is not None and self._step(now, lease.Renew(held.resource, held.holder, life, held.epoch))
 
-    def _release(self, now: Instant, resource: str) -> bool:
+    def _release(self, now: Instant, resource: str, life: Incarnation) -> bool:
         held = self._ttls.get(resource)
-        if held is None:
+        if held is None or held.incarnation != life:
             return False
-        self._step(now, lease.Release(held.resource, held.holder, held.incarnation, held.epoch))
+        self._step(now, lease.Release(held.resource, held.holder, life, held.epoch))
         self.expire(now)
         return True
 

@@ -95,18 +95,16 @@ class PeerStream:
         request_id = self._next_id
         self._next_id += 1
         self._enqueue(Request(request_id, method.name, deadline_ms, body := encode(request)), len(body))
-        future: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[msgspec.Raw] = loop.create_future()
         self._waiting[request_id] = future
+        # A timer rather than asyncio.timeout: this is the hottest wait of the system, and it needs no cancellation.
+        timer = loop.call_later(deadline_ms / 1000, self._expire, request_id, method.name, deadline_ms)
         try:
-            async with asyncio.timeout(deadline_ms / 1000):
-                raw = await future
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"{method.name} at {self.peer}: no reply within {deadline_ms} ms", peer=self.peer
-            ) from None
+            return method.decode_reply(await future)
         finally:
+            timer.cancel()
             self._waiting.pop(request_id, None)
-        return method.decode_reply(raw)
 
     def push(self, method: Method[Req, Any], message: Req) -> None:
         """Queue a message that wants no reply. Raises Overloaded or PeerUnavailable; arrival is not confirmed."""
@@ -154,19 +152,30 @@ class PeerStream:
         self._queued.set()
 
     async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._queued.wait()
             self._queued.clear()
             batch, self._queue = self._queue, []
             self._queue_bytes = 0
+            # Nearly always the socket takes it at once; only a write that waits is worth the price of a deadline.
+            watchdog = loop.call_later(WRITE_TIMEOUT_S, self._abort)
             try:
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    await self._socket.send_bytes(bytes(encode(batch)))
-            except (TimeoutError, ConnectionError) as error:
+                await self._socket.send_bytes(bytes(encode(batch)))
+            except ConnectionError as error:
                 self._log.info("peer_stream_write_failed", error=str(error))
                 # The reader sees the closed socket and ends the stream.
                 await self._close()
                 return
+            finally:
+                watchdog.cancel()
+
+    def _abort(self) -> None:
+        """Cut the connection of a peer that does not read: writer and reader then fail, and the stream ends."""
+        self._log.info("peer_stream_write_timed_out", deadline_s=WRITE_TIMEOUT_S)
+        transport = self._socket.get_extra_info("transport")
+        if transport is not None:
+            transport.abort()
 
     async def _close(self) -> None:
         try:
@@ -204,6 +213,12 @@ class PeerStream:
         future = self._waiting.get(failure.id)
         if future is not None and not future.done():
             future.set_exception(from_wire(failure.code, failure.message, failure.detail))
+
+    def _expire(self, request_id: int, name: str, deadline_ms: int) -> None:
+        future = self._waiting.get(request_id)
+        if future is not None and not future.done():
+            message = f"{name} at {self.peer}: no reply within {deadline_ms} ms"
+            future.set_exception(DeadlineExceeded(message, peer=self.peer))
 
     def _fail_waiting(self) -> None:
         for future in self._waiting.values():

@@ -27,9 +27,9 @@ T = TypeVar("T")
 class MemoryRegistry:
     """Implements `Registry`. Use it from one event loop."""
 
-    def __init__(self, clock: Clock, *, entries: list[Entry] | None = None) -> None:
+    def __init__(self, clock: Clock, *, entries: list[Entry] | None = None, index: int = 0) -> None:
         self._clock = clock
-        self._state = RegistryState(entries=entries)
+        self._state = RegistryState(entries=entries, index=index)
         self._changed = asyncio.Event()
         # Keeps "plan, persist, apply" of one change whole while an adapter below awaits its disk.
         self._write_lock = asyncio.Lock()
@@ -71,19 +71,19 @@ class MemoryRegistry:
                 raise SessionLost(f"a newer life of {instance.id} is registered", instance=instance.id)
             self._wake()
 
-    async def heartbeat(self, instance_id: str, note: bytes = b"") -> None:
+    async def heartbeat(self, instance_id: str, incarnation: int, note: bytes = b"") -> None:
         """See the port."""
         if len(note) > NOTE_BYTES_MAX:
             raise LimitExceeded(f"the note of {instance_id} is over {NOTE_BYTES_MAX} bytes", what="note_bytes")
         async with self._write_lock:
-            if not self._now().heartbeat(self._clock.monotonic(), instance_id, note):
+            if not self._now().heartbeat(self._clock.monotonic(), instance_id, incarnation, note):
                 raise SessionLost(f"the registration of {instance_id} lapsed", instance=instance_id)
             self._wake()
 
-    async def deregister(self, instance_id: str) -> None:
+    async def deregister(self, instance_id: str, incarnation: int) -> None:
         """See the port."""
         async with self._write_lock:
-            if self._now().deregister(self._clock.monotonic(), instance_id):
+            if self._now().deregister(self._clock.monotonic(), instance_id, incarnation):
                 self._wake()
 
     async def services(self, service: str, *, after: int = -1, wait_ms: int = 0) -> View[ServiceInstance]:

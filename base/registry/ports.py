@@ -64,16 +64,16 @@ class Registry(Protocol):
         """
         ...
 
-    async def heartbeat(self, instance_id: str, note: bytes = b"") -> None:
+    async def heartbeat(self, instance_id: str, incarnation: int, note: bytes = b"") -> None:
         """Renew the registration and replace its note (at most 4 kB).
 
         Raises:
-            SessionLost: the registration lapsed; register again.
+            SessionLost: the registration lapsed, or belongs to another life; registering again tells which.
         """
         ...
 
-    async def deregister(self, instance_id: str) -> None:
-        """Take the registration back. No error when there is none."""
+    async def deregister(self, instance_id: str, incarnation: int) -> None:
+        """Take this life's registration back. No error when there is none."""
         ...
 
     async def services(self, service: str, *, after: int = -1, wait_ms: int = 0) -> View[ServiceInstance]:

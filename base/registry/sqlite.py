@@ -1,7 +1,7 @@
 """The registry of a single-process deployment: memory, with its keys kept in an SQLite file.
 
 Keys and their indexes survive a restart; services and sessions do not, since they are about processes that ended with
-it. Fencing tokens keep growing, because the index goes on from the greatest one stored.
+it. Fencing tokens keep growing, because the index goes on from the newest change stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from base.registry.memory import MemoryRegistry
 __all__ = ["SqliteRegistry"]
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS entry (key TEXT PRIMARY KEY, value BLOB NOT NULL, "index" INTEGER NOT NULL) WITHOUT ROWID
+CREATE TABLE IF NOT EXISTS entry (key TEXT PRIMARY KEY, value BLOB NOT NULL, "index" INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS newest (id INTEGER PRIMARY KEY CHECK (id = 1), "index" INTEGER NOT NULL);
+INSERT OR IGNORE INTO newest VALUES (1, 0);
 """
 
 
@@ -31,11 +33,12 @@ class SqliteRegistry(MemoryRegistry):
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.execute(_SCHEMA)
+            self._db.executescript(_SCHEMA)
+            (index,) = self._db.execute('SELECT "index" FROM newest').fetchone()
             rows = self._db.execute('SELECT key, value, "index" FROM entry').fetchall()
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{path}: {error}") from error
-        super().__init__(clock, entries=[Entry(key, value, index) for key, value, index in rows])
+        super().__init__(clock, entries=[Entry(*row) for row in rows], index=index)
 
     async def _persist(self, change: KeyChange) -> None:
         try:
@@ -44,11 +47,19 @@ class SqliteRegistry(MemoryRegistry):
             raise StoreUnavailable(f"{change.key} could not be stored: {error}") from error
 
     def _write(self, change: KeyChange) -> None:
-        if change.entry is None:
-            self._db.execute("DELETE FROM entry WHERE key = ?", (change.key,))
-        else:
-            row = (change.key, change.entry.value, change.index)
-            self._db.execute('INSERT OR REPLACE INTO entry (key, value, "index") VALUES (?, ?, ?)', row)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            # Apart from the entries, since the newest change may be a deletion: its index must not come again either.
+            self._db.execute('UPDATE newest SET "index" = ?', (change.index,))
+            if change.entry is None:
+                self._db.execute("DELETE FROM entry WHERE key = ?", (change.key,))
+            else:
+                row = (change.key, change.entry.value, change.index)
+                self._db.execute('INSERT OR REPLACE INTO entry (key, value, "index") VALUES (?, ?, ?)', row)
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     async def close(self) -> None:
         """Close the file."""

@@ -41,8 +41,8 @@ class AccessNode:
     capacity: int
     connections: int
     is_draining: bool
-    report: int
-    """Number of the report within the node's life: it tells which decisions the report already contains."""
+    report: tuple[int, int]
+    """(incarnation, number) of the report: it tells which decisions the report already contains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class LoadEstimate:
     """What this scheduler assigned to each node since the node's last report."""
 
     def __init__(self) -> None:
-        self._since: dict[NodeId, tuple[int, int]] = {}
+        self._since: dict[NodeId, tuple[tuple[int, int], int]] = {}
 
     def connections(self, node: AccessNode) -> int:
         """Return the node's connections, as far as this scheduler can know them."""

@@ -23,7 +23,7 @@ __all__ = ["LinkPublisher"]
 
 DELTAS_PER_BEAT = 500
 BACKLOG_MAX = 50_000
-"""Changes that may wait for a receiver; beyond, everything is told anew when it is back."""
+"""Changes that may wait for a receiver, on top of all sessions; beyond, everything is told anew when it is back."""
 
 
 class LinkPublisher:
@@ -109,8 +109,9 @@ class LinkPublisher:
     def _queue(self, delta: Delta) -> None:
         if self._is_stale:
             return  # the next generation will tell
-        if len(self._backlog) >= BACKLOG_MAX:
-            # The receiver is away. What is open now says it all, and does not grow with the time that it is away.
+        if len(self._backlog) >= len(self._sessions) + BACKLOG_MAX:
+            # The receiver is away. What is open now says it all, and does not grow with the time that it is away. A
+            # synchronisation of many sessions is no such case: begun anew at each change, it would never end.
             self.resync()
         else:
             self._backlog.append(delta)

@@ -105,14 +105,14 @@ async def test_a_service_lives_as_long_as_its_heartbeats(registry: Registry, clo
     """Without a heartbeat for its TTL an instance is gone, and its next heartbeat is told so."""
     await registry.register(instance("access-1"), ttl_ms=3_000)
     clock.advance(2_000)
-    await registry.heartbeat("access-1", b"note")
+    await registry.heartbeat("access-1", 1, b"note")
     clock.advance(2_000)
     (found,) = (await registry.services("access")).items
     assert (found.id, found.note) == ("access-1", b"note")
     clock.advance(2_000)
     assert (await registry.services("access")).items == ()
     with pytest.raises(SessionLost):
-        await registry.heartbeat("access-1")
+        await registry.heartbeat("access-1", 1)
 
 
 async def test_services_are_told_apart_and_leave(registry: Registry) -> None:
@@ -121,8 +121,8 @@ async def test_services_are_told_apart_and_leave(registry: Registry) -> None:
         await registry.register(instance(node), ttl_ms=3_000)
     await registry.register(instance("im-1", service="im"), ttl_ms=3_000)
     assert [found.id for found in (await registry.services("access")).items] == ["access-1", "access-2"]
-    await registry.deregister("access-1")
-    await registry.deregister("access-1")
+    await registry.deregister("access-1", 1)
+    await registry.deregister("access-1", 1)
     assert [found.id for found in (await registry.services("access")).items] == ["access-2"]
 
 
@@ -132,8 +132,11 @@ async def test_a_newer_life_replaces_an_older_one_never_the_reverse(registry: Re
     await registry.register(instance("access-1", incarnation=2), ttl_ms=3_000)
     with pytest.raises(SessionLost):
         await registry.register(instance("access-1", incarnation=1), ttl_ms=3_000)
+    with pytest.raises(SessionLost):
+        await registry.heartbeat("access-1", 1, b"from the past")
+    await registry.deregister("access-1", 1)
     (found,) = (await registry.services("access")).items
-    assert found.incarnation == 2
+    assert (found.incarnation, found.note) == (2, b"")
 
 
 async def test_a_lock_has_one_holder_and_growing_tokens(registry: Registry) -> None:
@@ -184,17 +187,19 @@ async def test_oversized_values_and_notes_are_refused(registry: Registry) -> Non
         await registry.put("k", bytes(512 * 1024 + 1))
     await registry.register(instance("access-1"), ttl_ms=3_000)
     with pytest.raises(LimitExceeded):
-        await registry.heartbeat("access-1", bytes(4 * 1024 + 1))
+        await registry.heartbeat("access-1", 1, bytes(4 * 1024 + 1))
 
 
 async def test_sqlite_keeps_keys_and_tokens_over_a_restart(tmp_path: Path, clock: SimClock) -> None:
     """Values stay, locks are free, and the next fencing token is greater than any before."""
     path = tmp_path / "registry.db"
     before = SqliteRegistry(clock, path)
-    await before.put("gone", b"")
-    await before.delete("gone")
     await before.put("k", b"kept")
     token = await before.acquire("lock", await before.open_session("one", ttl_ms=10_000), b"one")
+    await before.put("gone", b"")
+    newest = (await before.scan("")).index
+    await before.delete("lock")
+    await before.delete("gone")
     await before.close()
     after = SqliteRegistry(clock, path)
     entry = await after.get("k")
@@ -204,5 +209,5 @@ async def test_sqlite_keeps_keys_and_tokens_over_a_restart(tmp_path: Path, clock
     again = await after.acquire("lock", await after.open_session("two", ttl_ms=10_000), b"two")
     assert token is not None
     assert again is not None
-    assert again > token
+    assert again > newest > token
     await after.close()

@@ -145,18 +145,18 @@ def test_a_registered_service_is_listed_until_its_time_is_over(state: RegistrySt
 def test_a_heartbeat_renews_and_a_new_note_is_a_change(state: RegistryState):
     """The same note again is none: watchers need not wake."""
     state.register(at(0), instance(), TTL_MS)
-    assert state.heartbeat(at(900), "a-1", b"busy")
-    assert state.heartbeat(at(950), "a-1", b"busy")
+    assert state.heartbeat(at(900), "a-1", 1, b"busy")
+    assert state.heartbeat(at(950), "a-1", 1, b"busy")
     assert state.services("access") == (2, (instance(note=b"busy"),))
     assert not state.expire(at(1_900))
 
 
 def test_a_heartbeat_without_a_registration_says_so(state: RegistryState):
     """It lapsed, or never was: register anew."""
-    assert not state.heartbeat(at(0), "a-1", b"")
+    assert not state.heartbeat(at(0), "a-1", 1, b"")
     state.register(at(0), instance(), TTL_MS)
     state.expire(at(1_000))
-    assert not state.heartbeat(at(1_000), "a-1", b"")
+    assert not state.heartbeat(at(1_000), "a-1", 1, b"")
 
 
 def test_a_newer_life_replaces_the_older_one_for_good(state: RegistryState):
@@ -165,7 +165,9 @@ def test_a_newer_life_replaces_the_older_one_for_good(state: RegistryState):
     assert state.register(at(1), instance(life=2), TTL_MS)
     assert state.services("access") == (2, (instance(life=2),))
     assert not state.register(at(2), instance(), TTL_MS)
-    assert state.deregister(at(3), "a-1")
+    assert not state.deregister(at(2), "a-1", 1)
+    assert not state.heartbeat(at(2), "a-1", 1, b"from the past")
+    assert state.deregister(at(3), "a-1", 2)
     assert not state.register(at(4), instance(), TTL_MS)
 
 
@@ -181,9 +183,9 @@ def test_a_newer_life_that_serves_something_else_leaves_its_old_service(state: R
 def test_a_deregistered_service_is_gone_at_once(state: RegistryState):
     """Twice is no error."""
     state.register(at(0), instance(), TTL_MS)
-    assert state.deregister(at(1), "a-1")
+    assert state.deregister(at(1), "a-1", 1)
     assert state.services("access") == (2, ())
-    assert not state.deregister(at(1), "a-1")
+    assert not state.deregister(at(1), "a-1", 1)
 
 
 def test_services_come_in_the_order_of_their_ids(state: RegistryState):
@@ -288,7 +290,7 @@ def test_no_index_moves_under_a_plan_while_its_disk_is_slow(locked: RegistryStat
 def test_a_registration_that_ran_out_at_its_own_heartbeat_lapsed(state: RegistryState):
     """It is told so, and is gone with the next call."""
     state.register(at(0), instance(), TTL_MS)
-    assert not state.heartbeat(at(1_000), "a-1", b"late")
+    assert not state.heartbeat(at(1_000), "a-1", 1, b"late")
     assert state.expire(at(1_000))
     assert state.services("access") == (2, ())
 
@@ -347,7 +349,9 @@ class NaiveRegistry:
         self.put_service(instance, max(until, current[1]) if current and is_same_life else until)
         return True
 
-    def heartbeat(self, now: int, name: str, note: bytes) -> bool:
+    def heartbeat(self, now: int, name: str, life: int, note: bytes) -> bool:
+        if not any(one.id == name and one.incarnation == life for one, _ in self.services):
+            return False
         ttl_ms = [ttl_ms for one, ttl_ms in self.ttls if one == name][-1:]
         for one, until in [(one, until) for one, until in self.services if one.id == name]:
             renewed = max(until, now + ttl_ms[0])
@@ -363,6 +367,9 @@ class NaiveRegistry:
         before = [one.service for one, _ in self.services if one.id == instance.id]
         self.services = [one for one in self.services if one[0].id != instance.id] + [(instance, until)]
         self.service_changes += [(service, self.index) for service in {*before, instance.service}]
+
+    def deregister(self, name: str, life: int) -> bool:
+        return any((one.id, one.incarnation) == (name, life) for one, _ in self.services) and self.drop_service(name)
 
     def drop_service(self, name: str) -> bool:
         gone = [one for one, _ in self.services if one.id == name]
@@ -489,15 +496,15 @@ class RegistryAgainstTwin(RuleBasedStateMachine):
         made = instance(name, life, service=service)
         assert self.state.register(self.now, made, ttl_ms) == self.twin.register(self.now, made, ttl_ms)
 
-    @rule(name=NAMES, note=VALUES)
-    def heartbeat(self, name: str, note: bytes) -> None:
+    @rule(name=NAMES, life=st.integers(1, 3), note=VALUES)
+    def heartbeat(self, name: str, life: int, note: bytes) -> None:
         self.expire()
-        assert self.state.heartbeat(self.now, name, note) == self.twin.heartbeat(self.now, name, note)
+        assert self.state.heartbeat(self.now, name, life, note) == self.twin.heartbeat(self.now, name, life, note)
 
-    @rule(name=NAMES)
-    def deregister(self, name: str) -> None:
+    @rule(name=NAMES, life=st.integers(1, 3))
+    def deregister(self, name: str, life: int) -> None:
         self.expire()
-        assert self.state.deregister(self.now, name) == self.twin.drop_service(name)
+        assert self.state.deregister(self.now, name, life) == self.twin.deregister(name, life)
 
     @rule(session=SESSIONS)
     def open_or_close_session(self, session: str) -> None:

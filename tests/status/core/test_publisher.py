@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from base.clock import Instant, Timestamp
 from base.ids import Epoch, Incarnation, NodeId
 from status.api import OFFLINE, Beat, BeatReply, Closed, Delta, Opened
-from status.core.publisher import DELTAS_PER_BEAT, LinkPublisher
+from status.core.publisher import BACKLOG_MAX, DELTAS_PER_BEAT, LinkPublisher
 from status.core.sessions import SessionTable
 
 LEASE_MS = 3_000
@@ -166,6 +166,28 @@ def test_a_resync_before_the_last_one_was_sent_is_one_resync(link: LinkPublisher
     link.resync()
     link.resync()
     assert next_beat(link).generation == 2
+
+
+def test_what_waits_for_a_receiver_that_is_away_is_bounded(link: LinkPublisher):
+    """Beyond the bound everything is told anew, which voids the beat in flight as well."""
+    made = next_beat(link)
+    for _ in range(BACKLOG_MAX // 2 + 1):
+        link.open(opened(2))
+        link.close(closed(2))
+    assert link.statistics() == {"sessions": 1, "backlog": 0, "generation": 1}
+    assert link.failed(made) is None
+    assert next_beat(link) == beat(2, 1, opened(1))
+
+
+def test_a_change_during_a_synchronisation_of_very_many_does_not_begin_it_anew():
+    """Else an access node with many clients, of whom some always come and go, would never be done."""
+    link = new_link()
+    for number in range(BACKLOG_MAX + 2 * DELTAS_PER_BEAT):
+        link.open(opened(number))
+    exchange(link)
+    link.close(closed(0))
+    link.open(opened(0))
+    assert (next_beat(link).generation, link.statistics()["generation"]) == (1, 1)
 
 
 # ---------------------------------------------------------------- confirmations
