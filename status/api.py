@@ -22,7 +22,7 @@ LOOKUP_USERS_MAX = 1_000
 State = Literal["online", "away", "busy", "invisible"]
 
 
-class Opened(msgspec.Struct, tag="o", array_like=True, frozen=True):
+class Opened(msgspec.Struct, tag="o", array_like=True, frozen=True, gc=False):
     """A session was opened or changed. `conn_seq` grows with every session of its access node's life."""
 
     user: str
@@ -34,7 +34,7 @@ class Opened(msgspec.Struct, tag="o", array_like=True, frozen=True):
     since: Timestamp
 
 
-class Closed(msgspec.Struct, tag="c", array_like=True, frozen=True):
+class Closed(msgspec.Struct, tag="c", array_like=True, frozen=True, gc=False):
     """A session ended."""
 
     user: str
@@ -76,7 +76,7 @@ class Lookup(msgspec.Struct, array_like=True, frozen=True):
     epoch: int
 
 
-class SessionView(msgspec.Struct, array_like=True, frozen=True):
+class SessionView(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One open session, as readers see it. `since` is in ms since the Unix epoch."""
 
     session: str
@@ -87,7 +87,7 @@ class SessionView(msgspec.Struct, array_like=True, frozen=True):
     since: Timestamp
 
 
-class UserStatus(msgspec.Struct, array_like=True, frozen=True):
+class UserStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A user's status. `unknown` is said while the owner cannot tell; it never means offline."""
 
     state: Literal["online", "away", "busy", "invisible", "offline", "unknown"]

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from base.clock import Instant, Timestamp
 from base.ids import NodeId
 from status.api import OFFLINE, UNKNOWN, Beat, Closed, Delta, Opened, SessionView, State, UserStatus
-from status.core.sessions import BeatOutcome, SessionTable
+from status.core.sessions import FORGET_SESSIONS, BeatOutcome, SessionTable
 
 LEASE_MS = 3_000
 
@@ -54,6 +54,52 @@ def table() -> SessionTable:
     table = SessionTable(lease_ms=LEASE_MS)
     assert table.beat(at(0), beat(1, opened())) == APPLIED
     return table
+
+
+# ---------------------------------------------------------------- the dead
+
+
+def test_a_large_dead_node_is_invisible_at_once_and_forgotten_bit_by_bit():
+    """I1 holds at the instant its lease ends, however many sessions there are to drop."""
+    table = SessionTable(lease_ms=LEASE_MS)
+    many = FORGET_SESSIONS * 2 + 1
+    table.beat(at(0), beat(1, *(opened(f"u{n}", f"s{n}", n) for n in range(many))))
+    table.beat(at(0), beat(1, opened("u0", "other"), node="b"))
+    assert table.statistics()["users"] == many
+    table.beat(at(LEASE_MS - 1), beat(2, node="b"))
+    assert look(table, LEASE_MS, "u1") == OFFLINE
+    table.check_invariants()
+    assert table.statistics()["users"] == many - FORGET_SESSIONS + 1  # u0 has another session
+    assert look(table, LEASE_MS, "u0") == UserStatus("online", (view("other", node="b"),))
+    assert look(table, LEASE_MS, f"u{many - 1}") == OFFLINE
+    table.check_invariants()
+    assert table.statistics()["users"] == 1
+
+
+def test_a_dying_session_that_is_opened_elsewhere_lives():
+    """It moved to another node before its old one was forgotten; what is left of the old one cannot take it along."""
+    table = SessionTable(lease_ms=LEASE_MS)
+    many = FORGET_SESSIONS + 2
+    table.beat(at(0), beat(1, *(opened(f"u{n}", f"s{n}", n) for n in range(many))))
+    table.expire(at(LEASE_MS))
+    left = f"u{many - 1}", f"s{many - 1}"
+    table.beat(at(LEASE_MS), beat(1, opened(*left), node="b"))
+    table.check_invariants()
+    table.expire(at(LEASE_MS + 1))
+    assert look(table, LEASE_MS + 1, left[0]) == UserStatus("online", (view(left[1], node="b"),))
+    table.check_invariants()
+
+
+def test_two_sessions_of_one_user_die_one_by_one():
+    """The other one is still there."""
+    table = SessionTable(lease_ms=LEASE_MS)
+    table.beat(
+        at(0), beat(1, *(opened(f"u{n}", f"s{n}", n) for n in range(FORGET_SESSIONS)), opened("u", "one", 9_999))
+    )
+    table.beat(at(0), beat(1, opened("u", "two"), node="b"))
+    table.beat(at(LEASE_MS - 1), beat(2, node="b"))
+    assert look(table, LEASE_MS, "u") == UserStatus("online", (view("two", node="b"),))
+    table.check_invariants()
 
 
 # ---------------------------------------------------------------- who is online
