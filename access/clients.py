@@ -3,7 +3,7 @@
 A client's way in, each step before the next, because each closes a gap:
     1. the ticket is verified offline and marked as used
     2. the session joins the inbox hub, loading: entries that come by from here on are noticed
-    3. the status cluster confirms the session: from here on the message services find it
+    3. the status backend confirms the session: from here on the message services find it
     4. the timeline is read: it has everything that was stored before anybody could find the session
     5. the connect reply carries what was missed; later entries follow in order
 """
@@ -44,7 +44,7 @@ from im.client import ImClient
 from scheduler.api import Ticket
 from scheduler.client import LEEWAY_S, TicketVerifier
 from status.api import Closed, Opened
-from status.client import StatusPublisher
+from status.client import SessionReports
 
 __all__ = ["Clients"]
 
@@ -74,7 +74,7 @@ class Clients:
         site: Site,
         *,
         verifier: TicketVerifier,
-        publisher: StatusPublisher,
+        reports: SessionReports,
         im: ImClient,
         metrics: AccessMetrics,
     ) -> None:
@@ -86,7 +86,7 @@ class Clients:
         self._node = site.name
         self._clock = site.clock
         self._verifier = verifier
-        self._publisher = publisher
+        self._reports = reports
         self._im = im
         self._metrics = metrics
         self._clients: dict[str, _Client] = {}
@@ -137,7 +137,7 @@ class Clients:
         self.inboxes.hub.detach(session.id)
         if client.opened is not None:
             opened = client.opened
-            self._publisher.close(Closed(opened.user, opened.session, opened.conn_seq))
+            self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))
 
     # ---------------------------------------------------------------- the inboxes' side (Sink)
 
@@ -226,7 +226,7 @@ class Clients:
             since=self._clock.realtime(),
         )
         self.inboxes.hub.attach(session.id, ticket.sub)
-        if not await self._publisher.open(client.opened, deadline_ms=self._config.publish_deadline_ms):
+        if not await self._reports.open(client.opened, deadline_ms=self._config.publish_deadline_ms):
             self._metrics.unpublished.inc()
         channel = CHANNEL_PREFIX + ticket.sub
         start = await self.inboxes.read_start(ticket.sub, request.subs.get(channel, Position()))
@@ -259,7 +259,7 @@ class Clients:
         opened, client.opened = client.opened, None
         if opened is not None:
             self.inboxes.hub.detach(opened.session)
-            self._publisher.close(Closed(opened.user, opened.session, opened.conn_seq))
+            self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))
 
     async def _rpc(self, client: _Client, command_id: int, request: RpcRequest) -> None:
         started = self._clock.stopwatch()

@@ -1,6 +1,6 @@
 """An access node: one HTTP port with the clients' WebSockets, peer streams, health and metrics.
 
-Start: listen, register. Run: clients, their inboxes, heartbeats to the status cluster, a report to the registry each
+Start: listen, register. Run: clients, their inboxes, reports to the status backend, a report to the registry each
 second. Drain: not ready, no new connections, everybody is closed with 3001, which makes a stock SDK come back by way of
 the scheduler or the pool address. Stop: deregister, close.
 """
@@ -24,7 +24,7 @@ from base.node import Node
 from base.site import Site
 from im.client import ImClient
 from scheduler.client import TicketVerifier
-from status.client import StatusPublisher
+from status.client import SessionReports
 
 __all__ = ["AccessNode"]
 
@@ -40,20 +40,23 @@ class AccessNode:
         site: Site,
         *,
         ticket_keys: dict[str, str],
+        reports: SessionReports,
     ) -> None:
-        """`ticket_keys`: kid -> secret of every key that the scheduler may sign tickets with."""
+        """`ticket_keys`: kid -> secret of every key that the scheduler may sign tickets with; `reports`: where sessions
+        are reported, run by this node.
+        """
         self.node = Node(site, SERVICE, statistics=self.statistics, note=self._report)
         self._config = config
         self._is_draining = False
-        self._reports = 0
+        self._heartbeats = 0
         self._metrics = AccessMetrics(self.node.metrics, connections=lambda: len(self._clients))
-        self._publisher = StatusPublisher(site)
+        self._reports = reports
         self._im = ImClient(site)
         self._clients = Clients(
             config,
             site,
             verifier=TicketVerifier(ticket_keys, node=site.name),
-            publisher=self._publisher,
+            reports=reports,
             im=self._im,
             metrics=self._metrics,
         )
@@ -61,16 +64,16 @@ class AccessNode:
         self.node.http.app.router.add_get(WEBSOCKET_PATH, self._websocket)
 
     async def start(self) -> None:
-        """Listen, wait for the status table and the message services' addresses, join."""
+        """Listen, wait for the status backend and the message services' addresses, join."""
         await self.node.listen()
-        await self._publisher.wait_ready()
+        await self._reports.wait_ready()
         await self._im.wait_ready()
         await self.node.join({"region": self._config.region, "capacity": str(self._config.capacity)})
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publisher.run())
+            tasks.create_task(self._reports.run())
             tasks.create_task(self._im.run())
             tasks.create_task(self._clients.run())
             tasks.create_task(self.node.run())
@@ -101,13 +104,13 @@ class AccessNode:
             "connections": len(self._clients),
             "is_draining": self._is_draining,
             "inboxes": self._clients.inboxes.hub.statistics(),
-            "status_links": self._publisher.statistics(),
+            "status_links": self._reports.statistics(),
             "streams": self.node.peers.statistics(),
         }
 
     def _report(self) -> bytes:
-        self._reports += 1
-        return msgspec.msgpack.encode(NodeReport(self._reports, len(self._clients), self._is_draining))
+        self._heartbeats += 1
+        return msgspec.msgpack.encode(NodeReport(self._heartbeats, len(self._clients), self._is_draining))
 
     async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
         """Admit before the upgrade: a refusal is an HTTP status with Retry-After, never a socket closed at once."""

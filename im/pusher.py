@@ -23,7 +23,7 @@ from im.core.message import publication
 from im.metrics import ImMetrics
 from im.ports import Appended
 from status.api import UserStatus
-from status.client import StatusClient
+from status.client import StatusLookups
 
 __all__ = ["Pusher"]
 
@@ -41,13 +41,14 @@ class Pusher:
         site: Site,
         *,
         epoch: str,
+        statuses: StatusLookups,
         metrics: ImMetrics,
     ) -> None:
-        """`epoch`: the store's, told with each delivery."""
+        """`epoch`: the store's, told with each delivery; `statuses`: run by this pusher."""
         self._config = config
         self._epoch = epoch
         self._metrics = metrics
-        self._status = StatusClient(site)
+        self._statuses = statuses
         self._pool = PeerPool(site, ACCESS_SERVICE)
         self._queue: list[Appended] = []
         self._wake = asyncio.Event()
@@ -71,7 +72,7 @@ class Pusher:
     async def run(self) -> None:
         """Push until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._status.run())
+            tasks.create_task(self._statuses.run())
             tasks.create_task(self._pool.run())
             tasks.create_task(self._retry(tasks))
             while True:
@@ -82,11 +83,11 @@ class Pusher:
 
     async def wait_ready(self) -> None:
         """Return once statuses can be looked up."""
-        await self._status.wait_ready()
+        await self._statuses.wait_ready()
         await self._pool.wait_ready()
 
     async def _push(self, entries: list[InboxEntry], tasks: asyncio.TaskGroup) -> None:
-        statuses = await self._status.lookup(list({entry.user for entry in entries}))
+        statuses = await self._statuses.lookup(list({entry.user for entry in entries}))
         for node, mine in self._by_node(entries, statuses).items():
             # A task, so that a slow node delays nobody; its first step queues the call, so order is kept.
             tasks.create_task(self._deliver(node, mine))

@@ -45,6 +45,7 @@ from im.metrics import ImMetrics
 from im.ports import Appended, KeyConflict, MessageStore
 from im.pusher import Pusher
 from im.writer import GroupCommit
+from status.client import StatusLookups
 
 __all__ = ["MessageService"]
 
@@ -80,8 +81,11 @@ class MessageService:
         *,
         store: MessageStore,
         worker: int,
+        statuses: StatusLookups,
     ) -> None:
-        """`store` is open, and closed by `stop`; `worker` is this process's number in message ids, 0 to 1023."""
+        """`store` is open, and closed by `stop`; `worker` is this process's number in message ids, 0 to 1023;
+        `statuses` finds the receivers' access nodes, and is run by this service.
+        """
         self.node = Node(site, SERVICE, statistics=self.statistics)
         self._config = config
         self._clock = site.clock
@@ -90,7 +94,7 @@ class MessageService:
         self._snowflake = Snowflake(worker)
         self._is_draining = False
         self._metrics = ImMetrics(self.node.metrics, behind=lambda: self._pusher.behind)
-        self._pusher = Pusher(config, site, epoch=store.epoch, metrics=self._metrics)
+        self._pusher = Pusher(config, site, epoch=store.epoch, statuses=statuses, metrics=self._metrics)
         self._writer = GroupCommit(store, on_committed=self._committed, waiting_max=config.append_queue_max)
         self.node.peers.serve(RPC, self._rpc)
         self.node.peers.serve(TIMELINE, self._timeline)

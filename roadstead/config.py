@@ -37,7 +37,14 @@ class UpConfig(Section, frozen=True, kw_only=True):
         bool, Meta(description="Let listeners bind beyond loopback, without TLS. Only for a network that you trust.")
     ] = False
     access_nodes: Annotated[int, Meta(ge=1, le=64, description="How many access nodes to run.")] = 2
-    status_nodes: Annotated[int, Meta(ge=1, le=64, description="How many status nodes to run.")] = 3
+    status_nodes: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="How many status nodes to run. With `status.backend = redis` one runs, which only asks.",
+        ),
+    ] = 3
 
     def problems(self) -> Iterable[str]:
         """Nothing beyond loopback unless asked for."""

@@ -27,6 +27,8 @@ from im.sqlite import SqliteMessageStore
 from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints, Secrets
 from scheduler.service import Scheduler
+from status.client import SessionReports, StatusClient, StatusLookups, StatusPublisher
+from status.gateway import StatusGateway
 from status.service import StatusNode
 
 __all__ = ["run_up"]
@@ -70,7 +72,7 @@ async def run_up(
 class _Nodes(msgspec.Struct):
     """The built services, by role."""
 
-    status: list[StatusNode]
+    status: list[StatusNode] | list[StatusGateway]
     im: MessageService
     access: list[AccessNode]
     scheduler: Scheduler
@@ -108,18 +110,40 @@ class _Wiring:
         scheduler = Scheduler(
             config.scheduler, await self._site("scheduler-1"), user_key=secrets.user_key, ticket_key=ticket_key
         )
-        im = MessageService(config.im, await self._site("im-1"), store=store, worker=WORKER)
+        im_site = await self._site("im-1")
+        im = MessageService(config.im, im_site, store=store, worker=WORKER, statuses=self._lookups(im_site))
+        access_sites = [await self._site(f"access-{number}") for number in range(1, config.up.access_nodes + 1)]
         access = [
-            AccessNode(config.access, await self._site(f"access-{number}"), ticket_keys=dict([ticket_key]))
-            for number in range(1, config.up.access_nodes + 1)
+            AccessNode(config.access, site, ticket_keys=dict([ticket_key]), reports=self._reports(site))
+            for site in access_sites
         ]
+        return _Nodes(await self._status(), im, access, scheduler)
+
+    async def _status(self) -> list[StatusNode] | list[StatusGateway]:
+        config = self._config
+        if config.status.backend == "redis":
+            site = await self._site("status-1")
+            return [StatusGateway(site, statuses=self._lookups(site))]
         # The first table names the nodes that are there; waiting for fewer would leave one out.
         status_config = msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes)
-        status = [
+        return [
             StatusNode(status_config, await self._site(f"status-{number}"))
             for number in range(1, config.up.status_nodes + 1)
         ]
-        return _Nodes(status, im, access, scheduler)
+
+    def _reports(self, site: Site) -> SessionReports:
+        if self._config.status.backend == "redis":
+            from status.redis import RedisSessionReports
+
+            return RedisSessionReports(self._config.status, site)
+        return StatusPublisher(site)
+
+    def _lookups(self, site: Site) -> StatusLookups:
+        if self._config.status.backend == "redis":
+            from status.redis import RedisStatusLookups
+
+            return RedisStatusLookups(self._config.status, site)
+        return StatusClient(site)
 
     async def _site(self, name: str) -> Site:
         port = self._next_port

@@ -33,8 +33,9 @@ from status.api import (
 )
 from status.core.partitions import PartitionTable
 from status.core.publisher import LinkPublisher
+from status.ports import SessionReports, StatusLookups
 
-__all__ = ["StatusClient", "StatusPublisher", "TableFollower"]
+__all__ = ["SessionReports", "StatusClient", "StatusLookups", "StatusPublisher", "TableFollower"]
 
 LOOKUP_DEADLINE_MS = 1_000
 BEAT_DEADLINE_MS = 1_000

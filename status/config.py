@@ -1,9 +1,10 @@
-"""Configuration of a status node."""
+"""Configuration of the status service, whichever backend it has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -15,6 +16,34 @@ __all__ = ["StatusConfig"]
 class StatusConfig(Section, frozen=True, kw_only=True):
     """The `[status]` section."""
 
+    backend: Annotated[
+        Literal["cluster", "redis"],
+        Meta(
+            description="Where statuses are kept: in our own status nodes, or in Redis. When to choose which: "
+            "docs/explanation/status-backends.md."
+        ),
+    ] = "cluster"
+    redis_url: Annotated[
+        str,
+        Meta(
+            description="Where Redis is, for the backend redis: `redis://host:6379/0`, `rediss://` for TLS, "
+            "`unix://` for a socket; for a Redis Cluster any one of its nodes."
+        ),
+    ] = ""
+    redis_profile: Annotated[
+        Literal["single", "cluster", "codis"],
+        Meta(description="What Redis is: one server, a Redis Cluster, or behind a Codis proxy."),
+    ] = "single"
+    redis_ttl_ms: Annotated[
+        int,
+        Meta(
+            ge=1_500,
+            le=600_000,
+            description="How long sessions stay online in Redis without being refreshed (ms); each is refreshed every "
+            "third of it. Raising it lowers the load on Redis and keeps the users of a crashed access node online for "
+            "longer.",
+        ),
+    ] = 9_000
     lease_ms: Annotated[
         int,
         Meta(
@@ -33,6 +62,26 @@ class StatusConfig(Section, frozen=True, kw_only=True):
     ] = 3
 
     def problems(self) -> Iterable[str]:
-        """A lease must outlive two lost beats of a second each."""
+        """A lease must outlive two lost beats of a second each; Redis must be named to be used."""
         if self.lease_ms < 2_200:
             yield f"lease_ms is {self.lease_ms}; below 2200 two late heartbeats would show every user offline"
+        if self.backend == "redis":
+            yield from self._redis_problems()
+
+    def _redis_problems(self) -> Iterable[str]:
+        if not self.redis_url:
+            yield 'backend is "redis", which needs redis_url, such as redis://127.0.0.1:6379'
+            return
+        try:
+            url = urlsplit(self.redis_url)
+            _ = url.port
+        except ValueError as error:
+            yield f"redis_url is no URL: {error}"
+            return
+        schemes = ("redis", "rediss") if self.redis_profile == "cluster" else ("redis", "rediss", "unix")
+        if url.scheme not in schemes:
+            yield f"redis_url must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}"
+        elif url.scheme != "unix" and not url.hostname:
+            yield "redis_url names no host"
+        if self.redis_profile == "cluster" and url.path not in {"", "/", "/0"}:
+            yield "redis_url names a database, and a Redis Cluster has only database 0"

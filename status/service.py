@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from base.clock import Instant
-from base.errors import BadRequest, LimitExceeded, NotReady, StaleEpoch
-from base.http import Role, json_body, json_response
-from base.ids import NodeId, checked_id
+from base.errors import LimitExceeded, NotReady, StaleEpoch
+from base.http import Role, json_response
+from base.ids import NodeId
 from base.node import Node
 from base.site import Site
 from status.api import BEAT, LOOKUP, LOOKUP_USERS_MAX, SERVICE, Beat, BeatReply, Lookup, LookupReply, UserStatus
@@ -26,6 +25,7 @@ from status.client import StatusClient, TableFollower
 from status.config import StatusConfig
 from status.core.sessions import SessionTable
 from status.leader import Leader
+from status.lookup_api import LookupApi
 from status.metrics import StatusMetrics
 
 __all__ = ["StatusNode"]
@@ -33,12 +33,6 @@ __all__ = ["StatusNode"]
 ACCESS_SERVICE = "access"
 TICK_MS = 200
 STALL_MS = 500
-
-
-class StatusesRequest(msgspec.Struct, frozen=True):
-    """The body of `POST /v1/users/status`."""
-
-    users: list[str]
 
 
 class StatusNode:
@@ -60,8 +54,7 @@ class StatusNode:
         self._metrics = StatusMetrics(self.node.metrics, self._sessions.statistics)
         self.node.peers.serve(BEAT, self._beat)
         self.node.peers.serve(LOOKUP, self._lookup)
-        self.node.http.app.router.add_get("/v1/users/{user}/status", self._get_status)
-        self.node.http.app.router.add_post("/v1/users/status", self._post_statuses)
+        LookupApi(self._client, site.credentials).add_to(self.node.http.app.router)
         self.node.http.app.router.add_get("/v1/admin/status/table", self._get_table)
         self._observed = site.clock.monotonic()
 
@@ -130,29 +123,6 @@ class StatusNode:
 
     # ---------------------------------------------------------------- HTTP
 
-    async def _get_status(self, request: web.Request) -> web.Response:
-        """Answer for any user: this node asks the owner."""
-        self._credentials.require(request, Role.VIEWER)
-        user = checked_id(request.match_info["user"], "user")
-        if set(request.query) - {""}:
-            raise BadRequest(f"unknown query parameters: {', '.join(sorted(request.query))}")
-        status = (await self._client.lookup([user]))[user]
-        return json_response(_shown(user, status))
-
-    async def _post_statuses(self, request: web.Request) -> web.Response:
-        """Answer `POST /v1/users/status` for up to 1,000 users, in the order asked."""
-        self._credentials.require(request, Role.VIEWER)
-        users = (await json_body(request, StatusesRequest)).users
-        if len(users) > LOOKUP_USERS_MAX:
-            raise LimitExceeded(
-                f"{len(users)} users in one lookup, the limit is {LOOKUP_USERS_MAX}",
-                what="users",
-                limit=LOOKUP_USERS_MAX,
-                seen=len(users),
-            )
-        found = await self._client.lookup([checked_id(user, "user") for user in users])
-        return json_response({"statuses": [_shown(user, found[user]) for user in users]})
-
     async def _get_table(self, request: web.Request) -> web.Response:
         """Answer `GET /v1/admin/status/table`: the partition table as this node has it."""
         self._credentials.require(request, Role.VIEWER)
@@ -186,8 +156,3 @@ class StatusNode:
 
     def _epoch(self) -> int:
         return self._table.table.epoch if self._table.table else 0
-
-
-def _shown(user: str, status: UserStatus) -> dict[str, Any]:
-    sessions = [msgspec.structs.asdict(session) for session in status.sessions]
-    return {"user": user, "state": status.state, "sessions": sessions}

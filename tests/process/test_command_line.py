@@ -119,6 +119,8 @@ def test_configuration_mistakes_are_all_listed(tmp_path: Path) -> None:
     shown = json.loads(roadstead("print-config", "--json", "--set", "up.access_nodes=5").stdout)
     assert shown["up"]["access_nodes"] == 5
     assert "[access]\n" in roadstead("print-config").stdout
+    masked = roadstead("print-config", "--set", "status.redis_url=redis://me:hush@host:6379/0").stdout
+    assert "redis://me:***@host:6379/0" in masked
 
 
 def test_commands_without_a_running_system_say_how_to_start_one(tmp_path: Path) -> None:

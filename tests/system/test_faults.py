@@ -25,7 +25,7 @@ from roadstead.api import call_api
 from roadstead.client import Client, Incoming
 from scheduler.config import SchedulerConfig
 from scheduler.service import Scheduler
-from status.client import StatusClient
+from status.client import StatusClient, StatusPublisher
 from status.config import StatusConfig
 from status.service import StatusNode
 from tests.system.conftest import eventually
@@ -65,9 +65,9 @@ class Cluster:
                 service = StatusNode(StatusConfig(bootstrap_nodes=3), site)
             case "access":
                 config = AccessConfig(audit_interval_ms=500)
-                service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]))
+                service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), reports=StatusPublisher(site))
             case "im":
-                service = MessageService(ImConfig(), site, store=self.store, worker=0)
+                service = MessageService(ImConfig(), site, store=self.store, worker=0, statuses=StatusClient(site))
             case _:
                 service = Scheduler(SchedulerConfig(), site, user_key="x" * 32, ticket_key=TICKET_KEY)
         task = self._tasks.create_task(service.run())
