@@ -42,11 +42,12 @@ check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, bef
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto tests/tidy tests/base tests/*/core
 
-sim: $(RUNTIME)     ## many seeded histories of the simulator (ARGS="--count 100000")
-	$(BIN)/python -m roadstead.sim $(ARGS)
+sim: $(RUNTIME)     ## many seeded histories of the simulator (ARGS="--history resize --count 100000")
+	$(BIN)/python -m roadstead.sim $(or $(ARGS),--count 1000)
 
 soak: $(DEV)        ## long forms: simulator and crash tests
-	$(BIN)/python -m roadstead.sim --count 20000
+	$(BIN)/python -m roadstead.sim --history leases --count 20000
+	$(BIN)/python -m roadstead.sim --history resize --count 10000
 	ROADSTEAD_TEST_CRASHES=1000 $(BIN)/python -m pytest -m process --timeout 7200
 
 bench: $(DEV)       ## every benchmark, one JSON line each

@@ -1,0 +1,122 @@
+"""What the hosts of the resize history send to each other, beside the wire types of the cores themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from base.clock import Instant
+from base.ids import Epoch, Incarnation
+from status.core.migration import Event, NodeReport
+from status.core.ownership import Told
+from status.core.partitions import PartitionTable
+
+__all__ = ["Ask", "Beat", "BeatReply", "Campaign", "Elected", "Given", "Lookup", "Operate", "Read", "TableIs", "Write"]
+
+
+class _Message:
+    """Messages show in the trace by their name: tables are long, and the trace is hashed."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Read(_Message):
+    """What is the table?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Write(_Message):
+    """Compare and set."""
+
+    expect: Epoch
+    table: PartitionTable
+
+
+@dataclass(frozen=True, slots=True)
+class TableIs(_Message):
+    """The table that the registry had when it answered, or that a node read, and who may lead."""
+
+    table: PartitionTable
+    leader: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign(_Message):
+    """Ask for the leader's lock, or renew it."""
+
+    number: int
+    incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Elected(_Message):
+    """The lock is yours."""
+
+    number: int
+    incarnation: Incarnation
+    term: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(_Message):
+    """A status node asks another for a serving lease, and reports."""
+
+    number: int
+    epoch: Epoch
+    report: NodeReport
+    needs_peers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Given(_Message):
+    """What another status node gives: its own grant, the leader's if it leads, and its table to who is behind."""
+
+    number: int
+    incarnation: Incarnation
+    epoch: Epoch
+    is_granted: bool
+    term: Epoch | None
+    table: PartitionTable | None
+
+
+@dataclass(frozen=True, slots=True)
+class Beat(_Message):
+    """An access node's beat: news of the partitions that it routes to the receiver, and the last stamp it got."""
+
+    number: int
+    incarnation: Incarnation
+    epoch: Epoch
+    echo: tuple[Incarnation, Instant]
+    told: tuple[Told, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BeatReply(_Message):
+    """What became of a beat."""
+
+    number: int
+    access_incarnation: Incarnation
+    stamp: tuple[Incarnation, Instant]
+    refused: tuple[int, ...]
+    mismatched: tuple[int, ...]
+    left_ms: int
+    table: PartitionTable | None
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup(_Message):
+    """A reader's question, by its table."""
+
+    partition: int
+    user: str
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Operate(_Message):
+    """An operator's wish."""
+
+    event: Event

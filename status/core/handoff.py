@@ -1,0 +1,278 @@
+"""One partition on its way from node to node: the source's stream, the target's hidden copy, and parked requests.
+
+The source numbers everything that the target must know 1, 2, 3 ...: first a snapshot, then each change from the same
+instant on. The target *pulls*: it says up to where it applied and gets what follows. A pull that is lost, late or
+doubled costs time and nothing else, no buffer on the way can overflow, and because the target knows when it asked, ages
+in the answer need no common clock.
+
+Every answer carries a mark: the stream's head at that instant and the digest of the source's store. A target that has
+applied up to the mark compares; equal means *caught up*. Once the source is sealed its store changes no more, and the
+same comparison means *ready*.
+
+```
+    source   streaming ── seal ─▶ sealed ── commit read ─▶ released
+                 ▲                   │
+                 └──── unseal ───────┘  only on an abort read at a higher epoch, never on a timeout
+    target   copying ─▶ caught up ─▶ ready ── commit read ─▶ its store is served
+                └───────────┴──────────┴── abort read, another stream, an unequal digest: begin anew, empty
+```
+
+Invariants:
+    I1  The target's staging is what a prefix of one stream makes of an empty store: chunks apply in order.
+    I2  Ready means: the source was sealed when it answered, all of its stream is applied, the digests are equal.
+    I3  A sealed source stays sealed until it has read a table in which the move is over.
+    I4  What the target got from one stream or one life of the source is never mixed with another's.
+    I5  A request is parked for at most `PARK_MS`, and at most `PARKED_MAX` are.
+    I6  An access node's lease at the target, counted from the pull, ends no later than at the source.
+
+Sources: the atomic slot migration of Redis 8.4 and Valkey 9 for snapshot, stream and hidden staging; Scylla's tablets
+and Orleans' directory for the seal; what none of them has is a fence that is no timeout.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Generic, TypeVar
+
+import msgspec
+
+from base.clock import Instant
+from base.ids import Epoch, Incarnation, NodeId
+from status.core.records import Digest, Item, PartitionRecords
+
+__all__ = ["CHUNK_ITEMS", "LAG_MAX", "PARKED_MAX", "PARK_MS", "Chunk", "Incoming", "Outgoing", "Parking", "Pull"]
+
+CHUNK_ITEMS = 500
+LAG_MAX = 256
+PARK_MS = 250
+PARKED_MAX = 10_000
+DRIFT_PPM = 100_000
+
+Request = TypeVar("Request")
+
+
+class Pull(msgspec.Struct, frozen=True, array_like=True):
+    """The target asks for what follows `applied` in `stream`, 0 when it has none. `number` grows with each pull."""
+
+    partition: int
+    move_id: Epoch
+    incarnation: Incarnation
+    number: int
+    stream: int
+    applied: int
+
+
+class Vouch(msgspec.Struct, frozen=True, array_like=True):
+    """An access node's lease for this partition had so long to run when the source answered."""
+
+    node: NodeId
+    incarnation: Incarnation
+    left_ms: int
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """The source's answer: items from `first` on, and the mark (`head`, `digest`) at this instant."""
+
+    partition: int
+    move_id: Epoch
+    source_incarnation: Incarnation
+    number: int
+    stream: int
+    first: int
+    items: tuple[Item, ...]
+    head: int
+    digest: Digest
+    is_sealed: bool
+    vouches: tuple[Vouch, ...]
+
+
+class Outgoing:
+    """The source's side of one move, in one of its lives."""
+
+    def __init__(self, partition: int, move_id: Epoch, incarnation: Incarnation, records: PartitionRecords) -> None:
+        self.partition = partition
+        self.move_id = move_id
+        self.is_sealed = False
+        self._incarnation = incarnation
+        self._records = records
+        self._stream = 0
+        self._base = 0
+        self._log: deque[Item] = deque()
+        self._newest: tuple[Incarnation, int] = (Incarnation(0), 0)
+
+    @property
+    def lag(self) -> int:
+        """How many items the target has not confirmed."""
+        return len(self._log)
+
+    def changed(self, item: Item) -> None:
+        """Forward a change that the store took in. Before the first pull there is nothing to add it to."""
+        assert not self.is_sealed, "I2: a sealed store does not change"
+        if self._stream:
+            self._log.append(item)
+
+    def pulled(self, pull: Pull, vouches: tuple[Vouch, ...]) -> Chunk | None:
+        """Answer a pull; None for one that is older than another already answered.
+
+        `vouches` are the access nodes' leases now; they count only once sealed, when no more can be added.
+        """
+        if pull.move_id != self.move_id or (pull.incarnation, pull.number) <= self._newest:
+            return None
+        self._newest = (pull.incarnation, pull.number)
+        if not self._stream or pull.stream != self._stream or not self._base <= pull.applied <= self._head:
+            self._start_stream()
+            applied = 0
+        else:
+            applied = pull.applied
+        while self._base < applied:
+            self._log.popleft()
+            self._base += 1
+        items = tuple(islice(self._log, CHUNK_ITEMS))
+        return Chunk(
+            partition=self.partition,
+            move_id=self.move_id,
+            source_incarnation=self._incarnation,
+            number=pull.number,
+            stream=self._stream,
+            first=self._base + 1,
+            items=items,
+            head=self._head,
+            digest=self._records.digest(),
+            is_sealed=self.is_sealed,
+            vouches=vouches if self.is_sealed else (),
+        )
+
+    def seal(self) -> None:
+        """Answer no more requests and take in no more changes; what was taken in is in the stream."""
+        self.is_sealed = True
+
+    def check_invariants(self) -> None:
+        """Assert that the stream is numbered without a gap."""
+        assert self._head == self._base + len(self._log)
+        assert self._stream or not self._log
+
+    @property
+    def _head(self) -> int:
+        return self._base + len(self._log)
+
+    def _start_stream(self) -> None:
+        # The target is a new life or lost the thread. A number of its own keeps the rests of the old one out (I4).
+        self._stream += 1
+        self._base = 0
+        self._log = deque(self._records.snapshot())
+
+
+class Incoming:
+    """The target's side of one move, in one of its lives. `records` is the staging: nobody may read it yet."""
+
+    def __init__(
+        self,
+        partition: int,
+        move_id: Epoch,
+        incarnation: Incarnation,
+        *,
+        new_store: Callable[[], PartitionRecords] = PartitionRecords,
+    ) -> None:
+        self.partition = partition
+        self.move_id = move_id
+        self._new_store = new_store
+        self.records = new_store()
+        self.is_copied = False
+        self.is_caught_up = False
+        self.is_ready = False
+        self.vouches: dict[NodeId, tuple[Incarnation, Instant]] = {}
+        """When ready: until when each access node's records may be shown without hearing from it again."""
+        self._incarnation = incarnation
+        self._number = 0
+        self._asked: dict[int, Instant] = {}
+        self._source: tuple[Incarnation, int] = (Incarnation(0), 0)
+        self._applied = 0
+
+    def pull(self, now: Instant) -> Pull:
+        """Return the next question, to be asked again and again until ready; the shell sets the pace."""
+        self._number += 1
+        self._asked[self._number] = now
+        for number in [number for number in self._asked if number <= self._number - 16]:
+            del self._asked[number]
+        return Pull(self.partition, self.move_id, self._incarnation, self._number, self._source[1], self._applied)
+
+    def received(self, now: Instant, chunk: Chunk) -> None:
+        """Apply an answer, if it is the next part of the stream that is being applied."""
+        asked_at = self._asked.pop(chunk.number, None)
+        if asked_at is None or chunk.move_id != self.move_id or self.is_ready:
+            return
+        stream = (chunk.source_incarnation, chunk.stream)
+        if stream < self._source:
+            return
+        if stream > self._source:
+            self._discard(stream)
+        if not chunk.first <= self._applied + 1:
+            return  # a gap: the next pull says where it begins
+        for item in chunk.items[self._applied + 1 - chunk.first :]:
+            self.records.merge(now, item)
+            self._applied += 1
+        self._compare(asked_at, chunk)
+
+    def check_invariants(self) -> None:
+        """Assert what one state shows."""
+        assert self.is_caught_up or not self.is_ready, "I2"
+        self.records.check_invariants()
+
+    def _compare(self, asked_at: Instant, chunk: Chunk) -> None:
+        self.is_copied = self.is_copied or chunk.head - self._applied <= LAG_MAX
+        if self._applied != chunk.head:
+            # A stream under load is never at its head for long; what was equal once and lags a little will be again.
+            self.is_caught_up = self.is_caught_up and chunk.head - self._applied <= LAG_MAX
+            return
+        if self.records.digest() != chunk.digest:
+            self._discard((chunk.source_incarnation, 0))  # what was applied is not what was sent: ask for it anew
+            return
+        self.is_caught_up = True
+        if chunk.is_sealed:
+            self.is_ready = True
+            self.vouches = {
+                vouch.node: (
+                    vouch.incarnation,
+                    Instant(asked_at + vouch.left_ms - vouch.left_ms * DRIFT_PPM // 1_000_000),
+                )
+                for vouch in chunk.vouches
+            }
+
+    def _discard(self, stream: tuple[Incarnation, int]) -> None:
+        self.records = self._new_store()
+        self._source = stream
+        self._applied = 0
+        self.is_copied = self.is_caught_up = False
+
+
+class Parking(Generic[Request]):
+    """Requests for a sealed partition: held back a moment, since most seals are over in a few milliseconds."""
+
+    def __init__(self) -> None:
+        self._parked: deque[tuple[Instant, Request]] = deque()
+
+    def park(self, now: Instant, request: Request) -> bool:
+        """Hold the request back; False when too many are, and it must be answered with RETRY."""
+        if len(self._parked) >= PARKED_MAX:
+            return False
+        self._parked.append((Instant(now + PARK_MS), request))
+        return True
+
+    def release(self) -> list[Request]:
+        """Return all requests, oldest first, to be answered: the partition is served again, or moved."""
+        released = [request for _, request in self._parked]
+        self._parked.clear()
+        return released
+
+    def expire(self, now: Instant) -> list[Request]:
+        """Return the requests that waited long enough, to be answered with RETRY (I5)."""
+        late: list[Request] = []
+        while self._parked and self._parked[0][0] <= now:
+            late.append(self._parked.popleft()[1])
+        return late
+
+    def next_deadline(self) -> Instant | None:
+        """Return when `expire` has something to do, None when nothing is parked."""
+        return self._parked[0][0] if self._parked else None

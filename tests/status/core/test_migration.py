@@ -1,0 +1,393 @@
+"""The leader's decisions: every stage's condition, every loss, and every interrupted prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain, combinations
+
+import pytest
+
+from base.clock import Instant
+from base.ids import Epoch, Incarnation, NodeId
+from status.core.migration import (
+    GONE_MS,
+    PAIR_MOVES_MAX,
+    AbortAsked,
+    Event,
+    Migration,
+    NodeReport,
+    Paused,
+    Progress,
+    Reported,
+    TableRead,
+    Tick,
+    View,
+    Wanted,
+    WriteTable,
+    decide,
+)
+from status.core.partitions import (
+    Advance,
+    Begin,
+    Change,
+    End,
+    Members,
+    Move,
+    PartitionTable,
+    Pause,
+    Settle,
+    Stage,
+    Take,
+    plan_table,
+)
+
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+GATE = NodeId("gate")
+LIFE = Incarnation(1)
+NOW = Instant(100_000)
+EARLY = (Stage.PREPARE, Stage.COPY, Stage.CATCHUP, Stage.SEAL)
+
+
+def table(stage: Stage | None = None, **fields: object) -> PartitionTable:
+    """Two partitions: one of a, on its way to b as far as the stage, and one of c, which stays there."""
+    made = PartitionTable(Epoch(1), (A, B, C), (0, 1, 1), (0, 2))
+    if stage is Stage.RECOVER:
+        made = made.with_changes([Take(0, B)])
+    elif stage is not None:
+        made = made.with_changes([Begin(0, B)])
+        order = list(Stage)
+        for later in order[1 : order.index(stage) + 1]:
+            made = made.with_changes([Advance(0, later)])
+    for node, weight in fields.items():
+        made = made.with_changes(
+            [Members(tuple({**dict(zip(made.nodes, made.weights, strict=True)), node: weight}.items()))]
+        )  # type: ignore[dict-item]
+    return made
+
+
+def report(
+    node: NodeId,
+    seen: int = 99,
+    *,
+    progress: Progress = Progress.NONE,
+    incomplete: Iterable[int] = (),
+    access: int = 99,
+) -> NodeReport:
+    done = {(0, Epoch(2)): progress}
+    return NodeReport(node, LIFE, Epoch(seen), done, frozenset(incomplete), {GATE: Epoch(access)})
+
+
+def view(*reports: NodeReport, grants_over: bool = True, acknowledged: dict[NodeId, int] | None = None) -> View:
+    seen = acknowledged if acknowledged is not None else {found.node: found.acknowledged for found in reports}
+    return View(
+        {found.node: found for found in reports},
+        {node: Epoch(epoch) for node, epoch in seen.items()},
+        lambda _: grants_over,
+    )
+
+
+ALL = (report(A), report(B), report(C))
+
+
+def with_b(progress: Progress, **of_a: object) -> View:
+    return view(report(A, **of_a), report(B, progress=progress), report(C))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def test_a_move_begins_when_the_plan_and_the_owner_differ():
+    """And the owner's store is complete."""
+    assert decide(table(), view(*ALL)) == [Begin(0, B)]
+    assert decide(table(), view(report(A, incomplete=[0]), report(B), report(C))) == []
+    assert decide(table().with_changes([Pause(is_paused=True)]), view(*ALL)) == []
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.COMMIT])
+def test_prepare_and_commit_wait_for_every_live_node(stage: Stage):
+    """Status nodes and access nodes, of which the newest report counts."""
+    now = table(stage)
+    following = [Advance(0, Stage.COPY if stage is Stage.PREPARE else Stage.CLEANUP)]
+    behind = now.epoch - 1
+    assert decide(now, view(*ALL)) == following
+    assert decide(now, view(report(A, behind), report(B), report(C))) == []
+    assert decide(now, view(report(A, access=behind), report(B, access=behind), report(C, access=behind))) == []
+    assert decide(now, view(report(A, access=behind), report(B), report(C))) == following
+    assert decide(now, view(report(A), report(B)))[:1] == following, "the dead are not waited for"
+
+
+@pytest.mark.parametrize(
+    ("stage", "needs", "following"),
+    [
+        (Stage.COPY, Progress.COPIED, Stage.CATCHUP),
+        (Stage.CATCHUP, Progress.CAUGHT_UP, Stage.SEAL),
+        (Stage.SEAL, Progress.READY, Stage.COMMIT),
+    ],
+)
+def test_a_target_says_how_far_it_is(stage: Stage, needs: Progress, following: Stage):
+    """I2: and nothing less will do."""
+    for progress in Progress:
+        changes: list[Change] = [Advance(0, following)] if progress >= needs else []
+        assert decide(table(stage), with_b(progress)) == changes
+
+
+def test_a_pause_seals_nothing_but_ends_what_is_sealed():
+    """Parked requests must not wait for an operator."""
+    assert decide(table(Stage.CATCHUP).with_changes([Pause(is_paused=True)]), with_b(Progress.CAUGHT_UP)) == []
+    sealed = table(Stage.SEAL).with_changes([Pause(is_paused=True)])
+    assert decide(sealed, with_b(Progress.READY)) == [Advance(0, Stage.COMMIT)]
+
+
+def test_cleanup_ends_when_the_source_knows_or_is_gone():
+    """It drops its data when it reads the stage."""
+    now = table(Stage.CLEANUP)
+    assert decide(now, view(report(A, now.epoch - 1), report(B), report(C))) == []
+    assert decide(now, view(*ALL)) == [End(0)]
+    assert decide(now, view(report(B), report(C))) == [End(0)]
+
+
+def test_recovery_ends_at_the_barrier():
+    """See `is_fenced`, which has its own tests."""
+    now = table(Stage.RECOVER)
+    two = {B: 99, C: 99}
+    assert decide(now, view(report(B), report(C), acknowledged=two)) == [End(0)]
+    assert decide(now, view(report(B), report(C), acknowledged=two, grants_over=False)) == []
+    assert decide(now, view(report(B), report(C), acknowledged={B: 99})) == []
+
+
+# ---------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("stage", EARLY)
+def test_a_lost_target_aborts_before_commit(stage: Stage):
+    """The source goes on."""
+    assert decide(table(stage), view(report(A), report(C))) == [End(0)]
+
+
+@pytest.mark.parametrize("stage", EARLY)
+def test_a_lost_source_is_taken_from(stage: Stage):
+    """Unless the target has everything: then it commits, and nothing is lost."""
+    assert decide(table(stage), view(report(B), report(C))) == [Take(0, B)]
+    ready = view(report(B, progress=Progress.READY), report(C))
+    assert decide(table(stage), ready) == [Advance(0, Stage.COMMIT) if stage is Stage.SEAL else Take(0, B)]
+
+
+@pytest.mark.parametrize("stage", [Stage.COMMIT, Stage.CLEANUP, Stage.RECOVER])
+def test_a_lost_new_owner_is_taken_from(stage: Stage):
+    """I5: forward only. The source may have it back if it is wanted, else whoever is; else it waits."""
+    now = table(stage, a=1)
+    assert decide(now, view(report(A), report(C)))[0] == Take(0, A)
+    assert decide(table(stage, c=1), view(report(A), report(C)))[0] == Take(0, C)
+    assert decide(table(stage), view(report(A))) == []
+
+
+def test_a_source_that_forgot_what_it_sealed_aborts():
+    """Its next life has nothing to send."""
+    assert decide(table(Stage.SEAL), with_b(Progress.CAUGHT_UP, incomplete=[0])) == [End(0)]
+    assert decide(table(Stage.SEAL), with_b(Progress.READY, incomplete=[0])) == [Advance(0, Stage.COMMIT)]
+
+
+def test_a_lost_owner_is_taken_from_even_in_a_pause():
+    """Failures do not wait for operators."""
+    now = table().with_changes([Pause(is_paused=True)])
+    assert decide(now, view(report(B), report(C))) == [Take(0, B)]
+    assert decide(now, view(report(A), report(C))) == []
+
+
+def test_a_move_to_a_node_that_is_not_wanted_any_more_ends():
+    """While that is cheap."""
+    assert decide(table(Stage.PREPARE, b=0, a=1), view(*ALL)) == [End(0)]
+
+
+# ---------------------------------------------------------------- bounds and members
+
+
+def test_a_pair_of_nodes_moves_eight_partitions_at_once():
+    """I3."""
+    now = PartitionTable(Epoch(1), (A, B), (1, 1), (0,) * 64)
+    changes = decide(now, view(report(A), report(B)))
+    assert len(changes) == PAIR_MOVES_MAX
+    now = now.with_changes(changes)
+    assert all(isinstance(change, Advance) for change in decide(now, view(report(A), report(B))))
+
+
+def test_a_node_of_no_weight_is_forgotten_when_it_owns_nothing():
+    """And a majority knows the table."""
+    settled = PartitionTable(Epoch(3), (A, B, C), (0, 1, 1), (1, 2))
+    assert decide(settled, view(*ALL)) == [Members(((B, 1), (C, 1)))]
+    assert decide(settled, view(report(A, 2), report(B, 2), report(C))) == []
+
+
+# ---------------------------------------------------------------- the step machine
+
+
+def leader(
+    now: PartitionTable, *, began: Instant = NOW, over: Callable[[Instant, NodeId], bool] = lambda _, __: True
+) -> Migration:
+    made = Migration(Instant(began - GONE_MS), grants_over=over)
+    assert made.step(Instant(began - GONE_MS), TableRead(now)) == []
+    return made
+
+
+def reported(machine: Migration, *reports: NodeReport, now: Instant = NOW) -> list[WriteTable]:
+    for found in reports:
+        machine._reported(now, found)
+    machine.check_invariants()
+    return machine.step(now, Reported(reports[-1]))
+
+
+def test_a_leader_waits_before_it_presumes_anybody_gone():
+    """It has heard of nobody yet."""
+    machine = Migration(NOW, grants_over=lambda _, __: True)
+    assert machine.step(NOW, Tick()) == []
+    machine.step(NOW, TableRead(table()))
+    assert reported(machine, report(B), report(C)) == []
+    later = Instant(NOW + GONE_MS)
+    assert reported(machine, report(B), report(C), now=later) == [
+        WriteTable(Epoch(1), table().with_changes([Take(0, B)]))
+    ]
+
+
+def test_one_write_is_under_way_at_a_time():
+    """I1: until the table was read, whatever became of the write; an older table is no news."""
+    machine = leader(table(Stage.PREPARE))
+    assert len(reported(machine, *ALL)) == 1
+    assert machine.step(NOW, Tick()) == []
+    assert machine.step(NOW, TableRead(table())) == []
+    again = machine.step(NOW, TableRead(table(Stage.PREPARE)))
+    assert again
+    assert machine.step(NOW, TableRead(again[0].table)) != again
+
+
+def test_reports_of_an_older_life_are_dropped():
+    """It may say that it is ready with what its next life forgot."""
+    machine = leader(table(Stage.SEAL))
+    reported(machine, NodeReport(B, Incarnation(2), Epoch(9)), report(A), report(C))
+    assert reported(machine, report(B, progress=Progress.READY)) == []
+
+
+def test_operators_change_weights_pause_and_abort():
+    """Each wish one write; what is so already is none."""
+    machine = leader(table(Stage.COPY, a=1))
+    reported(machine, *ALL)
+    current = table(Stage.COPY, a=1)
+    events: list[tuple[Event, PartitionTable | None]] = [
+        (Wanted(((A, 5), (B, 1))), current.with_changes([Members(((A, 5), (B, 1), (C, 0)))])),
+        (Paused(is_paused=True), None),
+        (Paused(is_paused=True), None),
+        (AbortAsked(), None),
+    ]
+    for event, expected in events:
+        writes = machine.step(NOW, event)
+        if expected is not None:
+            assert writes[0].table == expected
+        while writes:  # what it decides by itself meanwhile is written as well
+            current = writes[0].table
+            writes = machine.step(NOW, TableRead(current))
+    assert (current.is_paused, current.moves) == (True, ())
+    assert machine.step(NOW, Wanted(tuple(zip(current.nodes, current.weights, strict=True)))) == []
+
+
+def test_a_new_node_waits_until_a_majority_knows_the_set():
+    """Else two sets could each have a majority."""
+    settled = PartitionTable(Epoch(3), (A, B, C), (1, 1, 1), (0, 1, 2))
+    machine = leader(settled)
+    old = [report(node, 2) for node in (A, B, C)]
+    assert reported(machine, *old) == []
+    assert machine.step(NOW, Wanted(((A, 1), (B, 1), (C, 1), (NodeId("d"), 1)))) == []
+    assert reported(machine, report(A, 3), report(B, 3))[0].table.former == (A, B, C)
+
+
+# ---------------------------------------------------------------- every interrupted prefix
+
+
+class Model:
+    """Nodes that do what the table says at once, and count who serves: the dumb twin of all shells."""
+
+    def __init__(self, start: PartitionTable) -> None:
+        self.table = start
+
+    def reports(self, live: Iterable[NodeId]) -> list[NodeReport]:
+        made: list[NodeReport] = []
+        for node in live:
+            progress = {
+                (move.partition, move.move_id): self._progress(move) for move in self.table.moves if move.target == node
+            }
+            made.append(NodeReport(node, LIFE, self.table.epoch, progress))
+        return made
+
+    @staticmethod
+    def _progress(move: Move) -> Progress:
+        return {Stage.COPY: Progress.COPIED, Stage.CATCHUP: Progress.CAUGHT_UP, Stage.SEAL: Progress.READY}.get(
+            move.stage, Progress.NONE
+        )
+
+    def go_on(self, live: Iterable[NodeId], writes_max: int) -> int:
+        """Run a new leader from the table alone, for so many writes; return how many it made."""
+        machine = leader(self.table)
+        made = 0
+        while made < writes_max:
+            for found in self.reports(live):
+                machine._reported(NOW, found)
+            writes = machine.step(NOW, Tick())
+            if not writes:
+                break
+            (write,) = writes
+            assert write.expect == self.table.epoch == write.table.epoch - 1
+            write.table.check_structure()
+            self.table = write.table
+            machine.step(Instant(NOW - GONE_MS), TableRead(self.table))
+            made += 1
+        return made
+
+
+def subsets(nodes: tuple[NodeId, ...]) -> list[tuple[NodeId, ...]]:
+    return list(chain.from_iterable(combinations(nodes, count) for count in range(len(nodes) + 1)))
+
+
+def start() -> PartitionTable:
+    return plan_table({A: 1, B: 1}, partitions=6).with_changes([Members(((A, 1), (B, 1), (C, 2))), Settle()])
+
+
+WRITES = Model(start()).go_on((A, B, C), 100)
+
+
+@pytest.mark.parametrize("prefix", range(WRITES + 1))
+def test_another_leader_goes_on_from_every_prefix_with_every_set_of_live_nodes(prefix: int):
+    """I4: after each write the leader dies; whoever is left, the next one makes the best of it, and when all are
+    back the third one finishes as if nothing had happened.
+    """
+    for live in subsets((A, B, C)):
+        model = Model(start())
+        model.go_on((A, B, C), prefix)
+        assert model.go_on(live, 100) < 100, "it comes to rest"
+        if len(live) >= 2:
+            assert {model.table.owner(partition) for partition in range(6)} <= set(live)
+            assert not model.table.moves
+        assert model.go_on((A, B, C), 100) < 100
+        assert not model.table.moves
+        assert model.table.counts() == {A: 2, B: 1, C: 3} or model.table.counts() == {A: 1, B: 2, C: 3}
+
+
+@pytest.mark.parametrize("prefix", range(WRITES + 1))
+def test_an_abort_at_every_prefix_rolls_back_all_that_can_be(prefix: int):
+    """I5: what is committed goes forward."""
+    model = Model(start())
+    model.go_on((A, B, C), prefix)
+    committed = {move.partition for move in model.table.moves if model.table.owner(move.partition) == move.target}
+    machine = leader(model.table)
+    (write,) = machine.step(NOW, AbortAsked())[:1]
+    assert {move.partition for move in write.table.moves} == committed
+    assert write.table.owners == model.table.owners
+    model.table = write.table
+    model.go_on((A, B, C), 100)
+    assert not model.table.moves
+    assert model.table.owners == write.table.owners
+
+
+def test_the_former_nodes_are_forgotten_when_a_majority_of_them_knows():
+    """Until then a taking needs them."""
+    now = table().with_changes([Members(((A, 0), (B, 1), (C, 1), (NodeId("d"), 1)))])
+    assert decide(now, view(*ALL))[0] == Settle()
+    assert Settle() not in decide(now, view(report(A, 1), report(B, 1), report(C)))
+    assert now.with_changes([Settle()]).former == ()
