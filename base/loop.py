@@ -1,4 +1,4 @@
-"""Which event loop runs everything: uvloop where it exists, which costs a half to a third of the standard one's CPU."""
+"""Which event loop runs everything: uvloop where it exists, which costs less CPU per socket event."""
 
 from __future__ import annotations
 
