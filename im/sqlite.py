@@ -42,7 +42,6 @@ _PRAGMAS = (
 
 _OFFSET_END = 2**63 - 1  # SQLite's greatest integer, which no timeline reaches
 
-_READS_WAITING_MAX = 10_000
 _READ_RETRY_AFTER_MS = 200
 
 
@@ -105,16 +104,25 @@ class _Lane:
 class SqliteMessageStore:
     """A `MessageStore` in one SQLite file. Made by `open`."""
 
-    def __init__(self, writer: _Lane, readers: Sequence[_Lane], log: MessageLog, epoch: str) -> None:
+    def __init__(
+        self, writer: _Lane, readers: Sequence[_Lane], log: MessageLog, epoch: str, *, reads_waiting_max: int
+    ) -> None:
         self._writer = writer
         self._readers = readers
         self._log = log
         self._epoch = epoch
+        self._reads_waiting_max = reads_waiting_max
         self._is_closed = False
 
     @classmethod
     async def open(
-        cls, path: Path, *, readers: int = 2, lag_max: int = 16_384, hot_max: int = 100_000
+        cls,
+        path: Path,
+        *,
+        readers: int = 2,
+        lag_max: int = 16_384,
+        hot_max: int = 100_000,
+        reads_waiting_max: int = 10_000,
     ) -> SqliteMessageStore:
         """Open the file, or make it with a new epoch.
 
@@ -124,6 +132,7 @@ class SqliteMessageStore:
             lag_max: how many messages may wait to be indexed before a merge begins. More of them are cheaper to
                 merge; up to twice as many are kept in memory, at about 1 KB each, and read when the file is opened.
             hot_max: conversations and users, each, whose counters stay in memory, at about 300 bytes each.
+            reads_waiting_max: reads that may wait for a reading thread, each; one more is refused with Overloaded.
 
         Raises:
             StoreError: a newer release wrote the file.
@@ -143,7 +152,7 @@ class SqliteMessageStore:
             for lane in reversed(lanes):
                 await lane.close()
             raise
-        return cls(writer, lanes[1:], log, epoch)
+        return cls(writer, lanes[1:], log, epoch, reads_waiting_max=reads_waiting_max)
 
     @property
     def epoch(self) -> str:
@@ -204,7 +213,7 @@ class SqliteMessageStore:
 
     async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         lane = min(self._readers, key=lambda lane: lane.waiting)
-        if lane.waiting >= _READS_WAITING_MAX:
+        if lane.waiting >= self._reads_waiting_max:
             raise Overloaded(
                 "too many reads wait for the disk", what="message_reads", retry_after_ms=_READ_RETRY_AFTER_MS
             )

@@ -15,7 +15,6 @@ import pytest
 import im
 from base.clock import Timestamp
 from base.errors import Overloaded, StoreError, StoreUnavailable
-from im import sqlite as adapter
 from im.ports import Appended, Draft
 from im.sqlite import SqliteMessageStore
 from im.sqlite_log import SCHEMA_VERSION
@@ -287,10 +286,9 @@ async def test_a_second_writer_does_no_harm(path: Path):
     await other.close()
 
 
-async def test_too_many_waiting_reads_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_too_many_waiting_reads_are_refused(path: Path):
     """A bound on the queue for the disk, with a time to come again; what waits is answered."""
-    monkeypatch.setattr(adapter, "_READS_WAITING_MAX", 2)
-    store = await SqliteMessageStore.open(path, readers=2)
+    store = await SqliteMessageStore.open(path, readers=2, reads_waiting_max=2)
     async with asyncio.TaskGroup() as readers:
         tasks = [readers.create_task(store.heads([f"user-{n}"])) for n in range(4)]
         await asyncio.sleep(0)  # each runs up to its place in a queue

@@ -11,8 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from base.clock import Timestamp
 from base.ids import Incarnation, NodeId
 from status.api import OFFLINE, Closed, Opened, State
-from status.core import refreshing
-from status.core.refreshing import BATCH_MAX, LANES, PHASES, RefreshLane, Write, key_of, lane_of, status_of
+from status.core.refreshing import BATCH_MAX, GONE_MAX, LANES, PHASES, RefreshLane, Write, key_of, lane_of, status_of
 
 
 def opened(user: str, conn_seq: int = 1, *, session: str = "s", state: State = "online") -> Opened:
@@ -167,16 +166,15 @@ def test_what_came_and_went_before_a_write_costs_a_removal_and_then_nothing():
     assert lane.next_batch() == []
 
 
-def test_removals_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch):
+def test_removals_that_wait_are_bounded():
     """I4: beyond, records expire by themselves."""
-    monkeypatch.setattr(refreshing, "GONE_MAX", 2)
     lane = new_lane()
-    for number in range(3):
+    for number in range(GONE_MAX + 1):
         lane.open(opened(f"user-{number}"))
         lane.close(closed(opened(f"user-{number}")))
     lane.check_invariants()
-    assert lane.statistics()["removals"] == 2
-    assert len(write_all(lane)) == 2
+    assert lane.statistics()["removals"] == GONE_MAX
+    assert len(write_all(lane)) == GONE_MAX
 
 
 # ---------------------------------------------------------------- reading
