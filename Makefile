@@ -6,10 +6,10 @@ DEV := .venv/.dev
 # Real servers for tests and benchmarks come from the distribution's packages.
 APT := sh -c 'apt-get update -q > /dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$$@" > /dev/null' apt
 
-.PHONY: help venv up demo test check sim soak bench docs lock clean
+.PHONY: help venv up demo test check sim sim-long soak bench docs lock clean
 
 help:               ## show this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  \1\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/'
 
 $(RUNTIME): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,6 +45,10 @@ check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, bef
 sim: $(RUNTIME)     ## many seeded histories of the simulator (ARGS="--history resize --count 100000")
 	$(BIN)/python -m roadstead.sim $(or $(ARGS),--count 1000)
 
+sim-long: $(RUNTIME) ## 100,000 histories of the resize and of the leases: hours (JOBS=4 for four at a time)
+	seq 0 1000 99000 | xargs -P $(or $(JOBS),2) -I SEED $(BIN)/python -m roadstead.sim --history resize --seed SEED --count 1000
+	seq 0 1000 99000 | xargs -P $(or $(JOBS),2) -I SEED $(BIN)/python -m roadstead.sim --history leases --seed SEED --count 1000
+
 soak: $(DEV)        ## long forms: simulator and crash tests
 	$(BIN)/python -m roadstead.sim --history leases --count 20000
 	$(BIN)/python -m roadstead.sim --history resize --count 10000
@@ -57,10 +61,10 @@ bench: $(DEV)       ## every benchmark, one JSON line each
 docs: $(DEV)        ## write the generated pages of docs/reference
 	$(BIN)/python -m roadstead.reference docs/reference
 
-lock: $(DEV)        ## resolve the dependencies anew
+lock: $(RUNTIME)    ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml --group build -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header pyproject.toml --group build -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
 
 clean:              ## remove everything that was made; keeps data folders
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
