@@ -7,6 +7,7 @@ a test or the simulator can pass a seeded source instead.
 from __future__ import annotations
 
 import random
+import re
 import secrets
 import uuid
 from typing import NewType
@@ -20,6 +21,7 @@ __all__ = [
     "UserKey",
     "checked_id",
     "entropy",
+    "name_order",
     "new_epoch",
     "new_secret",
     "new_uuid",
@@ -55,6 +57,11 @@ def checked_id(value: str, what: str) -> str:
     if not value.isprintable():
         raise BadRequest(f"{what} must not contain control characters")
     return value
+
+
+def name_order(name: str) -> tuple[tuple[int, str], ...]:
+    """Return a key to sort names by as people count: `status-9` comes before `status-10`."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name))
 
 
 def entropy() -> random.Random:

@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import aiohttp
-
 from base.core.backoff import Backoff
-from base.errors import DeadlineExceeded, PeerUnavailable, RemoteProtocolError
+from base.errors import DeadlineExceeded, PeerUnavailable, RoadsteadError
 from base.ids import entropy
 from base.log import logger
-from base.peer.server import HEARTBEAT_S, NODE_HEADER, PEER_PATH
-from base.peer.stream import PeerStream, StreamLimits
-from base.peer.wire import FRAME_BYTES_MAX, SUBPROTOCOL, Method
+from base.peer.link import StreamLimits
+from base.peer.stream import PeerStream, Serve
+from base.peer.upgrade import connect
+from base.peer.wire import Method
 
 __all__ = ["PeerClient"]
 
@@ -25,7 +24,7 @@ Rep = TypeVar("Rep")
 
 
 class PeerClient:
-    """A lasting connection to the peer at `url`. `run` keeps it; `call` and `push` use it."""
+    """A lasting connection to the peer at `url`. `run` keeps it; `call` and `push` use it, and so may the peer."""
 
     def __init__(
         self,
@@ -49,9 +48,11 @@ class PeerClient:
         """
         self.url = url
         self.peer = peer
-        self._headers = {"Authorization": f"Bearer {peer_key}", NODE_HEADER: node}
+        self._node = node
+        self._peer_key = peer_key
         self._limits = limits or StreamLimits()
         self._on_connected = on_connected
+        self._handlers: dict[str, tuple[Method[Any, Any], Serve]] = {}
         self._stream: PeerStream | None = None
         self._connected = asyncio.Event()
         self._backoff = Backoff(entropy(), base_ms=50, ceiling_ms=2_000)
@@ -62,16 +63,27 @@ class PeerClient:
         """Whether a stream is up at this moment."""
         return self._stream is not None and not self._stream.is_closed
 
+    def serve(self, method: Method[Req, Rep], handler: Serve) -> None:
+        """Answer the peer's calls and pushes of the method, as `PeerServer.serve` does. Before `run`."""
+        assert method.name not in self._handlers
+        self._handlers[method.name] = (method, handler)
+
     async def call(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int) -> Rep:
         """Call the peer, waiting for a stream if none is up; the deadline covers both. Errors as `PeerStream.call`."""
-        if self.is_connected:  # the common case: the request is queued before anything else can run
-            assert self._stream is not None
-            return await self._stream.call(method, request, deadline_ms=deadline_ms)
+        stream = self._stream
+        if (
+            stream is not None and not stream.is_closed
+        ):  # nearly always: the request is queued before anything else runs
+            return await stream.call(method, request, deadline_ms=deadline_ms)
         loop = asyncio.get_running_loop()
         give_up = loop.time() + deadline_ms / 1000
         stream = await self._wait_for_stream(deadline_ms)
         left_ms = max(1, int((give_up - loop.time()) * 1000))
         return await stream.call(method, request, deadline_ms=left_ms)
+
+    async def wait_connected(self, *, deadline_ms: int) -> None:
+        """Return when a stream is up. Raises DeadlineExceeded."""
+        await self._wait_for_stream(deadline_ms)
 
     def push(self, method: Method[Req, Any], message: Req) -> None:
         """Push to the peer. Raises PeerUnavailable when no stream is up: a push never waits."""
@@ -80,32 +92,28 @@ class PeerClient:
         self._stream.push(method, message)
 
     async def run(self) -> None:
-        """Connect, serve the stream until it breaks, wait, connect again; until cancelled."""
-        async with aiohttp.ClientSession(headers=self._headers) as session:
-            while True:
-                try:
-                    await self._run_once(session)
-                except (aiohttp.ClientError, OSError, TimeoutError, RemoteProtocolError) as error:
-                    self._log.info("peer_stream_failed", error=str(error) or type(error).__name__)
-                await asyncio.sleep(self._backoff.next_ms() / 1000)
+        """Connect, let the stream live until it breaks, wait, connect again; until cancelled."""
+        while True:
+            try:
+                await self._run_once()
+            except (OSError, TimeoutError, RoadsteadError) as error:
+                self._log.info("peer_stream_failed", error=str(error) or type(error).__name__)
+            await asyncio.sleep(self._backoff.next_ms() / 1000)
 
-    async def _run_once(self, session: aiohttp.ClientSession) -> None:
+    async def _run_once(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            socket = await session.ws_connect(
-                self.url + PEER_PATH,
-                protocols=[SUBPROTOCOL],
-                heartbeat=HEARTBEAT_S,
-                max_msg_size=FRAME_BYTES_MAX,
-                compress=0,
-            )
-        stream = PeerStream(socket, peer=self.peer, handlers={}, limits=self._limits)
-        self._stream = stream
-        self._connected.set()
-        self._backoff.reset()
-        if self._on_connected is not None:
-            self._on_connected()
+            transport, received = await connect(self.url, node=self._node, peer_key=self._peer_key)
+        stream = PeerStream(transport, peer=self.peer, handlers=self._handlers, limits=self._limits)
         try:
-            await stream.run()
+            self._stream = stream
+            self._connected.set()
+            self._backoff.reset()
+            if self._on_connected is not None:
+                self._on_connected()
+            # Only now: what the peer sends must find the state of the new stream, not of the old one.
+            stream.feed(received)
+            transport.resume_reading()
+            await stream.wait_ended()
         finally:
             self._stream = None
             await stream.close()

@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from base.core.registry import ServiceInstance
 from base.errors import PeerUnavailable, StoreError
 from base.log import logger
 from base.peer.client import PeerClient
+from base.peer.stream import Serve
+from base.peer.wire import Method
 from base.registry import follow
 from base.site import Site
 
 __all__ = ["PeerPool"]
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +49,15 @@ class PeerPool:
         self._service = service
         self._on_change = on_change
         self._on_connected = on_connected
+        self._handlers: dict[str, tuple[Method[Any, Any], Serve]] = {}
         self._members: dict[str, _Member] = {}
         self._seen = asyncio.Event()
         self._log = logger(node=site.name, service=service)
+
+    def serve(self, method: Method[Req, Rep], handler: Serve) -> None:
+        """Answer calls and pushes that come from the nodes over these streams, as `PeerServer.serve`. Before `run`."""
+        assert method.name not in self._handlers
+        self._handlers[method.name] = (method, handler)
 
     def get(self, node_id: str) -> PeerClient:
         """Return the client of a node. Raises PeerUnavailable when the registry knows no such node."""
@@ -92,6 +104,8 @@ class PeerPool:
                     peer_key=self._site.peer_key,
                     on_connected=self._connected(node_id),
                 )
+                for method, handler in self._handlers.values():
+                    client.serve(method, handler)
                 self._members[node_id] = _Member(instance, client, tasks.create_task(client.run()))
 
     def _connected(self, node_id: str) -> Callable[[], None]:

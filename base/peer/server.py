@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hmac
+import asyncio
+from collections import Counter
 from typing import Any, TypeVar
 
 from aiohttp import web
 
-from base.errors import RemoteProtocolError, Unauthenticated
-from base.log import logger
-from base.peer.stream import PeerStream, Serve, StreamLimits
-from base.peer.wire import FRAME_BYTES_MAX, SUBPROTOCOL, Method
+from base.peer import upgrade
+from base.peer.link import StreamLimits
+from base.peer.stream import PeerStream, Serve
+from base.peer.upgrade import PEER_PATH
+from base.peer.wire import Method
 
-__all__ = ["NODE_HEADER", "PEER_PATH", "PeerServer"]
-
-NODE_HEADER = "X-Roadstead-Node"
-PEER_PATH = "/peer"
-HEARTBEAT_S = 5.0
+__all__ = ["PEER_PATH", "PeerServer"]
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
@@ -30,39 +28,53 @@ class PeerServer:
         self._peer_key = peer_key
         self._limits = limits or StreamLimits()
         self._handlers: dict[str, tuple[Method[Any, Any], Serve]] = {}
-        self._streams: set[PeerStream] = set()
+        self._streams: dict[str, list[PeerStream]] = {}  # by node, the newest last
 
     def serve(self, method: Method[Req, Rep], handler: Serve) -> None:
         """Answer calls of the method with `handler(request, peer)`, a plain or async function returning the reply."""
         assert method.name not in self._handlers
         self._handlers[method.name] = (method, handler)
 
-    async def handle(self, request: web.Request) -> web.WebSocketResponse:
-        """The aiohttp handler: authenticate, upgrade, run the stream until it ends."""
-        offered = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(offered.encode(errors="surrogateescape"), self._peer_key.encode()):
-            raise Unauthenticated("a peer stream needs the cluster's peer key")
-        socket = web.WebSocketResponse(
-            protocols=[SUBPROTOCOL], heartbeat=HEARTBEAT_S, max_msg_size=FRAME_BYTES_MAX, compress=False
+    def stream_of(self, node: str) -> PeerStream | None:
+        """Return the newest live stream from a node, to call or push to it; None when it has none."""
+        return next((stream for stream in reversed(self._streams.get(node, [])) if not stream.is_closed), None)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """The aiohttp handler: authenticate, upgrade, let the stream live until it ends."""
+        peer = upgrade.authenticate(request, self._peer_key)
+        if not upgrade.is_wanted(request):
+            return upgrade.refusal()
+        response, transport = await upgrade.switch(request)
+        stream = PeerStream(
+            transport,
+            peer=peer,
+            handlers=self._handlers,
+            limits=self._limits,
+            on_lost=request.protocol.connection_lost,
         )
-        await socket.prepare(request)
-        peer = request.headers.get(NODE_HEADER, "unnamed")
-        stream = PeerStream(socket, peer=peer, handlers=self._handlers, limits=self._limits)
-        self._streams.add(stream)
+        self._streams.setdefault(peer, []).append(stream)
         try:
-            await stream.run()
-        except RemoteProtocolError as error:
-            logger(peer=peer).warning("peer_stream_refused", error=str(error))
+            await stream.wait_ended()
         finally:
-            self._streams.discard(stream)
+            self._streams[peer].remove(stream)
+            if not self._streams[peer]:
+                del self._streams[peer]
             await stream.close()
-        return socket
+        return response
 
     async def close(self) -> None:
         """End every stream; their clients reconnect elsewhere or wait."""
-        for stream in tuple(self._streams):
-            await stream.close()
+        async with asyncio.TaskGroup() as tasks:
+            for streams in self._streams.values():
+                for stream in streams:
+                    tasks.create_task(stream.close())
 
     def statistics(self) -> dict[str, object]:
-        """Return a snapshot of the streams by peer."""
-        return {stream.peer: stream.statistics() for stream in self._streams}
+        """Return a snapshot of the streams by peer; a peer's streams are added up."""
+        found: dict[str, object] = {}
+        for peer, streams in self._streams.items():
+            total: Counter[str] = Counter()
+            for stream in streams:
+                total.update(stream.statistics())
+            found[peer] = dict(total)
+        return found

@@ -1,14 +1,15 @@
-"""Peer streams over real loopback sockets: calls, errors, deadlines, bounds, reconnects."""
+"""Peer streams over real loopback sockets: calls both ways, errors, deadlines, bounds, reconnects."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from aiohttp import ClientSession, WSServerHandshakeError
+import uvloop
+from aiohttp import ClientConnectionResetError, ClientSession, web
 
 from base.errors import (
     BadRequest,
@@ -18,14 +19,16 @@ from base.errors import (
     PeerUnavailable,
     RemoteProtocolError,
     RoadsteadError,
+    TooLarge,
     UnknownMethod,
 )
 from base.http import HttpServer
 from base.metrics import Metrics
-from base.peer import Method, PeerClient, PeerServer
+from base.peer import Method, PeerClient, PeerServer, PeerStream
+from base.peer.link import StreamLimits
 from base.peer.server import PEER_PATH
-from base.peer.stream import StreamLimits
-from base.peer.wire import SUBPROTOCOL
+from base.peer.upgrade import PROTOCOL, connect
+from base.peer.wire import FRAME_BYTES_MAX
 
 
 class Ask(msgspec.Struct, array_like=True):
@@ -43,7 +46,10 @@ FAIL = Method("test.fail", Ask, Answer)
 BUG = Method("test.bug", Ask, Answer)
 ABSENT = Method("test.absent", Ask, Answer)
 TELL = Method("test.tell", Ask, Answer)
+HUGE = Method("test.huge", Ask, Answer)
+ABUG = Method("test.abug", Ask, Answer)
 WRONG = Method("test.echo", Answer, Ask)
+MISREAD = Method("test.echo", Ask, int)
 
 
 class Served:
@@ -51,18 +57,34 @@ class Served:
 
     def __init__(self, limits: StreamLimits | None = None) -> None:
         self.told: list[str] = []
+        self.entered = asyncio.Event()
         self.release = asyncio.Event()
+        self.cancelled = asyncio.Event()
         self.peers = PeerServer(peer_key="key", limits=limits)
         self.peers.serve(ECHO, lambda ask, peer: Answer(ask.text, peer))
         self.peers.serve(SLOW, self._slow)
         self.peers.serve(FAIL, self._fail)
         self.peers.serve(BUG, lambda _ask, _peer: 1 / 0)
-        self.peers.serve(TELL, lambda ask, _peer: self.told.append(ask.text))
+        self.peers.serve(TELL, self._tell)
+        self.peers.serve(ABUG, self._abug)
+        self.peers.serve(HUGE, lambda _ask, _peer: Answer("x" * FRAME_BYTES_MAX))
         self.url = ""
 
+    def _tell(self, ask: Ask, _peer: str) -> Answer:
+        self.told.append(ask.text)
+        return Answer("")
+
     async def _slow(self, ask: Ask, _peer: str) -> Answer:
-        await self.release.wait()
+        self.entered.set()
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
         return Answer(ask.text)
+
+    async def _abug(self, _ask: Ask, _peer: str) -> Answer:
+        raise RuntimeError("a bug")
 
     def _fail(self, _ask: Ask, _peer: str) -> Answer:
         raise NotOwner("not mine", owner="status-2", epoch=7)
@@ -83,10 +105,12 @@ async def serving(limits: StreamLimits | None = None, port: int = 0) -> AsyncIte
 
 
 @asynccontextmanager
-async def connected(url: str, *, key: str = "key", limits: StreamLimits | None = None) -> AsyncIterator[PeerClient]:
+async def connected(
+    url: str, *, key: str = "key", limits: StreamLimits | None = None, run: bool = True
+) -> AsyncIterator[PeerClient]:
     client = PeerClient(url, peer="server", node="tester", peer_key=key, limits=limits)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(client.run())
+        running = tasks.create_task(client.run() if run else asyncio.sleep(0))
         try:
             yield client
         finally:
@@ -119,12 +143,13 @@ async def test_a_servers_error_arrives_typed_with_its_fields() -> None:
         assert caught.value.detail == {"owner": "status-2", "epoch": 7}
 
 
-async def test_a_servers_bug_is_told_without_its_traceback() -> None:
+@pytest.mark.parametrize("method", [BUG, ABUG])
+async def test_a_servers_bug_is_told_without_its_traceback(method: Method[Ask, Answer]) -> None:
     """The other side learns that it was internal, and nothing about our code; the stream lives on."""
     async with serving() as served, connected(served.url) as client:
         with pytest.raises(RoadsteadError) as caught:
-            await client.call(BUG, Ask(""), deadline_ms=2_000)
-        assert str(caught.value) == "test.bug: internal error"
+            await client.call(method, Ask(""), deadline_ms=2_000)
+        assert str(caught.value) == f"{method.name}: internal error"
         assert (await client.call(ECHO, Ask("still"), deadline_ms=2_000)).text == "still"
 
 
@@ -135,6 +160,8 @@ async def test_unknown_methods_and_wrong_types_are_refused_by_name() -> None:
             await client.call(ABSENT, Ask(""), deadline_ms=2_000)
         with pytest.raises(RemoteProtocolError, match="bad request"):
             await client.call(WRONG, Answer(3), deadline_ms=2_000)  # type: ignore[arg-type]
+        with pytest.raises(RemoteProtocolError, match="bad reply"):
+            await client.call(MISREAD, Ask(""), deadline_ms=2_000)
 
 
 async def test_a_call_without_reply_ends_at_its_deadline() -> None:
@@ -156,12 +183,50 @@ async def test_a_call_to_nobody_ends_at_its_deadline() -> None:
             client.push(ECHO, Ask(""))
 
 
+async def test_a_connection_lost_during_the_upgrade_is_no_bug_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP library says so when it writes the 101; to all others that is a peer that is not there."""
+    prepare = web.StreamResponse.prepare
+
+    async def lost(response: web.StreamResponse, request: web.BaseRequest) -> object:
+        if response.status == 101:
+            raise ClientConnectionResetError("Cannot write to closing transport")
+        return await prepare(response, request)
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", lost)
+    async with serving() as served:
+        with pytest.raises(PeerUnavailable, match="503"):
+            await connect(served.url, node="n", peer_key="key")
+
+
 async def test_a_stream_without_the_peer_key_is_refused() -> None:
-    """401 before the upgrade."""
-    async with serving() as served, ClientSession() as session:
-        with pytest.raises(WSServerHandshakeError) as caught:
-            await session.ws_connect(served.url + PEER_PATH, headers={"Authorization": "Bearer wrong"})
-        assert caught.value.status == 401
+    """401 before the upgrade, whatever else the request says; the client keeps trying."""
+    async with serving() as served, ClientSession() as session, connected(served.url, key="wrong") as client:
+        headers = {"Authorization": "Bearer wrong", "Connection": "Upgrade", "Upgrade": PROTOCOL}
+        async with session.get(served.url + PEER_PATH, headers=headers) as answer:
+            assert answer.status == 401
+        with pytest.raises(DeadlineExceeded):
+            await client.call(ECHO, Ask(""), deadline_ms=50)
+        assert not client.is_connected
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"Upgrade": PROTOCOL},
+        {"Connection": "Upgrade"},
+        {"Connection": "Upgrade", "Upgrade": "roadstead.peer.v1"},
+        {"Connection": "Upgrade", "Upgrade": "websocket"},
+    ],
+)
+async def test_another_protocol_is_refused_by_naming_ours(asked: dict[str, str]) -> None:
+    """426 says what to upgrade to, and the port goes on to serve."""
+    async with serving() as served, ClientSession(headers={"Authorization": "Bearer key"}) as session:
+        async with session.get(served.url + PEER_PATH, headers=asked) as answer:
+            assert (answer.status, answer.headers["Upgrade"]) == (426, PROTOCOL)
+            assert (await answer.json())["error"]["name"] == "bad_request"
+        async with session.get(served.url + "/healthz") as answer:
+            assert answer.status == 200
 
 
 async def test_pushes_arrive_in_order() -> None:
@@ -172,6 +237,7 @@ async def test_pushes_arrive_in_order() -> None:
             client.push(TELL, Ask(str(number)))
         client.push(ABSENT, Ask(""))
         client.push(BUG, Ask(""))
+        client.push(ABUG, Ask(""))
         await client.call(ECHO, Ask(""), deadline_ms=2_000)
         assert served.told == [str(number) for number in range(50)]
 
@@ -219,19 +285,103 @@ async def _outcome(call: object) -> BaseException | None:
     return None
 
 
-async def test_garbage_ends_the_stream_and_only_that() -> None:
-    """A batch that is none, or a text frame, closes the offender; others are served."""
-    async with serving() as served, connected(served.url) as client, ClientSession() as session:
-        for frame in (b"\xc1", b"\x90" * 10, "text"):
-            socket = await session.ws_connect(
-                served.url + PEER_PATH, headers={"Authorization": "Bearer key"}, protocols=[SUBPROTOCOL]
-            )
-            await (socket.send_str(frame) if isinstance(frame, str) else socket.send_bytes(frame))
-            async with asyncio.timeout(2):
-                async for _ in socket:
-                    pass
-            assert socket.closed
-        assert (await client.call(ECHO, Ask("fine"), deadline_ms=2_000)).text == "fine"
+async def test_calls_are_served_in_their_order() -> None:
+    """However they gather into batches."""
+    async with serving() as served, connected(served.url) as client, asyncio.TaskGroup() as tasks:
+        await client.call(ECHO, Ask(""), deadline_ms=5_000)
+        for number in range(300):
+            tasks.create_task(client.call(TELL, Ask(str(number)), deadline_ms=5_000))
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+    assert served.told == [str(number) for number in range(300)]
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_messages_of_any_size_pass_or_are_refused(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Up to the longest frame, on either event loop; what is longer is refused where it starts."""
+
+    async def scenario() -> None:
+        async with serving() as served, connected(served.url) as client:
+            for size in (0, 1, 70_000, 1_000_000, FRAME_BYTES_MAX - 100):
+                text = "x" * size
+                assert (await client.call(ECHO, Ask(text), deadline_ms=20_000)).text == text
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(7):
+                    tasks.create_task(client.call(ECHO, Ask("y" * 2_000_000), deadline_ms=20_000))
+            with pytest.raises(TooLarge):
+                await client.call(ECHO, Ask("x" * FRAME_BYTES_MAX), deadline_ms=20_000)
+            with pytest.raises(TooLarge):
+                await client.call(HUGE, Ask(""), deadline_ms=20_000)
+            assert (await client.call(ECHO, Ask("on"), deadline_ms=20_000)).text == "on"
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scenario())
+
+
+# ---------------------------------------------------------------- from the accepting side
+
+
+def stream_of(served: Served, node: str = "tester") -> PeerStream:
+    stream = served.peers.stream_of(node)
+    assert stream is not None
+    return stream
+
+
+async def test_the_accepting_side_calls_and_pushes_over_the_same_stream() -> None:
+    """Both ends are alike once the stream is up."""
+    heard: list[tuple[str, str]] = []
+    async with serving() as served, connected(served.url, run=False) as client, asyncio.TaskGroup() as tasks:
+        client.serve(ECHO, lambda ask, peer: Answer(ask.text, peer))
+        client.serve(TELL, lambda ask, peer: heard.append((ask.text, peer)))
+        running = tasks.create_task(client.run())
+        await client.call(ECHO, Ask(""), deadline_ms=2_000)
+        stream = stream_of(served)
+        for number in range(3):
+            stream.push(TELL, Ask(str(number)))
+        assert await stream.call(ECHO, Ask("back"), deadline_ms=2_000) == Answer("back", "server")
+        assert heard == [("0", "server"), ("1", "server"), ("2", "server")]
+        with pytest.raises(UnknownMethod):
+            await stream.call(SLOW, Ask(""), deadline_ms=2_000)
+        running.cancel()
+
+
+async def test_the_newest_stream_of_a_node_counts() -> None:
+    """A node that reconnects is found at once, though its old stream may take a while to die."""
+    async with serving() as served, connected(served.url) as first:
+        await first.call(ECHO, Ask(""), deadline_ms=2_000)
+        old = stream_of(served)
+        async with connected(served.url) as second:
+            await second.call(ECHO, Ask(""), deadline_ms=2_000)
+            assert stream_of(served) is not old
+            assert served.peers.statistics() == {"tester": {"queue_bytes": 0, "waiting": 0, "inflight": 0}}
+            await stream_of(served).close()
+            assert stream_of(served) is old
+        await old.close()
+        assert served.peers.stream_of("nobody") is None
+
+
+async def test_a_push_may_be_served_by_a_task() -> None:
+    """An awaitable is awaited, its failure is ours to log, and inflight_max bounds how many there are."""
+    async with serving(StreamLimits(inflight_max=2)) as served, connected(served.url) as client:
+        await client.call(ECHO, Ask(""), deadline_ms=2_000)
+        for _ in range(3):
+            client.push(SLOW, Ask(""))
+        with pytest.raises(Overloaded):
+            await client.call(ECHO, Ask(""), deadline_ms=2_000)
+        assert stream_of(served).statistics()["inflight"] == 2
+        served.release.set()
+        assert (await client.call(SLOW, Ask("on"), deadline_ms=2_000)).text == "on"
+
+
+async def test_what_is_being_served_is_cancelled_when_the_stream_ends() -> None:
+    """Nobody is left to answer to."""
+    async with serving() as served, asyncio.TaskGroup() as tasks:
+        async with connected(served.url) as client:
+            call = tasks.create_task(_outcome(client.call(SLOW, Ask(""), deadline_ms=5_000)))
+            await served.entered.wait()
+        assert isinstance(await call, PeerUnavailable)
+        async with asyncio.timeout(2):
+            await served.cancelled.wait()
 
 
 def test_bad_request_is_a_callers_bug() -> None:
