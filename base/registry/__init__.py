@@ -1,7 +1,8 @@
 """The cluster's memory, behind one port: who is alive, small shared documents, who leads.
 
-`ports` is the contract; `memory` and `sqlite` are adapters for a cluster within one process. The contract suite in
-`tests/contract` runs on each. Whoever needs to follow a key or a service uses `follow`, whatever the adapter.
+`ports` is the contract; `memory` and `sqlite` are adapters for a cluster within one process, `remote` lets further
+processes use the registry of one, which `node` serves. The contract suite in `tests/contract` runs on each. Whoever
+needs to follow a key or a service uses `follow`, whatever the adapter.
 """
 
 from base.core.registry import Entry, ServiceInstance

@@ -129,17 +129,29 @@ class MemoryRegistry:
     async def close(self) -> None:
         """See the port; memory needs none."""
 
-    async def _persist(self, change: KeyChange) -> None:
-        """Make a change durable before it is seen. An adapter with a disk overrides this."""
+    def _persist(self, change: KeyChange) -> asyncio.Future[None] | None:
+        """Begin to make a change durable, before it is seen. An adapter with a disk overrides this."""
 
     async def _commit(self, change: KeyChange) -> None:
+        """Persist and apply, both or neither: a caller that is cancelled meanwhile learns it afterwards."""
         self._committing = True
+        cancelled: asyncio.CancelledError | None = None
         try:
-            await self._persist(change)
-            self._state.apply(change)
+            persisted = self._persist(change)
+            while persisted is not None and not persisted.done():
+                try:
+                    await asyncio.wait([persisted])
+                except asyncio.CancelledError as error:
+                    cancelled = error
+            failure = persisted.exception() if persisted is not None else None
+            if failure is None:
+                self._state.apply(change)
         finally:
             self._committing = False
         self._wake()
+        ended_by = cancelled or failure
+        if ended_by is not None:
+            raise ended_by
 
     def _now(self) -> RegistryState:
         """The state as of now. While a change is being persisted nothing may end, or its plan would be void."""

@@ -40,13 +40,16 @@ class SqliteRegistry(MemoryRegistry):
             raise StoreUnavailable(f"{path}: {error}") from error
         super().__init__(clock, entries=[Entry(*row) for row in rows], index=index)
 
-    async def _persist(self, change: KeyChange) -> None:
+    def _persist(self, change: KeyChange) -> asyncio.Future[None] | None:
+        return asyncio.get_running_loop().run_in_executor(None, self._write, change)
+
+    def _write(self, change: KeyChange) -> None:
         try:
-            await asyncio.to_thread(self._write, change)
+            self._write_whole(change)
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{change.key} could not be stored: {error}") from error
 
-    def _write(self, change: KeyChange) -> None:
+    def _write_whole(self, change: KeyChange) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             # Apart from the entries, since the newest change may be a deletion: its index must not come again either.

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from base.clock import SimClock
 from base.errors import CasConflict, LimitExceeded, SessionLost
+from base.http import HttpServer
+from base.metrics import Metrics
+from base.peer import PeerServer
+from base.peer.server import PEER_PATH
 from base.registry import Registry, ServiceInstance, follow
 from base.registry.memory import MemoryRegistry
+from base.registry.remote import RegistryServer, RemoteRegistry
 from base.registry.sqlite import SqliteRegistry
 
 
@@ -20,10 +26,33 @@ def clock() -> SimClock:
     return SimClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@asynccontextmanager
+async def shared(local: Registry) -> AsyncIterator[RemoteRegistry]:
+    """A registry as another process uses it: over a peer stream on loopback."""
+    peers = PeerServer(peer_key="key")
+    RegistryServer(local).serve(peers)
+    http = HttpServer("registry-1", Metrics("registry-1"), statistics=dict)
+    http.app.router.add_get(PEER_PATH, peers.handle)
+    remote = RemoteRegistry(await http.listen("127.0.0.1", 0), node="tester", peer_key="key")
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(remote.run())
+        try:
+            yield remote
+        finally:
+            running.cancel()
+            await remote.close()
+    await peers.close()
+    await http.close()
+
+
+@pytest.fixture(params=["memory", "sqlite", "remote"])
 async def registry(request: pytest.FixtureRequest, clock: SimClock, tmp_path: Path) -> AsyncIterator[Registry]:
-    made = MemoryRegistry(clock) if request.param == "memory" else SqliteRegistry(clock, tmp_path / "registry.db")
-    yield made
+    made = SqliteRegistry(clock, tmp_path / "registry.db") if request.param == "sqlite" else MemoryRegistry(clock)
+    if request.param == "remote":
+        async with shared(made) as remote:
+            yield remote
+    else:
+        yield made
     await made.close()
 
 
