@@ -7,7 +7,8 @@ in the answer need no common clock.
 
 Every answer carries a mark: the stream's head at that instant and the digest of the source's store. A target that has
 applied up to the mark compares; equal means *caught up*. Once the source is sealed its store changes no more, and the
-same comparison means *ready*.
+same comparison means *ready*. Lives of access nodes whose lease ended are left out of the comparison: each side forgets
+them in its own time.
 
 ```
     source   streaming ── seal ─▶ sealed ── commit read ─▶ released
@@ -40,7 +41,7 @@ import msgspec
 
 from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
-from status.core.records import Digest, Item, PartitionRecords
+from status.core.records import Digest, Item, Kind, Life, PartitionRecords, Sources
 
 __all__ = ["CHUNK_ITEMS", "LAG_MAX", "PARKED_MAX", "PARK_MS", "Chunk", "Incoming", "Outgoing", "Parking", "Pull"]
 
@@ -73,7 +74,10 @@ class Vouch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
-    """The source's answer: items from `first` on, and the mark (`head`, `digest`) at this instant."""
+    """The source's answer: items from `first` on, and the mark (`head`, `digest`) at this instant.
+
+    `users` and `entries` are the items; `sources` says whose life each prefix of an entry is, at the sender.
+    """
 
     partition: int
     move_id: Epoch
@@ -81,9 +85,12 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     number: int
     stream: int
     first: int
-    items: tuple[Item, ...]
+    users: list[str]
+    entries: list[bytes]
+    sources: list[tuple[bytes, NodeId, Incarnation]]
     head: int
     digest: Digest
+    gone: list[Life]
     is_sealed: bool
     vouches: tuple[Vouch, ...]
 
@@ -91,12 +98,15 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 class Outgoing:
     """The source's side of one move, in one of its lives."""
 
-    def __init__(self, partition: int, move_id: Epoch, incarnation: Incarnation, records: PartitionRecords) -> None:
+    def __init__(
+        self, partition: int, move_id: Epoch, incarnation: Incarnation, records: PartitionRecords, sources: Sources
+    ) -> None:
         self.partition = partition
         self.move_id = move_id
         self.is_sealed = False
         self._incarnation = incarnation
         self._records = records
+        self._sources = sources
         self._stream = 0
         self._base = 0
         self._log: deque[Item] = deque()
@@ -107,16 +117,17 @@ class Outgoing:
         """How many items the target has not confirmed."""
         return len(self._log)
 
-    def changed(self, item: Item) -> None:
+    def changed(self, user: str, entry: bytes) -> None:
         """Forward a change that the store took in. Before the first pull there is nothing to add it to."""
         assert not self.is_sealed, "I2: a sealed store does not change"
         if self._stream:
-            self._log.append(item)
+            self._log.append((user, entry))
 
-    def pulled(self, pull: Pull, vouches: tuple[Vouch, ...]) -> Chunk | None:
+    def pulled(self, pull: Pull, vouches: tuple[Vouch, ...], gone: frozenset[Life] = frozenset()) -> Chunk | None:
         """Answer a pull; None for one that is older than another already answered.
 
-        `vouches` are the access nodes' leases now; they count only once sealed, when no more can be added.
+        `vouches` are the access nodes' leases now; they count only once sealed, when no more can be added. `gone` are
+        the lives whose lease ended.
         """
         if pull.move_id != self.move_id or (pull.incarnation, pull.number) <= self._newest:
             return None
@@ -129,7 +140,8 @@ class Outgoing:
         while self._base < applied:
             self._log.popleft()
             self._base += 1
-        items = tuple(islice(self._log, CHUNK_ITEMS))
+        items = list(islice(self._log, CHUNK_ITEMS))
+        prefixes = {entry[:2] for _, entry in items if entry[14] != Kind.SEEN}
         return Chunk(
             partition=self.partition,
             move_id=self.move_id,
@@ -137,9 +149,12 @@ class Outgoing:
             number=pull.number,
             stream=self._stream,
             first=self._base + 1,
-            items=items,
+            users=[user for user, _ in items],
+            entries=[entry for _, entry in items],
+            sources=[(prefix, *self._sources.life(prefix)) for prefix in sorted(prefixes)],
             head=self._head,
-            digest=self._records.digest(),
+            digest=self._records.mark(self._sources, gone),
+            gone=sorted(gone),
             is_sealed=self.is_sealed,
             vouches=vouches if self.is_sealed else (),
         )
@@ -172,11 +187,13 @@ class Incoming:
         partition: int,
         move_id: Epoch,
         incarnation: Incarnation,
+        sources: Sources,
         *,
         new_store: Callable[[], PartitionRecords] = PartitionRecords,
     ) -> None:
         self.partition = partition
         self.move_id = move_id
+        self._sources = sources
         self._new_store = new_store
         self.records = new_store()
         self.is_copied = False
@@ -185,6 +202,8 @@ class Incoming:
         self.vouches: dict[NodeId, tuple[Incarnation, Instant]] = {}
         """When ready: until when each access node's records may be shown without hearing from it again."""
         self._incarnation = incarnation
+        self.asked_at = Instant(0)
+        """When the last question was asked."""
         self._number = 0
         self._asked: dict[int, Instant] = {}
         self._source: tuple[Incarnation, int] = (Incarnation(0), 0)
@@ -193,7 +212,7 @@ class Incoming:
     def pull(self, now: Instant) -> Pull:
         """Return the next question, to be asked again and again until ready; the shell sets the pace."""
         self._number += 1
-        self._asked[self._number] = now
+        self.asked_at = self._asked[self._number] = now
         for number in [number for number in self._asked if number <= self._number - 16]:
             del self._asked[number]
         return Pull(self.partition, self.move_id, self._incarnation, self._number, self._source[1], self._applied)
@@ -210,9 +229,7 @@ class Incoming:
             self._discard(stream)
         if not chunk.first <= self._applied + 1:
             return  # a gap: the next pull says where it begins
-        for item in chunk.items[self._applied + 1 - chunk.first :]:
-            self.records.merge(now, item)
-            self._applied += 1
+        self._apply(now, chunk)
         self._compare(asked_at, chunk)
 
     def check_invariants(self) -> None:
@@ -220,13 +237,22 @@ class Incoming:
         assert self.is_caught_up or not self.is_ready, "I2"
         self.records.check_invariants()
 
+    def _apply(self, now: Instant, chunk: Chunk) -> None:
+        ours = {prefix: self._sources.prefix(Life(node, life)) for prefix, node, life in chunk.sources}
+        is_alike = all(prefix == own for prefix, own in ours.items())
+        merge = self.records.merge
+        begin = self._applied + 1 - chunk.first
+        for user, entry in zip(chunk.users[begin:], chunk.entries[begin:], strict=True):
+            merge(now, user, entry if is_alike else ours.get(entry[:2], entry[:2]) + entry[2:])
+            self._applied += 1
+
     def _compare(self, asked_at: Instant, chunk: Chunk) -> None:
         self.is_copied = self.is_copied or chunk.head - self._applied <= LAG_MAX
         if self._applied != chunk.head:
             # A stream under load is never at its head for long; what was equal once and lags a little will be again.
             self.is_caught_up = self.is_caught_up and chunk.head - self._applied <= LAG_MAX
             return
-        if self.records.digest() != chunk.digest:
+        if self.records.mark(self._sources, frozenset(chunk.gone)) != chunk.digest:
             self._discard((chunk.source_incarnation, 0))  # what was applied is not what was sent: ask for it anew
             return
         self.is_caught_up = True
@@ -260,10 +286,13 @@ class Parking(Generic[Request]):
         self._parked.append((Instant(now + PARK_MS), request))
         return True
 
-    def release(self) -> list[Request]:
-        """Return all requests, oldest first, to be answered: the partition is served again, or moved."""
-        released = [request for _, request in self._parked]
-        self._parked.clear()
+    def release(self, is_sealed: Callable[[Request], bool]) -> list[Request]:
+        """Return the requests, oldest first, to be answered: what they ask for is served again, or moved.
+
+        Those that `is_sealed` still holds for stay, for no longer than before.
+        """
+        released = [request for _, request in self._parked if not is_sealed(request)]
+        self._parked = deque((until, request) for until, request in self._parked if is_sealed(request))
         return released
 
     def expire(self, now: Instant) -> list[Request]:

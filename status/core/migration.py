@@ -23,7 +23,7 @@ What must be true before each change:
 Invariants:
     I1  One write is under way at a time, and it continues the newest table that this leader has read.
     I2  A change is decided only while its condition above holds.
-    I3  At most `PAIR_MOVES_MAX` moves a pair of nodes.
+    I3  At most a pair's share of `MOVES_MAX` moves a pair of nodes, of which its share of `SEALED_MAX` are sealed.
     I4  Nothing but the table, the reports and whether grants have ended decides.
     I5  After COMMIT a move only goes forward.
 
@@ -37,10 +37,12 @@ quorum (restart from every prefix).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import assert_never
+
+import msgspec
 
 from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
@@ -61,10 +63,23 @@ from status.core.partitions import (
 )
 from status.core.serving import is_fenced, is_majority
 
-__all__ = ["GONE_MS", "PAIR_MOVES_MAX", "Migration", "NodeReport", "Progress", "View", "WriteTable", "decide"]
+__all__ = [
+    "GONE_MS",
+    "MOVES_MAX",
+    "SEALED_MAX",
+    "Migration",
+    "NodeReport",
+    "Progress",
+    "View",
+    "WriteTable",
+]
+__all__ += ["decide", "misplaced_by", "planned"]
 
-PAIR_MOVES_MAX = 8
-GONE_MS = 3_000
+MOVES_MAX = 192
+"""So many partitions are on the move at once, shared evenly by the pairs of nodes."""
+SEALED_MAX = 96
+"""So many of them are sealed at once: requests wait for the final copy of all of them."""
+GONE_MS = 2_000
 """Silence after which a status node is presumed gone."""
 
 
@@ -77,18 +92,17 @@ class Progress(IntEnum):
     READY = 3
 
 
-@dataclass(frozen=True, slots=True)
-class NodeReport:
+class NodeReport(msgspec.Struct, frozen=True, array_like=True):
     """What a status node says of itself, with each question for a lease."""
 
     node: NodeId
     incarnation: Incarnation
     acknowledged: Epoch
-    progress: Mapping[tuple[int, Epoch], Progress] = field(default_factory=dict)
+    progress: dict[tuple[int, Epoch], Progress] = {}
     """(partition, move_id) -> how far, of moves to this node."""
     incomplete: frozenset[int] = frozenset()
     """Partitions that it owns and has no complete store of."""
-    access: Mapping[NodeId, Epoch] = field(default_factory=dict)
+    access: dict[NodeId, Epoch] = {}
     """Access nodes with a lease here, with the newest epoch each acknowledged."""
 
 
@@ -101,15 +115,13 @@ class View:
     """Per status node, live or not, the newest epoch it ever acknowledged."""
     grants_over: Callable[[NodeId], bool]
 
-    def is_known_to_all(self, epoch: Epoch) -> bool:
-        """Return whether every live status and access node acknowledged the epoch."""
+    def known_to_all(self) -> Epoch:
+        """Return the newest epoch that every live status and access node acknowledged."""
         access: dict[NodeId, Epoch] = {}
         for report in self.live.values():
             for node, seen in report.access.items():
                 access[node] = max(seen, access.get(node, Epoch(0)))
-        return all(report.acknowledged >= epoch for report in self.live.values()) and all(
-            seen >= epoch for seen in access.values()
-        )
+        return min([*(report.acknowledged for report in self.live.values()), *access.values()], default=Epoch(0))
 
     def progress(self, move: Move) -> Progress:
         """Return how far the target says to be."""
@@ -120,35 +132,67 @@ class View:
 # ---------------------------------------------------------------- the decision
 
 
-def decide(table: PartitionTable, view: View) -> list[Change]:
-    """Return all changes that may be made to the table now; none when it has to wait or is as wanted."""
+def decide(table: PartitionTable, view: View, misplaced: Mapping[int, NodeId] | None) -> list[Change]:
+    """Return all changes that may be made to the table now; none when it has to wait or is as wanted.
+
+    `misplaced` is what `planned` says of the live nodes' weights, None when no wanted node is live.
+    """
     changes: list[Change] = [Settle()] if table.former and may_change_members(table, view) else []
-    for move in table.moves:
-        change = _decide_move(table, view, move)
-        if change is not None:
-            changes.append(change)
-    moving = {move.partition for move in table.moves}
-    wanted = _planned(table, view)
-    if wanted is None:
+    changes += _decide_moves(table, view)
+    if misplaced is None:
         return changes
+    moving = {move.partition for move in table.moves}
     pairs = Counter((move.source, move.target) for move in table.moves)
-    for partition in range(len(table.owners)):
-        owner, target = table.owner(partition), wanted[partition]
-        if partition in moving or owner == target:
+    share = _share(MOVES_MAX, {*pairs, *((table.owner(partition), target) for partition, target in misplaced.items())})
+    for partition, target in misplaced.items():
+        owner = table.owner(partition)
+        if partition in moving:
             continue
         if owner not in view.live:
             changes.append(Take(partition, target))
-        elif not table.is_paused and pairs[owner, target] < PAIR_MOVES_MAX and _may_send(view, owner, partition):
+        elif not table.is_paused and pairs[owner, target] < share and _may_send(view, owner, partition):
             pairs[owner, target] += 1
             changes.append(Begin(partition, target))
     return changes or _decide_members(table, view)
 
 
-def _decide_move(table: PartitionTable, view: View, move: Move) -> Change | None:
+def _share(maximum: int, pairs: Collection[tuple[NodeId, NodeId]]) -> int:
+    """Return how many moves each pair may have, so that all of them together have no more than the maximum."""
+    return max(1, maximum // max(1, len(pairs)))
+
+
+def _decide_moves(table: PartitionTable, view: View) -> list[Change]:
+    """Decide on all moves, one by one but for the seals: those of a pair wait until all of it has caught up.
+
+    Then nothing else keeps its two nodes busy. What is committed now makes room for the next seals in the same write.
+    """
+    known = view.known_to_all() if table.moves else Epoch(0)
+    decided = [(move, _decide_move(table, view, move, known)) for move in table.moves]
+    copying: set[tuple[NodeId, NodeId]] = set()
+    sealed: Counter[tuple[NodeId, NodeId]] = Counter()
+    for move, change in decided:
+        if move.stage is Stage.SEAL and change is None:
+            sealed[move.source, move.target] += 1
+        elif move.stage is Stage.COPY or (move.stage is Stage.CATCHUP and change is None):
+            copying.add((move.source, move.target))
+    share = _share(SEALED_MAX, {(move.source, move.target) for move in table.moves})
+    changes: list[Change] = []
+    for move, change in decided:
+        pair = (move.source, move.target)
+        if isinstance(change, Advance) and change.stage is Stage.SEAL:
+            if pair in copying or sealed[pair] >= share:
+                continue
+            sealed[pair] += 1
+        if change is not None:
+            changes.append(change)
+    return changes
+
+
+def _decide_move(table: PartitionTable, view: View, move: Move, known: Epoch) -> Change | None:
     partition = move.partition
     if move.stage in AFTER_COMMIT:
         if move.target in view.live:
-            return _decide_late_stage(table, view, move)
+            return _decide_late_stage(table, view, move, known)
         heir = _heir(table, view, move)
         return Take(partition, heir) if heir is not None else None
     if move.stage is Stage.SEAL and view.progress(move) is Progress.READY:
@@ -157,17 +201,16 @@ def _decide_move(table: PartitionTable, view: View, move: Move) -> Change | None
         return End(partition)
     if move.source not in view.live:
         return Take(partition, move.target)
-    return _decide_early_stage(table, view, move)
+    return _decide_early_stage(table, view, move, known)
 
 
-def _decide_early_stage(table: PartitionTable, view: View, move: Move) -> Change | None:
+def _decide_early_stage(table: PartitionTable, view: View, move: Move, known: Epoch) -> Change | None:
     partition, progress = move.partition, view.progress(move)
     match move.stage:
         case Stage.PREPARE:
             if move.target not in table.wanted():
                 return End(partition)
-            is_known = view.is_known_to_all(table.partition_epoch(partition))
-            return Advance(partition, Stage.COPY) if is_known else None
+            return Advance(partition, Stage.COPY) if known >= table.partition_epoch(partition) else None
         case Stage.COPY:
             return Advance(partition, Stage.CATCHUP) if progress >= Progress.COPIED else None
         case Stage.CATCHUP:
@@ -178,11 +221,11 @@ def _decide_early_stage(table: PartitionTable, view: View, move: Move) -> Change
             return End(partition) if partition in view.live[move.source].incomplete else None
 
 
-def _decide_late_stage(table: PartitionTable, view: View, move: Move) -> Change | None:
+def _decide_late_stage(table: PartitionTable, view: View, move: Move, known: Epoch) -> Change | None:
     partition, epoch = move.partition, table.partition_epoch(move.partition)
     match move.stage:
         case Stage.COMMIT:
-            return Advance(partition, Stage.CLEANUP) if view.is_known_to_all(epoch) else None
+            return Advance(partition, Stage.CLEANUP) if known >= epoch else None
         case Stage.CLEANUP:
             is_done = move.source not in view.live or view.live[move.source].acknowledged >= epoch
             return End(partition) if is_done else None
@@ -207,22 +250,25 @@ def _may_send(view: View, owner: NodeId, partition: int) -> bool:
     return partition not in view.live[owner].incomplete
 
 
-def _planned(table: PartitionTable, view: View) -> list[NodeId] | None:
-    """Return each partition's owner to be, with all moves done; None while no wanted node is live."""
-    weights = {node: weight for node, weight in table.wanted().items() if node in view.live}
-    if not weights:
-        return None
+def misplaced_by(table: PartitionTable, plan: Sequence[NodeId]) -> dict[int, NodeId]:
+    """Return the partitions that another node owns than by the plan, with their owner to be. Costs a pass."""
+    nodes = table.nodes
+    pairs = enumerate(zip(table.owners, plan, strict=True))
+    return {partition: target for partition, (owner, target) in pairs if nodes[owner] != target}
+
+
+def planned(table: PartitionTable, weights: Mapping[NodeId, int]) -> tuple[NodeId, ...]:
+    """Return each partition's owner to be by these weights, moving as little as possible from where all moves end."""
     owners = list(table.owners)
     for move in table.moves:
         owners[move.partition] = table.nodes.index(move.target)
-    settled = PartitionTable(table.epoch, table.nodes, table.weights, tuple(owners))
-    plan = plan_table(weights, settled)
-    return [plan.owner(partition) for partition in range(len(owners))]
+    plan = plan_table(weights, PartitionTable(table.epoch, table.nodes, table.weights, tuple(owners)))
+    return tuple(plan.nodes[owner] for owner in plan.owners)
 
 
 def _decide_members(table: PartitionTable, view: View) -> list[Change]:
     """Forget nodes of weight 0 that own nothing, once a majority knows the set of nodes that is (see `former`)."""
-    used = {table.owner(partition) for partition in range(len(table.owners))}
+    used = {table.nodes[owner] for owner in set(table.owners)}
     used.update(node for move in table.moves for node in (move.source, move.target))
     weights = {node: weight for node, weight in zip(table.nodes, table.weights, strict=True) if weight or node in used}
     if len(weights) == len(table.nodes) or not may_change_members(table, view):
@@ -292,7 +338,10 @@ class WriteTable:
 
 
 class Migration:
-    """One leader's step machine, made anew with each term. It waits `GONE_MS` before it presumes anybody gone."""
+    """One leader's step machine, made anew with each term.
+
+    It decides nothing before it has heard of every node of the table, or waited `GONE_MS` for them.
+    """
 
     def __init__(self, now: Instant, *, grants_over: Callable[[Instant, NodeId], bool]) -> None:
         """`grants_over`: `LeaderGrants.is_over` of the same term."""
@@ -303,12 +352,16 @@ class Migration:
         self._reports: dict[NodeId, tuple[Instant, NodeReport]] = {}
         self._acknowledged: dict[NodeId, Epoch] = {}
         self._asked: list[Wanted | Paused | AbortAsked] = []
+        self._quiet: tuple[Epoch, tuple[NodeId, ...]] | None = None
+        self._plan: tuple[dict[NodeId, int], Sequence[NodeId]] | None = None
+        self._found: tuple[Epoch, dict[int, NodeId]] = (Epoch(0), {})
 
     def step(self, now: Instant, event: Event) -> list[WriteTable]:
         """Apply one event; return the write to make now, if any."""
         match event:
             case Reported(report):
                 self._reported(now, report)
+                return []  # what follows from it is decided with the next tick, from many at once
             case TableRead(table):
                 if self._table is None or table.epoch >= self._table.epoch:
                     self._table = table
@@ -344,14 +397,43 @@ class Migration:
 
     def _write(self, now: Instant) -> list[WriteTable]:
         table = self._table
-        if table is None or self._is_writing or now < self._began_at + GONE_MS:
+        if table is None or self._is_writing:
             return []
         view = self._view(now)
-        changes = self._operate(table, view) or decide(table, view)
+        if now < self._began_at + GONE_MS and not all(node in view.live for node in table.nodes):
+            return []  # who was not heard yet may be there
+        quiet = (table.epoch, tuple(view.live))
+        if quiet == self._quiet and not self._asked:
+            return []
+        misplaced = self._misplaced(table, view)
+        changes = self._operate(table, view) or decide(table, view, misplaced)
         if not changes:
+            if (
+                not table.moves
+                and not table.former
+                and 0 not in table.weights
+                and misplaced is not None
+                and not misplaced
+            ):
+                self._quiet = quiet  # only another table, a wish, or a node that comes or goes is news now
             return []
         self._is_writing = True
         return [WriteTable(table.epoch, table.with_changes(changes))]
+
+    def _misplaced(self, table: PartitionTable, view: View) -> Mapping[int, NodeId] | None:
+        """Return what is misplaced by the plan for the wanted nodes that are live; None without any.
+
+        The plan is made anew only when these nodes or weights change, and looked up once a table.
+        """
+        weights = {node: weight for node, weight in table.wanted().items() if node in view.live}
+        if not weights:
+            return None
+        if self._plan is None or self._plan[0] != weights:
+            self._plan = (weights, planned(table, weights))
+            self._found = (Epoch(0), {})
+        if self._found[0] != table.epoch:
+            self._found = (table.epoch, misplaced_by(table, self._plan[1]))
+        return self._found[1]
 
     def _operate(self, table: PartitionTable, view: View) -> list[Change]:
         """Return the changes of the oldest wish that can be done now."""

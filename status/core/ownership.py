@@ -12,105 +12,82 @@ the answer is "unknown".
         └─ target of a move: staging ── commit, staging ready ─────────┘
 ```
 
-A record is shown as online while its access node *vouches* for it: it sent a beat that brought all its news for the
-partition, not long ago. A beat counts from the last answer of ours that it echoes, so that one that was long on
-its way vouches for as little as it knows. Beats of before the partition came here, or of while it was sealed, do not.
+An entry is shown while its access node *vouches* for it (`vouching`), by a beat that brought all its news for the
+partition. Beats of before the partition came here, or of while it was sealed, do not. What nobody vouches for any more
+is swept out (`sweeping`).
+
+Nearly always all lives with entries here vouch for them. Then a partition is *clean*: a lookup is one dictionary look.
 
 Invariants:
     I1  Answers and acceptance need: owner in the newest table read, a serving lease, no seal, no pending barrier.
     I2  A store is served only if it is complete: kept since the owner epoch in the table, promoted, or recovered.
-    I3  Offline is never said of a record before its access node had a lease's time to speak, here or at the last owner.
+    I3  Offline is never said of an entry before its access node had a lease's time to speak, here or at the last owner.
     I4  A sealed store does not change; after a read abort only new beats vouch for it.
+    I5  A clean partition is served, complete, and each life with entries in it vouches by its beats.
 
-It does not ask for leases (`serving`), nor send or answer pulls (its shell does, with `handoff`).
+It does not ask for leases (`serving`), nor send pulls (its shell does, with `handoff`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-from base.clock import Instant
+from base.clock import Instant, Timestamp
 from base.ids import Epoch, Incarnation, NodeId
+from status.api import REFUSED, UNKNOWN_SHOWN, Beat, Shown, Stamp, unpack_partitions
 from status.core.handoff import Chunk, Incoming, Outgoing, Pull, Vouch
-from status.core.partitions import Move, PartitionTable, Stage
-from status.core.records import Digest, Floor, Item, PartitionRecords, Record
+from status.core.holding import Held, Role
+from status.core.partitions import Move, PartitionTable, Stage, changed_since
+from status.core.records import NEVER, Digest, Found, Full, Item, Kind, Life, Merged, PartitionRecords, Sources
+from status.core.sweeping import SEEN_MS, Sweep
+from status.core.vouching import LEASE_MS, Beats, Vouching
 
-__all__ = ["GRACE_MS", "Answer", "Heard", "Ownership", "Role", "Told"]
+__all__ = ["Change", "Heard", "Ownership", "Turn"]
 
-GRACE_MS = 3_300
-"""An access node's lease of 3 s on any clock: who was not heard for so long has none, whoever granted it."""
+NEWS_MS = 100
+"""How often a copy that has caught up is kept up to date until it is sealed."""
+ROUND_MS = 100
+"""How often `step` does what depends on time alone."""
+
+# Looking a member up costs as much as comparing it, and a million changes do so.
+_CLOSED, _STALE, _NOTED = int(Kind.CLOSED), Merged.STALE, Merged.NOTED
 
 FROM_COPY = frozenset({Stage.COPY, Stage.CATCHUP, Stage.SEAL})
-
-
-class Role(Enum):
-    """What the node is to a partition at an instant."""
-
-    NONE = "none"
-    FENCED = "fenced"
-    """Owner without a serving lease, or before the barrier: says nothing, takes nothing."""
-    SEALED = "sealed"
-    """Owner in the last moment before the commit: parks."""
-    RECOVERING = "recovering"
-    """Owner that takes what it is told and does not know all yet: a miss is unknown."""
-    SERVING = "serving"
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What an access node's beat says about one partition. With a floor, `records` are all that it has."""
-
-    partition: int
-    records: tuple[Record, ...]
-    digest: Digest
-    floor: Floor | None = None
+CLOSED_STAGES = frozenset({Stage.SEAL, Stage.RECOVER})
+"""The owner takes nothing: it is about to lose the partition, or must wait until nobody else can answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What to answer: which partitions were refused, and of which everything must be told."""
+    """What to answer: which partitions were refused, and of which everything must be told.
 
-    refused: tuple[int, ...] = ()
-    mismatched: tuple[int, ...] = ()
+    `is_heard` False: nothing was taken. `is_fenced`: a newer life of the access node is known, so the sender must stop.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A user's status: None is unknown, an empty tuple offline, else the records to show."""
-
-    records: tuple[Record, ...] | None
+    is_heard: bool = True
+    is_fenced: bool = False
+    refused: Sequence[int] = ()
+    mismatched: Sequence[int] = ()
 
 
-@dataclass(slots=True)
-class _Beats:
-    """What the beats of one life of an access node prove here."""
-
-    incarnation: Incarnation
-    epoch: Epoch
-    until: Instant
-    convicted_at: Instant
+Change = tuple[int, str, bytes, Merged]
+"""A connection that opened, changed or closed here: partition, user, its open entry, what happened."""
 
 
-@dataclass(slots=True)
-class _Held:
-    """One partition's store and what it is for."""
+class Turn(NamedTuple):
+    """This node began to know all of a partition that it owns, or lost it. `owner_epoch` as of the table then."""
 
-    owned_since: Epoch | None = None
-    """The owner epoch at which this store became, or began to become, the served one; None: it never was."""
-    records: PartitionRecords = field(default_factory=PartitionRecords)
-    awaited: set[NodeId] | None = None
-    """Access nodes that did not tell all yet; None before the node began to recover, empty when it is complete."""
-    grace_until: Instant = Instant(0)
-    vouch_from: Epoch = Epoch(0)
-    vouches: dict[NodeId, tuple[Incarnation, Instant]] = field(default_factory=dict)
-    outgoing: Outgoing | None = None
-    incoming: Incoming | None = None
+    partition: int
+    owner_epoch: Epoch
+    is_served: bool
 
 
 class Ownership:
     """One status node's partitions. `is_leased` is asked at each step: `ServingLease.is_valid` of the shell."""
+
+    vouching_kind: ClassVar[type[Vouching]] = Vouching
 
     def __init__(
         self,
@@ -120,28 +97,65 @@ class Ownership:
         *,
         is_leased: Callable[[Instant, PartitionTable], bool],
         new_store: Callable[[], PartitionRecords] = PartitionRecords,
+        lease_ms: int = LEASE_MS,
+        seen_ms: int = SEEN_MS,
     ) -> None:
+        """Start with no table and no store.
+
+        Args:
+            node: this node.
+            incarnation: its life.
+            access: the access nodes that may have sessions.
+            is_leased: whether the node may act on a table now.
+            new_store: makes an empty store.
+            lease_ms: how long an access node's sessions are shown without a beat. The same on all status nodes.
+            seen_ms: for how long it is known when a user was last seen.
+        """
         self.table: PartitionTable | None = None
+        self.access = frozenset(access)
+        """The access nodes that may have sessions: whom a recovery waits for."""
+        self.sources = Sources()
         self._node = node
         self._incarnation = incarnation
-        self._access = frozenset(access)
         self._is_leased = is_leased
         self._new_store = new_store
+        self._vouching = self.vouching_kind(incarnation, self.sources, lease_ms)
+        self._sweep = Sweep(self.sources, self._vouching, seen_ms)
         self._had_lease = False
-        self._held: dict[int, _Held] = {}
+        self._round_at = Instant(0)
+        self._held: dict[int, Held] = {}
         self._moves: dict[int, Move] = {}
-        self._beats: dict[NodeId, _Beats] = {}
+        # Indexes of `_held`: owned partitions, and of those the ones whose news are taken, the lease given (I1).
+        self._owned: set[int] = set()
+        self._accepting: set[int] = set()
+        self._sealed: set[int] = set()
+        self._clean: dict[int, Callable[[str], Found | None]] = {}
+        self._unclean: set[int] = set()
+        self._recovering: set[int] = set()
+        self._staging: set[int] = set()
+        self._changes: list[Change] = []
+        self._served: set[int] = set()
+        self._turns: list[Turn] = []
 
     # ---------------------------------------------------------------- tables
 
     def adopt(self, now: Instant, table: PartitionTable) -> bool:
         """Read a table; return whether it was newer. To be called for each that comes by."""
-        if self.table is not None and table.epoch <= self.table.epoch:
+        old = self.table
+        if old is not None and table.epoch <= old.epoch:
             return False
         self.table = table
+        self._round_at = now
         self._moves = table.moves_by_partition()
-        for partition in range(len(table.owners)):
+        for partition in range(len(table.owners)) if old is None else changed_since(table, old.epoch):
             move = self._moves.get(partition)
+            self._forget_indexes(partition)
+            if partition in self._served and (
+                table.owner(partition) != self._node
+                or table.owner_epoch(partition) != self._held[partition].owned_since
+            ):
+                self._served.remove(partition)
+                self._turns.append(Turn(partition, table.owner_epoch(partition), is_served=False))
             if table.owner(partition) == self._node:
                 self._own(now, partition, move)
             elif move is not None and self._node == move.target and move.stage in FROM_COPY:
@@ -163,90 +177,140 @@ class Ownership:
         held = self._held[partition]
         return Role.SERVING if held.awaited is not None and self._is_complete(now, held) else Role.RECOVERING
 
-    def step(self, now: Instant) -> None:
-        """Notice the lease's end and return; to be called before anything else that happens at `now`."""
+    def step(self, now: Instant, at: Timestamp = NEVER) -> None:
+        """Notice the lease's end and return; to be called before anything else that happens at `now`.
+
+        `at` is what readers are told as the end of what is swept out.
+        """
         table = self.table
         has_lease = table is not None and self._is_leased(now, table)
         if has_lease and not self._had_lease:
             # While it had no lease it heard nobody, so nobody is convicted for that silence (I3).
-            for held in self._held.values():
-                held.grace_until = Instant(now + GRACE_MS)
+            self.stalled(now)
         self._had_lease = has_lease
-        if has_lease:
-            for partition, held in self._held.items():
-                if held.owned_since is not None:
-                    self._recover(now, partition, held)
-            for held in self._held.values():
-                held.records.expire(now)
+        if has_lease and now >= self._round_at:
+            self._round_at = Instant(now + ROUND_MS)
+            for partition in tuple(self._recovering):
+                self._recover(now, partition, self._held[partition])
+            for beats in self._vouching.convict(now):
+                self._sweep.begin(beats.source, self._held)
+            self._sweep_out(now, at)
+
+    def stalled(self, now: Instant) -> None:
+        """This node did not run for a while: the silence was its own, so nobody is convicted for it (I3)."""
+        self._vouching.stalled(now)
 
     # ---------------------------------------------------------------- beats and lookups
 
-    def heard(
-        self,
-        now: Instant,
-        node: NodeId,
-        incarnation: Incarnation,
-        *,
-        epoch: Epoch,
-        until: Instant,
-        told: Iterable[Told],
-    ) -> Heard:
+    def heard(self, now: Instant, node: NodeId, beat: Beat, at: Timestamp = NEVER) -> Heard:
         """Take in an access node's beat.
 
         Args:
             now: the instant.
             node: who sent it.
-            incarnation: in which life.
-            epoch: by which table it routed.
-            until: until when this beat vouches: a lease's time after the answer that it echoes.
-            told: its news, of all partitions that it routes here.
+            beat: its news, of all partitions that it routes here by the table of its epoch.
+            at: the end of sessions that it does not name any more.
         """
-        told = tuple(told)
-        beats = self._beats.get(node)
-        is_old = beats is not None and incarnation < beats.incarnation
-        if is_old or self.table is None or epoch > self.table.epoch or not self._had_lease:
-            return Heard(refused=tuple(part.partition for part in told))  # ahead: read the newer table first
-        refused: list[int] = []
-        mismatched: list[int] = []
-        for part in told:
-            if self.role(now, part.partition) not in {Role.RECOVERING, Role.SERVING}:
-                refused.append(part.partition)
-            elif not self._take(now, node, part):
-                mismatched.append(part.partition)
-        self._vouched(node, incarnation, epoch, until)
-        return Heard(tuple(refused), tuple(mismatched))
+        if self._vouching.is_over(Life(node, beat.incarnation)):
+            return Heard(is_heard=False, is_fenced=True)
+        if self.table is None or beat.epoch > self.table.epoch or not self._had_lease:
+            return Heard(is_heard=False)  # ahead of us: read the newer table first
+        partitions = unpack_partitions(beat.partitions)
+        beats = self._vouched(now, node, beat)
+        refused: set[int] = set()
+        full: dict[int, list[Item]] = {}
+        for partition in unpack_partitions(beat.floors):
+            if self._accepts(partition, beat.epoch):
+                full[partition] = []
+            else:
+                refused.add(partition)
+        # By the newest table all that is accepted came here before; else each partition has to be looked at.
+        is_newest = beat.epoch == self.table.epoch
+        accepting, source = self._accepting, beats.source
+        for partition, user, entry in zip(partitions, beat.users, beat.entries, strict=True):
+            if partition in full:
+                full[partition].append((user, source + entry))
+            elif partition in accepting if is_newest else self._accepts(partition, beat.epoch):
+                self._take(now, partition, user, source + entry)
+            else:
+                refused.add(partition)
+        for partition, items in full.items():
+            self._replace(now, partition, beats, Full(beat.floor, items, at))
+        return Heard(refused=sorted(refused), mismatched=self._audited(node, beats.source, beat))
 
-    def lookup(self, now: Instant, partition: int, user: str) -> Answer:
-        """Return the user's status; the partition must be one that this node is RECOVERING or SERVING."""
-        held = self._held[partition]
-        shown: list[Record] = []
-        is_known = self.role(now, partition) is Role.SERVING
-        for record in held.records.of_user(user):
-            beats = self._beats.get(record.node)
-            if beats is not None and beats.incarnation > record.incarnation:
-                continue  # that life is over, and its sockets with it
-            if self._is_vouched(now, held, beats, record):
-                shown.append(record)
-            elif now < held.grace_until or (beats is not None and now < beats.convicted_at):
-                is_known = False
-        if shown:
-            return Answer(tuple(shown))
-        return Answer(() if is_known else None)
+    def lookup(self, now: Instant, partitions: Sequence[int], users: Sequence[str]) -> list[Shown]:
+        """Return what to show of each user, REFUSED if it may not answer; `partitions` are theirs, in their order."""
+        if self.is_clean(now):
+            try:
+                clean = self._clean
+                return [clean[partition](user) for partition, user in zip(partitions, users, strict=True)]
+            except KeyError:
+                pass  # one of them is not
+        roles = {partition: self.role(now, partition) for partition in set(partitions)}
+        return [
+            self._show(now, self._held[partition], user, is_serving=roles[partition] is Role.SERVING)
+            if roles[partition] in {Role.SERVING, Role.RECOVERING}
+            else REFUSED
+            for partition, user in zip(partitions, users, strict=True)
+        ]
 
-    def left_ms(self, now: Instant, node: NodeId, incarnation: Incarnation) -> int:
-        """Return for how long the access node's beats vouch from now: what an answer to it says of its lease."""
-        beats = self._beats.get(node)
-        return max(0, beats.until - now) if beats is not None and beats.incarnation == incarnation else 0
+    def is_clean(self, now: Instant) -> bool:
+        """Return whether clean partitions may be answered from as they are (I5)."""
+        table = self.table
+        if table is None or self._sweep or not self._is_leased(now, table):
+            return False
+        return self._vouching.all_vouch(now)
+
+    def silent(self, now: Instant) -> frozenset[NodeId]:
+        """Return the access nodes whose beats vouch for nothing now: their sessions are not shown."""
+        return self._vouching.silent(now)
+
+    def has_sealed(self, partitions: Iterable[int]) -> bool:
+        """Return whether one of these partitions is sealed here: requests for them are parked."""
+        return bool(self._sealed) and not self._sealed.isdisjoint(partitions)
+
+    def stamp(self, now: Instant, node: NodeId) -> Stamp:
+        """Return what an answer to the access node is stamped with, to be echoed."""
+        return self._vouching.stamp(now, node)
+
+    def left_ms(self, now: Instant, node: NodeId, incarnation: Incarnation, epoch: Epoch) -> int:
+        """Return for how long the access node's beats vouch from now: what an answer to it says of its lease.
+
+        Nothing is promised to a sender with another table: it may rely on partitions that are not here.
+        """
+        beats = self._vouching.of(node)
+        if beats is None or beats.life.incarnation != incarnation or self.table is None or self.table.epoch != epoch:
+            return 0
+        return max(0, beats.until - now) if self._had_lease else 0
+
+    def take_changes(self) -> list[Change]:
+        """Return what opened, changed and closed since the last call, in order."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    def take_turns(self) -> list[Turn]:
+        """Return which partitions began or ceased to be served since the last call, in order."""
+        turns, self._turns = self._turns, []
+        return turns
+
+    def store(self, partition: int) -> PartitionRecords | None:
+        """Return the served store of a partition that this node owns, None for any other."""
+        return self._held[partition].records if partition in self._owned else None
 
     # ---------------------------------------------------------------- moves
 
     def pulls(self, now: Instant) -> list[tuple[NodeId, Pull]]:
-        """Return the next question of each move that copies to this node, with whom to ask."""
-        return [
-            (self._moves[partition].source, held.incoming.pull(now))
-            for partition, held in sorted(self._held.items())
-            if held.incoming is not None and not held.incoming.is_ready
-        ]
+        """Return the next question of each move that copies to this node, with whom to ask.
+
+        What has caught up and is not sealed is asked for its news only now and then.
+        """
+        pulls: list[tuple[NodeId, Pull]] = []
+        for incoming in self.incoming():
+            move = self._moves[incoming.partition]
+            is_idle = incoming.is_caught_up and move.stage is not Stage.SEAL and now < incoming.asked_at + NEWS_MS
+            if not incoming.is_ready and not is_idle:
+                pulls.append((move.source, incoming.pull(now)))
+        return pulls
 
     def pulled(self, now: Instant, pull: Pull) -> Chunk | None:
         """Answer a target's question, None when this node is not the source of such a move, or not complete."""
@@ -258,7 +322,9 @@ class Ownership:
             for node, (incarnation, until) in sorted(held.vouches.items())
             if until > now
         )
-        return held.outgoing.pulled(pull, vouches)
+        lives = map(self.sources.life, held.records.sources())
+        gone = frozenset(life for life in lives if not self._vouching.is_alive(now, life))
+        return held.outgoing.pulled(pull, vouches, gone)
 
     def received(self, now: Instant, chunk: Chunk) -> None:
         """Take in an answer to one of this node's questions."""
@@ -268,38 +334,84 @@ class Ownership:
 
     def incoming(self) -> list[Incoming]:
         """Return the moves that copy to this node, to report how far they are."""
-        return [held.incoming for _, held in sorted(self._held.items()) if held.incoming is not None]
+        found = (self._held[partition].incoming for partition in sorted(self._staging))
+        return [incoming for incoming in found if incoming is not None]
 
     def incomplete(self, now: Instant) -> list[int]:
         """Return the owned partitions whose store is not complete, to report."""
-        return [
+        return sorted(
             partition
-            for partition, held in sorted(self._held.items())
-            if held.owned_since is not None and not (held.awaited is not None and self._is_complete(now, held))
-        ]
+            for partition in self._recovering
+            if not ((held := self._held[partition]).awaited is not None and self._is_complete(now, held))
+        )
 
-    def digest(self, partition: int) -> Digest:
-        """Return the digest of the partition's served store."""
-        return self._held[partition].records.digest()
+    def census(self) -> tuple[dict[int, int], dict[Life, Digest]]:
+        """Return how many open entries each owned partition has, and the digest of each life over all of them.
+
+        Costs a pass over the partitions owned.
+        """
+        sizes: dict[int, int] = {}
+        lives: dict[Life, Digest] = {}
+        for partition in sorted(self._owned):
+            records = self._held[partition].records
+            sizes[partition] = 0
+            for source in records.sources():
+                entries, hashes = records.digest(source)
+                sizes[partition] += entries
+                known = lives.get(self.sources.life(source), Digest(0, 0))
+                lives[self.sources.life(source)] = Digest(known.entries + entries, known.xor ^ hashes)
+        return sizes, lives
+
+    def statistics(self) -> dict[str, int]:
+        """Return a snapshot of sizes. Costs a pass over the partitions held."""
+        owned = [self._held[partition].records.statistics() for partition in self._owned]
+        return {
+            "partitions": len(owned),
+            "users": sum(one["users"] for one in owned),
+            "sessions": sum(one["entries"] for one in owned),
+            "tombstones": sum(one["tombstones"] for one in owned),
+            "staging": len(self._staging),
+            "recovering": len(self._recovering),
+            "access_nodes": len(self._vouching),
+            "sweeping": len(self._sweep),
+        }
 
     def check_invariants(self) -> None:
         """Assert what one state shows."""
-        for held in self._held.values():
+        for partition, held in self._held.items():
             assert held.outgoing is None or held.owned_since is not None, "I2"
             assert held.incoming is None or held.owned_since is None, "I2"
+            assert (held.incoming is not None) == (partition in self._staging), "I2"
             held.records.check_invariants()
+        assert self._recovering.isdisjoint(self._clean), "I5"
+        for partition in self._clean:
+            held = self._held[partition]
+            assert held.awaited is not None, "I5"
+            assert self._is_vouched_by_beats(held) or self._sweep, "I5"
+        self._vouching.check_invariants()
 
-    # ---------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- owning, sending, staging
+
+    def _forget_indexes(self, partition: int) -> None:
+        self._clean.pop(partition, None)
+        for index in (self._owned, self._accepting, self._sealed, self._unclean, self._recovering, self._staging):
+            index.discard(partition)
 
     def _own(self, now: Instant, partition: int, move: Move | None) -> None:
         assert self.table is not None
+        self._owned.add(partition)
+        is_closed = move is not None and move.stage in CLOSED_STAGES
+        if not is_closed:
+            self._accepting.add(partition)
+        elif move is not None and move.stage is Stage.SEAL:
+            self._sealed.add(partition)
         since = self.table.owner_epoch(partition)
         held = self._held.get(partition)
         if held is None or held.owned_since != since:
-            held = self._held[partition] = self._promoted(held, move) or _Held(records=self._new_store())
+            held = self._held[partition] = self._promoted(held, move) or Held(self._new_store())
             held.owned_since = since
             held.vouch_from = self.table.partition_epoch(partition)
-            held.grace_until = Instant(now + GRACE_MS)
+            held.grace_until = Instant(now + self._vouching.grace_ms)
         outgoing = held.outgoing
         if outgoing is not None and (move is None or move.move_id != outgoing.move_id):
             # Aborted. What was refused while sealed may have been a close, so older beats vouch no more (I4).
@@ -308,80 +420,179 @@ class Ownership:
             held.outgoing = None
         if move is not None and move.source == self._node and move.stage in FROM_COPY:
             self._send(now, partition, held, move)
+        if held.awaited is None or held.awaited:
+            self._recovering.add(partition)
+            return
+        self._serve(partition, since)
+        if not is_closed:
+            self._try_clean(partition)
+
+    def _serve(self, partition: int, owner_epoch: Epoch) -> None:
+        if partition not in self._served:
+            self._served.add(partition)
+            self._turns.append(Turn(partition, owner_epoch, is_served=True))
 
     @staticmethod
-    def _promoted(held: _Held | None, move: Move | None) -> _Held | None:
+    def _promoted(held: Held | None, move: Move | None) -> Held | None:
         """Return the staging as a served store, if it is that of the very move that made this node the owner."""
         incoming = held.incoming if held is not None else None
         if incoming is None or move is None or move.move_id != incoming.move_id or not incoming.is_ready:
             return None
-        return _Held(records=incoming.records, awaited=set(), vouches=incoming.vouches)
+        return Held(records=incoming.records, awaited=set(), vouches=incoming.vouches)
 
-    def _send(self, now: Instant, partition: int, held: _Held, move: Move) -> None:
+    def _send(self, now: Instant, partition: int, held: Held, move: Move) -> None:
         if held.awaited is None or not self._is_complete(now, held):
             return  # nothing to copy yet; `step` comes back to it
         if held.outgoing is None:
-            held.outgoing = Outgoing(partition, move.move_id, self._incarnation, held.records)
+            held.outgoing = Outgoing(partition, move.move_id, self._incarnation, held.records, self.sources)
         if move.stage is Stage.SEAL and not held.outgoing.is_sealed:
             held.outgoing.seal()
             # From here on beats bring no news of this partition, so none vouches for it any longer than now (I4).
-            for node, beats in self._beats.items():
-                if beats.epoch >= held.vouch_from:
-                    held.vouches[node] = (beats.incarnation, beats.until)
+            held.vouches.update(self._vouching.vouches(held.vouch_from))
 
     def _stage(self, partition: int, move: Move) -> None:
         held = self._held.get(partition)
         if held is None or held.incoming is None or held.incoming.move_id != move.move_id:
-            held = self._held[partition] = _Held()
-            held.incoming = Incoming(partition, move.move_id, self._incarnation, new_store=self._new_store)
+            held = self._held[partition] = Held(self._new_store())
+            held.incoming = Incoming(
+                partition, move.move_id, self._incarnation, self.sources, new_store=self._new_store
+            )
+        self._staging.add(partition)
 
-    def _recover(self, now: Instant, partition: int, held: _Held) -> None:
+    def _recover(self, now: Instant, partition: int, held: Held) -> None:
         assert self.table is not None
         move = self._moves.get(partition)
-        if move is not None and move.stage in {Stage.RECOVER, Stage.SEAL}:
+        if move is not None and move.stage in CLOSED_STAGES:
             return
         if held.awaited is None:
-            held.awaited = set(self._access)
+            held.awaited = set(self.access)
             held.vouch_from = self.table.partition_epoch(partition)
-            held.grace_until = Instant(now + GRACE_MS)
+            held.grace_until = Instant(now + self._vouching.grace_ms)
         elif self._is_complete(now, held):
             held.awaited.clear()
+            self._recovering.discard(partition)
+            self._serve(partition, self.table.owner_epoch(partition))
             if move is not None and move.source == self._node and move.stage in FROM_COPY:
                 self._send(now, partition, held, move)
+            self._try_clean(partition)
 
-    @staticmethod
-    def _is_complete(now: Instant, held: _Held) -> bool:
-        return not held.awaited or now >= held.grace_until
+    def _is_complete(self, now: Instant, held: Held) -> bool:
+        return not held.awaited or now >= self._vouching.grace_until(held.grace_until)
 
-    def _take(self, now: Instant, node: NodeId, part: Told) -> bool:
-        held = self._held[part.partition]
-        news: Collection[Item]
-        if part.floor is None:
-            news = [record for record in part.records if held.records.merge(now, record)]
-        else:
-            news = held.records.replace(now, part.floor, part.records)
-            if held.awaited is not None:
-                held.awaited.discard(node)
-        if held.outgoing is not None:
-            for item in news:
-                held.outgoing.changed(item)
-        is_awaited = held.awaited is None or node in held.awaited
-        return not is_awaited and held.records.digest(node) == part.digest
+    # ---------------------------------------------------------------- taking in
 
-    def _vouched(self, node: NodeId, incarnation: Incarnation, epoch: Epoch, until: Instant) -> None:
-        beats = self._beats.get(node)
-        if beats is None or incarnation > beats.incarnation:
-            self._beats[node] = _Beats(incarnation, epoch, until, until)
+    def _accepts(self, partition: int, epoch: Epoch) -> bool:
+        """Return whether news of the partition are taken, the lease given; not those of before it came here (I1)."""
+        return partition in self._accepting and epoch >= self._held[partition].vouch_from
+
+    def _take(self, now: Instant, partition: int, user: str, entry: bytes) -> None:
+        held = self._held[partition]
+        before = held.records.find(user, entry) if entry[14] == _CLOSED else entry
+        merged = held.records.merge(now, user, entry)
+        if merged is _STALE:
             return
-        beats.convicted_at = max(beats.convicted_at, until)
-        if epoch > beats.epoch:
-            beats.epoch, beats.until = epoch, until
-        elif epoch == beats.epoch:
-            beats.until = max(beats.until, until)
+        if held.outgoing is not None:
+            held.outgoing.changed(user, entry)
+        if merged is not _NOTED:
+            self._changes.append((partition, user, before, merged))
 
-    @staticmethod
-    def _is_vouched(now: Instant, held: _Held, beats: _Beats | None, record: Record) -> bool:
-        if beats is not None and beats.incarnation == record.incarnation and beats.epoch >= held.vouch_from:
-            return now < beats.until and (held.outgoing is None or not held.outgoing.is_sealed)
-        incarnation, until = held.vouches.get(record.node, (Incarnation(0), Instant(0)))
-        return incarnation == record.incarnation and now < until
+    def _replace(self, now: Instant, partition: int, beats: Beats, full: Full) -> None:
+        held = self._held[partition]
+        for user, entry, merged, shown in held.records.replace(now, beats.source, full):
+            if held.outgoing is not None:
+                held.outgoing.changed(user, entry)
+            if merged is not _NOTED:
+                self._changes.append((partition, user, shown, merged))
+        if held.awaited:
+            held.awaited.discard(beats.life.node)
+        if partition in self._recovering:
+            self._recover(now, partition, held)
+
+    def _audited(self, node: NodeId, source: bytes, beat: Beat) -> list[int]:
+        """Return the partitions of which the sender has something else than we have from it."""
+        mismatched: list[int] = []
+        for audit in beat.audits:
+            partitions = unpack_partitions(audit.partitions)
+            count = xor = 0
+            is_told = True
+            for partition in partitions:
+                if partition not in self._owned:
+                    continue
+                held = self._held[partition]
+                entries, hashes = held.records.digest(source)
+                count, xor = count + entries, xor ^ hashes
+                is_told = is_told and not (held.awaited is None or node in held.awaited)
+            if not is_told or (count, xor) != (audit.entries, audit.xor):
+                mismatched.extend(partitions)
+        return mismatched
+
+    # ---------------------------------------------------------------- vouching
+
+    def _vouched(self, now: Instant, node: NodeId, beat: Beat) -> Beats:
+        noted = self._vouching.heard(now, node, beat)
+        if noted.replaced is not None:
+            self._sweep.begin(noted.replaced.source, self._held)
+        if noted.is_new:
+            self._sweep.end(noted.beats.source)  # back from the dead: it will tell all again
+            self._recheck()
+        elif noted.has_newer_table:
+            for partition in tuple(self._unclean):
+                self._try_clean(partition)
+        return noted.beats
+
+    def _is_vouched(self, now: Instant, held: Held, entry: bytes) -> bool:
+        life = self.sources.life(entry[:2])
+        beats = self._vouching.by_beats(life, held.vouch_from)
+        if beats is not None:
+            return now < beats.until
+        incarnation, until = held.vouches.get(life.node, (Incarnation(0), Instant(0)))
+        return incarnation == life.incarnation and now < until
+
+    def _show(self, now: Instant, held: Held, user: str, *, is_serving: bool) -> Shown:
+        """Decide entry by entry what to show of a user in a partition that this node serves or recovers."""
+        found = held.records.users.get(user)
+        if found is None or isinstance(found, int):
+            return found if is_serving else UNKNOWN_SHOWN
+        entries = held.records.open_of(user)
+        shown: list[bytes] = []
+        for entry in entries:
+            life = self.sources.life(entry[:2])
+            if self._vouching.is_over(life):
+                continue  # that life is over, and its sockets with it
+            if self._is_vouched(now, held, entry):
+                shown.append(entry)
+            elif now < self._vouching.silence_counts_from(life, held.vouch_from, held.grace_until):
+                is_serving = False
+        if shown:
+            return shown[0] if len(shown) == 1 else tuple(shown)
+        return None if is_serving else UNKNOWN_SHOWN
+
+    # ---------------------------------------------------------------- clean partitions
+
+    def _is_vouched_by_beats(self, held: Held) -> bool:
+        lives = map(self.sources.life, held.records.sources())
+        return all(self._vouching.by_beats(life, held.vouch_from) is not None for life in lives)
+
+    def _try_clean(self, partition: int) -> None:
+        """Make the partition clean if it can be (I5). To be asked again until it is."""
+        held = self._held[partition]
+        if self._is_vouched_by_beats(held):
+            self._unclean.discard(partition)
+            self._clean[partition] = held.records.users.get
+        else:
+            self._unclean.add(partition)
+
+    def _recheck(self) -> None:
+        """Who vouches for what has changed everywhere: a life of an access node began, or was forgotten."""
+        for partition in (*self._clean, *self._unclean):
+            self._clean.pop(partition, None)
+            self._try_clean(partition)
+
+    # ---------------------------------------------------------------- forgetting
+
+    def _sweep_out(self, now: Instant, at: Timestamp) -> None:
+        self._sweep.expire(now, at, self._held)
+        gone, is_over = self._sweep.step(now, at, self._held)
+        self._changes += [(partition, *item, Merged.CLOSED) for partition, item in gone if partition in self._owned]
+        if is_over:
+            self._recheck()

@@ -46,7 +46,19 @@ from xxhash import xxh3_64_intdigest
 from base.ids import Epoch, NodeId
 
 __all__ = ["PARTITIONS", "Change", "Move", "PartitionTable", "Stage", "partition_of", "plan_table"]
-__all__ += ["Advance", "Begin", "End", "Members", "Pause", "Settle", "TableDiff", "Take", "diff", "patched"]
+__all__ += [
+    "Advance",
+    "Begin",
+    "End",
+    "Members",
+    "Pause",
+    "Settle",
+    "TableDiff",
+    "Take",
+    "changed_since",
+    "diff",
+    "patched",
+]
 
 PARTITIONS = 4096
 _SHIFT = 64 - 12
@@ -213,9 +225,11 @@ class PartitionTable(msgspec.Struct, frozen=True):
 
     def check_structure(self) -> None:
         """Assert what holds while partitions move too: I1, I5 and what one table shows of I6."""
-        assert all(0 <= owner < len(self.nodes) for owner in self.owners), "I1"
+        assert min(self.owners) >= 0, "I1"
+        assert max(self.owners) < len(self.nodes), "I1"
         assert len(self.partition_epochs) == len(self.owned_since) in {0, len(self.owners)}, "I6"
-        assert all(0 < epoch <= self.epoch for epoch in self.partition_epochs), "I6"
+        assert min(self.partition_epochs, default=self.epoch) > 0, "I6"
+        assert max(self.partition_epochs, default=self.epoch) <= self.epoch, "I6"
         partitions = [move.partition for move in self.moves]
         assert partitions == sorted(set(partitions)), "I5"
         for move in self.moves:
@@ -313,15 +327,20 @@ class _Draft:
         self._nodes, self._weights = nodes, tuple(weights[node] for node in nodes)
 
 
+def changed_since(table: PartitionTable, epoch: Epoch) -> list[int]:
+    """Return the partitions whose owner or stage changed after the epoch."""
+    return [partition for partition, changed in enumerate(table.partition_epochs) if changed > epoch]
+
+
 def diff(old: PartitionTable, new: PartitionTable) -> TableDiff:
     """Return what to send to whoever has the old table: a few entries rather than thousands."""
-    is_same = old.nodes == new.nodes and len(old.owners) == len(new.owners)
+    if old.nodes == new.nodes:
+        changed: Iterable[int] = changed_since(new, old.epoch)
+    else:
+        changed = range(len(new.owners))  # owners are numbers of nodes
     owners = tuple(
-        (partition, owner, new.partition_epoch(partition), new.owner_epoch(partition))
-        for partition, owner in enumerate(new.owners)
-        if not is_same
-        or owner != old.owners[partition]
-        or new.partition_epoch(partition) != old.partition_epoch(partition)
+        (partition, new.owners[partition], new.partition_epoch(partition), new.owner_epoch(partition))
+        for partition in changed
     )
     return TableDiff(old.epoch, new.epoch, new.nodes, new.weights, owners, new.moves, new.former, new.is_paused)
 

@@ -1,234 +1,408 @@
 """What one status node knows about the connections of one partition, in a form that can be moved at any time.
 
-Each connection has one record; of two the greater (incarnation, conn_seq) wins. A disconnect leaves a *tombstone*, a
-record without a session, so that an older record that comes late, in a copied chunk or a repeated beat, does not bring
-the connection back. Merging is therefore idempotent and commutative: chunks and deltas may come twice.
+Each connection has one *entry*, a few bytes that its access node packed and that nobody unpacks before a reader does:
 
-An access node that tells everything it has for the partition also says up to which number that is: its *floor*. What
-is not in the list and not above the floor is closed, whatever still comes; so a floor stands for all tombstones of the
-life before it, also for those that a new owner has never seen.
+    source 2 | conn 6 | seq 6 | kind 1 | body        big-endian numbers, so that bytes compare like them
 
-The digest (count and XOR of hashes of the open records) is kept up to date with each change: two stores with equal
+`source` stands for one life of an access node, in this process only (see `Sources`); `conn` is the connection's number
+in that life; `seq` grows with every change that the life reports, and of two entries of a connection the greater wins.
+A disconnect leaves a *tombstone*, so that an older entry that comes late, in a copied chunk or a repeated beat, does
+not bring the connection back. Merging is therefore idempotent and commutative: chunks and changes may come twice.
+
+An access node that tells everything it has for the partition also says up to which seq that is: its *floor*. What is
+not in the list and not above the floor is closed, whatever still comes; so a floor stands for all tombstones of the
+time before it, also for those that a new owner has never seen.
+
+The digest (count and XOR of hashes of the open entries) is kept up to date with each change: two stores with equal
 digests hold the same open connections, which costs 16 bytes to find out.
 
 Invariants:
-    I1  Per connection the greatest (incarnation, conn_seq) ever merged is kept, or a floor at least as great.
-    I2  Merging the same records and floors in another order, or twice, gives the same open records.
+    I1  Per connection the greatest seq ever merged is kept, or a tombstone, or a floor at least as great.
+    I2  Merging the same entries and floors in another order, or twice, gives the same open entries.
     I3  A tombstone is kept at least `TOMBSTONE_MS`, and is part of every snapshot.
-    I4  The digests equal those computed anew from the open records.
+    I4  The digests equal those computed anew from the open entries.
 
-I2 holds for records and tombstones in any order; a floor must come after the records that it stands above, which the
-numbered stream of a handoff sees to.
+I2 holds for entries and tombstones in any order; a floor must come after the entries that it stands above, which the
+numbered stream of a handoff sees to. A user who has no connection any more is kept as the time of the last one's end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from struct import Struct
 from typing import NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from base.clock import Instant
+from base.clock import Instant, Timestamp
 from base.ids import Incarnation, NodeId
-from status.api import Opened
 
-__all__ = ["TOMBSTONE_MS", "Digest", "Floor", "Item", "PartitionRecords", "Record", "digest_of"]
+__all__ = [
+    "TOMBSTONE_MS",
+    "Digest",
+    "Found",
+    "Item",
+    "Kind",
+    "Life",
+    "Merged",
+    "PartitionRecords",
+    "Sources",
+    "body_of",
+]
+__all__ += ["conn_of", "digest_of", "kind_of", "packed", "seq_of"]
 
 TOMBSTONE_MS = 60_000
+_HEADER = Struct(">IHIHB")
+"""conn, seq and kind: a number of 48 bits is one of 32 and one of 16."""
+NEVER = Timestamp(0)
+_MIN_SEQ = bytes(6)
+_NO_CONN = bytes(6)
 
 
-class Record(msgspec.Struct, tag="r", frozen=True, array_like=True):
-    """One connection as its access node last reported it. `opened` is None once it is closed: a tombstone."""
+class Kind(IntEnum):
+    """What an entry says."""
 
-    user: str
-    session: str
+    OPEN = 1
+    """The connection is open; the body is its session, for readers."""
+    CLOSED = 2
+    """It is closed; the body is when (ms since the Unix epoch), if that is known."""
+    FLOOR = 3
+    """In a handoff: all up to this seq is known. No connection."""
+    SEEN = 4
+    """In a handoff: the user's last connection ended at the time in the body. No connection."""
+    HIDDEN = 5
+    """As OPEN, but not everybody may see it: however it ends, it leaves no time behind."""
+
+
+class Life(NamedTuple):
+    """One life of an access node."""
+
     node: NodeId
     incarnation: Incarnation
-    conn_seq: int
-    opened: Opened | None
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """What decides between two records of one connection."""
-        return (self.incarnation, self.conn_seq)
-
-    @property
-    def connection(self) -> tuple[NodeId, str]:
-        """What the record is about. Numbers of different access nodes do not compare, so the node is part of it."""
-        return (self.node, self.session)
 
 
-class Floor(msgspec.Struct, tag="f", frozen=True, array_like=True):
-    """All that this access node did up to (incarnation, conn_seq) is known: what is not there is closed."""
+Found = bytes | tuple[bytes, ...] | int
+"""What is known of a user: the entry of the one open connection, those of several, or when the last one ended."""
 
-    node: NodeId
-    incarnation: Incarnation
-    conn_seq: int
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """What a record must exceed to be new."""
-        return (self.incarnation, self.conn_seq)
+Item = tuple[str, bytes]
+"""What a handoff streams, in order: a user and an entry; the user is empty where the entry is not about one."""
 
 
-Item = Record | Floor
-"""What a handoff streams, in order."""
+class Full(NamedTuple):
+    """All that one life of an access node has in a partition, up to the seq `floor`.
+
+    `ended_at` (ms since the Unix epoch) is told as the end of what was known and is not among the items.
+    """
+
+    floor: int
+    items: Sequence[Item]
+    ended_at: Timestamp
+
+
+def packed(conn: int, seq: int, kind: int, body: bytes = b"") -> bytes:
+    """Return an entry as it travels from its access node: without the source."""
+    return _HEADER.pack(conn >> 16, conn & 0xFFFF, seq >> 16, seq & 0xFFFF, kind) + body
+
+
+def conn_of(entry: bytes) -> int:
+    """Return the connection's number in its access node's life."""
+    return int.from_bytes(entry[2:8], "big")
+
+
+def seq_of(entry: bytes) -> int:
+    """Return the number of the change that the entry tells."""
+    return int.from_bytes(entry[8:14], "big")
+
+
+def kind_of(entry: bytes) -> Kind:
+    """Return what the entry says."""
+    return Kind(entry[14])
+
+
+def body_of(entry: bytes) -> bytes:
+    """Return what the access node packed for readers."""
+    return entry[15:]
 
 
 class Digest(NamedTuple):
-    """How many open records, and the XOR of their hashes."""
+    """How many open entries, and the XOR of their hashes."""
 
-    records: int
+    entries: int
     xor: int
 
 
-NO_RECORDS = Digest(0, 0)
-NO_FLOOR = (0, 0)
+def digest_of(entries: Iterable[bytes]) -> Digest:
+    """Return the digest of entries without their sources: what an access node says it has."""
+    count = xor = 0
+    for entry in entries:
+        count, xor = count + 1, xor ^ xxh3_64_intdigest(entry)
+    return Digest(count, xor)
+
+
+class Merged(IntEnum):
+    """What merging an entry changed. Everything but STALE is news, which a handoff forwards."""
+
+    STALE = 0
+    OPENED = 1
+    CHANGED = 2
+    CLOSED = 3
+    NOTED = 4
+    """Nothing that anybody sees, but it must not be forgotten: a tombstone ahead of its entry, a floor."""
+
+
+class Sources:
+    """The lives of access nodes by a number of two bytes, which stands for them in every entry of this process."""
+
+    def __init__(self) -> None:
+        self._prefixes: dict[Life, bytes] = {}
+        self._lives: dict[bytes, Life] = {}
+        self._next = 0
+
+    def prefix(self, life: Life) -> bytes:
+        """Return the life's two bytes, giving it some if it is new."""
+        known = self._prefixes.get(life)
+        if known is not None:
+            return known
+        assert len(self._lives) < 1 << 16, "more lives of access nodes at once than any cluster has"
+        while (prefix := self._next.to_bytes(2, "big")) in self._lives:
+            self._next = (self._next + 1) % (1 << 16)
+        self._prefixes[life] = prefix
+        self._lives[prefix] = life
+        return prefix
+
+    def life(self, prefix: bytes) -> Life:
+        """Return whose two bytes these are."""
+        return self._lives[prefix]
+
+    def forget(self, prefix: bytes) -> None:
+        """Give the number free. No entry with it may be left anywhere."""
+        del self._prefixes[self._lives.pop(prefix)]
+        self._next = (int.from_bytes(prefix, "big") + 1) % (1 << 16)
 
 
 class PartitionRecords:
-    """The records of one partition. A step costs a dictionary look and a hash."""
+    """The entries of one partition. A merge costs a dictionary look and a hash."""
+
+    __slots__ = ("_closed", "_digests", "_floors", "_keeps_tombstones", "users")
 
     def __init__(self, *, keeps_tombstones: bool = True) -> None:
         """`keeps_tombstones` is False only where a test shows what happens without them."""
+        self.users: dict[str, Found] = {}
+        """For reading only, and as cheap as a dictionary is. Not every connection in it need be vouched for."""
+        self._closed: dict[bytes, Instant] = {}
+        self._floors: dict[bytes, bytes] = {}
+        self._digests: dict[bytes, tuple[int, int]] = {}
         self._keeps_tombstones = keeps_tombstones
-        self._users: dict[str, dict[tuple[NodeId, str], Record]] = {}
-        self._by_node: dict[NodeId, dict[str, Record]] = {}
-        self._floors: dict[NodeId, Floor] = {}
-        self._digests: dict[NodeId, Digest] = {}
-        self._closed_at: dict[tuple[NodeId, str], Instant] = {}
 
-    def merge(self, now: Instant, item: Item) -> bool:
-        """Take in one record or floor; return whether it was news, which is what a handoff forwards."""
-        if isinstance(item, Floor):
-            return self._raise_floor(item)
-        current = self._by_node.get(item.node, {}).get(item.session)
-        floor = self._floors.get(item.node)
-        known = NO_FLOOR if floor is None else floor.version
-        if current is not None:
-            known = current.version
-        if item.version <= known:
-            return False
-        if current is not None:
-            self._remove(current)
-        if item.opened is None:
-            if not self._keeps_tombstones:
-                return current is not None
-            self._closed_at[item.connection] = now
-        self._put(item)
-        return True
+    def merge(self, now: Instant, user: str, entry: bytes) -> Merged:
+        """Take in one entry, tombstone, floor or time of last sight."""
+        kind = entry[14]
+        if kind == _OPEN or kind == _HIDDEN:  # noqa: PLR1714, SIM109 - the first one decides nearly always
+            return self._open(user, entry)
+        if kind == _CLOSED:
+            return self._close(now, user, entry)
+        if kind == _FLOOR:
+            return self._raise_floor(entry[:2], entry[8:14])
+        known = self.users.get(user, 0)
+        seen = msgspec.msgpack.decode(entry[15:], type=int)
+        if not isinstance(known, int) or seen <= known:
+            return Merged.STALE
+        self.users[user] = seen
+        return Merged.NOTED
 
-    def replace(self, now: Instant, floor: Floor, records: Iterable[Record]) -> list[Item]:
-        """Take in everything that an access node has up to the floor; return what was news, in order."""
-        news: list[Item] = []
-        named: set[str] = set()
-        for record in records:
-            named.add(record.session)
-            if self.merge(now, record):
-                news.append(record)
-        for record in list(self._by_node.get(floor.node, {}).values()):
-            if record.opened is not None and record.session not in named and record.version <= floor.version:
-                tombstone = msgspec.structs.replace(
-                    record, incarnation=floor.incarnation, conn_seq=floor.conn_seq, opened=None
-                )
-                self._remove(record)
-                self._closed_at[record.connection] = now
-                self._put(tombstone)
-                news.append(tombstone)
-        if self._raise_floor(floor):
-            news.append(floor)
+    def replace(self, now: Instant, source: bytes, full: Full) -> list[tuple[str, bytes, Merged, bytes]]:
+        """Take in everything that one life of an access node has here.
+
+        Returns what was news, in order: user, entry, what it changed, and the open entry that it is about, if any.
+        """
+        news = []
+        named = set()
+        for user, entry in full.items:
+            named.add(entry[:8])
+            merged = self.merge(now, user, entry)
+            if merged:
+                news.append((user, entry, merged, entry))
+        last = full.floor.to_bytes(6, "big")
+        closing = msgspec.msgpack.encode(full.ended_at)
+        for user, entry in [(user, entry) for user, entry in self.entries(source) if entry[:8] not in named]:
+            if entry[8:14] <= last:
+                tombstone = b"%b%b%c%b" % (entry[:8], last, Kind.CLOSED, closing)
+                news.append((user, tombstone, self._close(now, user, tombstone), entry))
+        if self._raise_floor(source, last):
+            news.append(("", source + _NO_CONN + last + bytes([Kind.FLOOR]), Merged.NOTED, b""))
         return news
 
-    def of_user(self, user: str) -> tuple[Record, ...]:
-        """Return the user's open records."""
-        return tuple(record for record in self._users.get(user, {}).values() if record.opened is not None)
+    def purge(self, source: bytes, at: Timestamp) -> list[Item]:
+        """Drop all that is known of one life of an access node: nobody vouches for it. Return what was open."""
+        gone = self.entries(source)
+        for user, entry in gone:
+            self._remove(user, entry, at)
+        self._floors.pop(source, None)
+        self._digests.pop(source, None)
+        for key in [key for key in self._closed if key[:2] == source]:
+            del self._closed[key]
+        return gone
 
-    def digest(self, node: NodeId | None = None) -> Digest:
-        """Return the digest of one access node's open records, or of all."""
-        if node is not None:
-            return self._digests.get(node, NO_RECORDS)
+    def entries(self, source: bytes | None = None) -> list[Item]:
+        """Return the open entries with their users, of one life of an access node or of all. Costs a pass."""
+        if source is not None and not self.digest(source).entries:
+            return []
+        found = []
+        for user, held in self.users.items():
+            if isinstance(held, bytes):
+                if source is None or held[:2] == source:
+                    found.append((user, held))
+            elif isinstance(held, tuple):
+                found.extend((user, entry) for entry in held if source is None or entry[:2] == source)
+        return found
+
+    def find(self, user: str, entry: bytes) -> bytes:
+        """Return the open entry of the connection that an entry is about, empty if there is none."""
+        return next((other for other in self.open_of(user) if other[:8] == entry[:8]), b"")
+
+    def open_of(self, user: str) -> tuple[bytes, ...]:
+        """Return the user's open entries."""
+        found = self.users.get(user, 0)
+        if isinstance(found, bytes):
+            return (found,)
+        return found if isinstance(found, tuple) else ()
+
+    def digest(self, source: bytes) -> Digest:
+        """Return the digest of one life of an access node."""
+        return Digest(*self._digests.get(source, _NO_ENTRIES))
+
+    def mark(self, sources: Sources, gone: frozenset[Life] = frozenset()) -> Digest:
+        """Return a digest of all but the gone, which another process with other numbers computes alike."""
         count = xor = 0
-        for part in self._digests.values():
-            count, xor = count + part.records, xor ^ part.xor
+        for prefix, (entries, hashes) in self._digests.items():
+            life = sources.life(prefix)
+            if entries and life not in gone:
+                count += entries
+                xor ^= xxh3_64_intdigest(f"{life.node}\0{life.incarnation}\0{entries}\0{hashes}".encode())
         return Digest(count, xor)
 
-    def nodes(self) -> tuple[NodeId, ...]:
-        """Return the access nodes that have open records here."""
-        return tuple(sorted(node for node, digest in self._digests.items() if digest.records))
+    def knows(self, source: bytes) -> bool:
+        """Return whether anything is kept of one life of an access node: an entry, a tombstone or a floor."""
+        return source in self._digests
+
+    def sources(self) -> list[bytes]:
+        """Return the lives of access nodes that have open entries here."""
+        return [source for source, (entries, _) in self._digests.items() if entries]
 
     def snapshot(self) -> list[Item]:
-        """Return everything, tombstones included, and the floors last, in a settled order. Copies no record."""
-        items: list[Item] = [
-            record for node in sorted(self._by_node) for _, record in sorted(self._by_node[node].items())
-        ]
-        items.extend(self._floors[node] for node in sorted(self._floors))
+        """Return everything, tombstones included, and the floors last. Copies no entry."""
+        items: list[Item] = []
+        for user, held in self.users.items():
+            if isinstance(held, bytes):
+                items.append((user, held))
+            elif isinstance(held, tuple):
+                items.extend((user, entry) for entry in held)
+            else:
+                items.append((user, _NO_SOURCE + _NO_CONN + _MIN_SEQ + _SEEN + msgspec.msgpack.encode(held)))
+        items.extend(("", key + _MIN_SEQ + bytes([Kind.CLOSED])) for key in self._closed)
+        items.extend(("", source + _NO_CONN + seq + bytes([Kind.FLOOR])) for source, seq in self._floors.items())
         return items
 
     def expire(self, now: Instant) -> int:
         """Forget tombstones that are old enough; return how many."""
-        old = [key for key, closed_at in self._closed_at.items() if closed_at + TOMBSTONE_MS <= now]
-        for node, session in old:
-            self._remove(self._by_node[node][session])
+        old = []
+        for key, closed_at in self._closed.items():
+            if closed_at + TOMBSTONE_MS > now:
+                break  # in the order in which they came
+            old.append(key)
+        for key in old:
+            del self._closed[key]
+        return len(old)
+
+    def forget_seen(self, before: Timestamp) -> int:
+        """Forget users whose last connection ended before that; return how many."""
+        old = [user for user, held in self.users.items() if isinstance(held, int) and held < before]
+        for user in old:
+            del self.users[user]
         return len(old)
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
-        return {"records": self.digest().records, "tombstones": len(self._closed_at), "users": len(self._users)}
+        entries = sum(entries for entries, _ in self._digests.values())
+        return {"entries": entries, "tombstones": len(self._closed), "users": len(self.users)}
 
     def check_invariants(self) -> None:
-        """Assert I4, and that all indexes hold the same records."""
-        by_user = {key: record for records in self._users.values() for key, record in records.items()}
-        by_node = {record.connection: record for records in self._by_node.values() for record in records.values()}
-        assert by_user == by_node, "I1"
-        assert all(self._users.values()), "no user without a record"
-        closed = {key for key, record in by_user.items() if record.opened is None}
-        assert closed == set(self._closed_at), "I3"
-        for node in self._by_node:
-            records = [record for record in self._by_node[node].values() if record.opened is not None]
-            assert self.digest(node) == digest_of(records), "I4"
+        """Assert I4, and what one state shows of I1."""
+        entries = self.entries()
+        assert len({entry[:8] for _, entry in entries}) == len(entries), "I1"
+        assert not any(entry[:8] in self._closed for _, entry in entries), "I1"
+        assert all(len(held) > 1 for held in self.users.values() if isinstance(held, tuple)), "one needs no tuple"
+        assert self._digests.keys() >= {*self._floors, *(key[:2] for key in self._closed)}, "or a purge forgets them"
+        for source in {*self._digests, *(entry[:2] for _, entry in entries)}:
+            assert self.digest(source) == digest_of(entry[2:] for _, entry in entries if entry[:2] == source), "I4"
 
-    def _raise_floor(self, floor: Floor) -> bool:
-        known = self._floors.get(floor.node)
-        if known is not None and known.version >= floor.version:
-            return False
-        self._floors[floor.node] = floor
-        # An older life's sockets are gone. Its records need no tombstones: the floor refuses them.
-        for record in list(self._by_node.get(floor.node, {}).values()):
-            if record.incarnation < floor.incarnation:
-                self._remove(record)
-        return True
+    # ---------------------------------------------------------------- inside
 
-    def _put(self, record: Record) -> None:
-        self._users.setdefault(record.user, {})[record.connection] = record
-        self._by_node.setdefault(record.node, {})[record.session] = record
-        if record.opened is not None:
-            self._count(record, 1)
-
-    def _remove(self, record: Record) -> None:
-        records = self._users[record.user]
-        del records[record.connection]
-        if not records:
-            del self._users[record.user]
-        del self._by_node[record.node][record.session]
-        if record.opened is None:
-            del self._closed_at[record.connection]
+    def _open(self, user: str, entry: bytes) -> Merged:
+        users, source = self.users, entry[:2]
+        found = users.get(user)
+        current = b"" if found is None or isinstance(found, int) else self.find(user, entry)
+        if current:
+            if entry[8:14] <= current[8:14]:
+                return _STALE
+            self._count(current, -1)
         else:
-            self._count(record, -1)
+            floor = self._floors.get(source)
+            if (floor is not None and entry[8:14] <= floor) or (self._closed and entry[:8] in self._closed):
+                return _STALE
+        if found is None or isinstance(found, int) or found is current:
+            users[user] = entry
+        else:
+            others = found if isinstance(found, tuple) else (found,)
+            users[user] = (*(other for other in others if other is not current), entry)
+        count, xor = self._digests.get(source, _NO_ENTRIES)
+        self._digests[source] = (count + 1, xor ^ xxh3_64_intdigest(entry[2:]))
+        return _CHANGED if current else _OPENED
 
-    def _count(self, record: Record, by: int) -> None:
-        count, xor = self._digests.get(record.node, NO_RECORDS)
-        self._digests[record.node] = Digest(count + by, xor ^ _hash(record))
+    def _close(self, now: Instant, user: str, entry: bytes) -> Merged:
+        key = entry[:8]
+        if key in self._closed:
+            return Merged.STALE
+        current = self.find(user, entry)
+        if not current and entry[8:14] <= self._floors.get(key[:2], b"") and entry[8:14] != _MIN_SEQ:
+            return Merged.STALE
+        if self._keeps_tombstones:
+            self._closed[key] = now
+            self._digests.setdefault(key[:2], _NO_ENTRIES)
+        if not current:
+            return Merged.NOTED
+        at = msgspec.msgpack.decode(entry[15:], type=int) if len(entry) > 15 else 0
+        self._remove(user, current, Timestamp(at))
+        return Merged.CLOSED
+
+    def _raise_floor(self, source: bytes, seq: bytes) -> Merged:
+        if seq <= self._floors.get(source, b""):
+            return Merged.STALE
+        self._floors[source] = seq
+        self._digests.setdefault(source, _NO_ENTRIES)
+        return Merged.NOTED
+
+    def _remove(self, user: str, entry: bytes, at: Timestamp) -> None:
+        found = self.users[user]
+        if isinstance(found, tuple):
+            left = tuple(other for other in found if other is not entry)
+            self.users[user] = left if len(left) > 1 else left[0]
+        elif at and entry[14] != _HIDDEN:
+            self.users[user] = at
+        else:
+            del self.users[user]
+        self._count(entry, -1)
+
+    def _count(self, entry: bytes, by: int) -> None:
+        count, xor = self._digests.get(entry[:2], _NO_ENTRIES)
+        self._digests[entry[:2]] = (count + by, xor ^ xxh3_64_intdigest(entry[2:]))
 
 
-def digest_of(records: Iterable[Record]) -> Digest:
-    """Return the digest of open records: what an access node says it has, or a test expects."""
-    count = xor = 0
-    for record in records:
-        count, xor = count + 1, xor ^ _hash(record)
-    return Digest(count, xor)
-
-
-def _hash(record: Record) -> int:
-    name = f"{record.user}\0{record.session}\0{record.node}\0{record.incarnation}\0{record.conn_seq}"
-    return xxh3_64_intdigest(name.encode())
+_NO_ENTRIES = (0, 0)
+_OPEN, _CLOSED, _FLOOR = int(Kind.OPEN), int(Kind.CLOSED), int(Kind.FLOOR)  # plain numbers compare faster
+_HIDDEN = int(Kind.HIDDEN)
+_STALE, _OPENED, _CHANGED = Merged.STALE, Merged.OPENED, Merged.CHANGED
+_NO_SOURCE = bytes(2)
+_SEEN = bytes([Kind.SEEN])

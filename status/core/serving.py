@@ -39,7 +39,7 @@ from status.core.partitions import PartitionTable
 
 __all__ = ["ASK_MS", "SERVING_MS", "LeaderGrants", "Promises", "ServingLease", "is_fenced", "is_majority"]
 
-ASK_MS = 500
+ASK_MS = 400
 SERVING_MS = 2_000
 DRIFT_PPM = 100_000
 SILENCE_MS = SERVING_MS + SERVING_MS * DRIFT_PPM // 1_000_000

@@ -11,7 +11,8 @@ from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
 from status.core.migration import (
     GONE_MS,
-    PAIR_MOVES_MAX,
+    MOVES_MAX,
+    SEALED_MAX,
     AbortAsked,
     Event,
     Migration,
@@ -25,6 +26,8 @@ from status.core.migration import (
     Wanted,
     WriteTable,
     decide,
+    misplaced_by,
+    planned,
 )
 from status.core.partitions import (
     Advance,
@@ -77,6 +80,11 @@ def report(
     return NodeReport(node, LIFE, Epoch(seen), done, frozenset(incomplete), {GATE: Epoch(access)})
 
 
+def decided(now: PartitionTable, seen: View) -> list[Change]:
+    weights = {node: weight for node, weight in now.wanted().items() if node in seen.live}
+    return decide(now, seen, misplaced_by(now, planned(now, weights)) if weights else None)
+
+
 def view(*reports: NodeReport, grants_over: bool = True, acknowledged: dict[NodeId, int] | None = None) -> View:
     seen = acknowledged if acknowledged is not None else {found.node: found.acknowledged for found in reports}
     return View(
@@ -98,9 +106,9 @@ def with_b(progress: Progress, **of_a: object) -> View:
 
 def test_a_move_begins_when_the_plan_and_the_owner_differ():
     """And the owner's store is complete."""
-    assert decide(table(), view(*ALL)) == [Begin(0, B)]
-    assert decide(table(), view(report(A, incomplete=[0]), report(B), report(C))) == []
-    assert decide(table().with_changes([Pause(is_paused=True)]), view(*ALL)) == []
+    assert decided(table(), view(*ALL)) == [Begin(0, B)]
+    assert decided(table(), view(report(A, incomplete=[0]), report(B), report(C))) == []
+    assert decided(table().with_changes([Pause(is_paused=True)]), view(*ALL)) == []
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.COMMIT])
@@ -109,11 +117,11 @@ def test_prepare_and_commit_wait_for_every_live_node(stage: Stage):
     now = table(stage)
     following = [Advance(0, Stage.COPY if stage is Stage.PREPARE else Stage.CLEANUP)]
     behind = now.epoch - 1
-    assert decide(now, view(*ALL)) == following
-    assert decide(now, view(report(A, behind), report(B), report(C))) == []
-    assert decide(now, view(report(A, access=behind), report(B, access=behind), report(C, access=behind))) == []
-    assert decide(now, view(report(A, access=behind), report(B), report(C))) == following
-    assert decide(now, view(report(A), report(B)))[:1] == following, "the dead are not waited for"
+    assert decided(now, view(*ALL)) == following
+    assert decided(now, view(report(A, behind), report(B), report(C))) == []
+    assert decided(now, view(report(A, access=behind), report(B, access=behind), report(C, access=behind))) == []
+    assert decided(now, view(report(A, access=behind), report(B), report(C))) == following
+    assert decided(now, view(report(A), report(B)))[:1] == following, "the dead are not waited for"
 
 
 @pytest.mark.parametrize(
@@ -128,31 +136,31 @@ def test_a_target_says_how_far_it_is(stage: Stage, needs: Progress, following: S
     """I2: and nothing less will do."""
     for progress in Progress:
         changes: list[Change] = [Advance(0, following)] if progress >= needs else []
-        assert decide(table(stage), with_b(progress)) == changes
+        assert decided(table(stage), with_b(progress)) == changes
 
 
 def test_a_pause_seals_nothing_but_ends_what_is_sealed():
     """Parked requests must not wait for an operator."""
-    assert decide(table(Stage.CATCHUP).with_changes([Pause(is_paused=True)]), with_b(Progress.CAUGHT_UP)) == []
+    assert decided(table(Stage.CATCHUP).with_changes([Pause(is_paused=True)]), with_b(Progress.CAUGHT_UP)) == []
     sealed = table(Stage.SEAL).with_changes([Pause(is_paused=True)])
-    assert decide(sealed, with_b(Progress.READY)) == [Advance(0, Stage.COMMIT)]
+    assert decided(sealed, with_b(Progress.READY)) == [Advance(0, Stage.COMMIT)]
 
 
 def test_cleanup_ends_when_the_source_knows_or_is_gone():
     """It drops its data when it reads the stage."""
     now = table(Stage.CLEANUP)
-    assert decide(now, view(report(A, now.epoch - 1), report(B), report(C))) == []
-    assert decide(now, view(*ALL)) == [End(0)]
-    assert decide(now, view(report(B), report(C))) == [End(0)]
+    assert decided(now, view(report(A, now.epoch - 1), report(B), report(C))) == []
+    assert decided(now, view(*ALL)) == [End(0)]
+    assert decided(now, view(report(B), report(C))) == [End(0)]
 
 
 def test_recovery_ends_at_the_barrier():
     """See `is_fenced`, which has its own tests."""
     now = table(Stage.RECOVER)
     two = {B: 99, C: 99}
-    assert decide(now, view(report(B), report(C), acknowledged=two)) == [End(0)]
-    assert decide(now, view(report(B), report(C), acknowledged=two, grants_over=False)) == []
-    assert decide(now, view(report(B), report(C), acknowledged={B: 99})) == []
+    assert decided(now, view(report(B), report(C), acknowledged=two)) == [End(0)]
+    assert decided(now, view(report(B), report(C), acknowledged=two, grants_over=False)) == []
+    assert decided(now, view(report(B), report(C), acknowledged={B: 99})) == []
 
 
 # ---------------------------------------------------------------- losses
@@ -161,61 +169,84 @@ def test_recovery_ends_at_the_barrier():
 @pytest.mark.parametrize("stage", EARLY)
 def test_a_lost_target_aborts_before_commit(stage: Stage):
     """The source goes on."""
-    assert decide(table(stage), view(report(A), report(C))) == [End(0)]
+    assert decided(table(stage), view(report(A), report(C))) == [End(0)]
 
 
 @pytest.mark.parametrize("stage", EARLY)
 def test_a_lost_source_is_taken_from(stage: Stage):
     """Unless the target has everything: then it commits, and nothing is lost."""
-    assert decide(table(stage), view(report(B), report(C))) == [Take(0, B)]
+    assert decided(table(stage), view(report(B), report(C))) == [Take(0, B)]
     ready = view(report(B, progress=Progress.READY), report(C))
-    assert decide(table(stage), ready) == [Advance(0, Stage.COMMIT) if stage is Stage.SEAL else Take(0, B)]
+    assert decided(table(stage), ready) == [Advance(0, Stage.COMMIT) if stage is Stage.SEAL else Take(0, B)]
 
 
 @pytest.mark.parametrize("stage", [Stage.COMMIT, Stage.CLEANUP, Stage.RECOVER])
 def test_a_lost_new_owner_is_taken_from(stage: Stage):
     """I5: forward only. The source may have it back if it is wanted, else whoever is; else it waits."""
     now = table(stage, a=1)
-    assert decide(now, view(report(A), report(C)))[0] == Take(0, A)
-    assert decide(table(stage, c=1), view(report(A), report(C)))[0] == Take(0, C)
-    assert decide(table(stage), view(report(A))) == []
+    assert decided(now, view(report(A), report(C)))[0] == Take(0, A)
+    assert decided(table(stage, c=1), view(report(A), report(C)))[0] == Take(0, C)
+    assert decided(table(stage), view(report(A))) == []
 
 
 def test_a_source_that_forgot_what_it_sealed_aborts():
     """Its next life has nothing to send."""
-    assert decide(table(Stage.SEAL), with_b(Progress.CAUGHT_UP, incomplete=[0])) == [End(0)]
-    assert decide(table(Stage.SEAL), with_b(Progress.READY, incomplete=[0])) == [Advance(0, Stage.COMMIT)]
+    assert decided(table(Stage.SEAL), with_b(Progress.CAUGHT_UP, incomplete=[0])) == [End(0)]
+    assert decided(table(Stage.SEAL), with_b(Progress.READY, incomplete=[0])) == [Advance(0, Stage.COMMIT)]
 
 
 def test_a_lost_owner_is_taken_from_even_in_a_pause():
     """Failures do not wait for operators."""
     now = table().with_changes([Pause(is_paused=True)])
-    assert decide(now, view(report(B), report(C))) == [Take(0, B)]
-    assert decide(now, view(report(A), report(C))) == []
+    assert decided(now, view(report(B), report(C))) == [Take(0, B)]
+    assert decided(now, view(report(A), report(C))) == []
 
 
 def test_a_move_to_a_node_that_is_not_wanted_any_more_ends():
     """While that is cheap."""
-    assert decide(table(Stage.PREPARE, b=0, a=1), view(*ALL)) == [End(0)]
+    assert decided(table(Stage.PREPARE, b=0, a=1), view(*ALL)) == [End(0)]
 
 
 # ---------------------------------------------------------------- bounds and members
 
 
-def test_a_pair_of_nodes_moves_eight_partitions_at_once():
+def test_a_pair_of_nodes_moves_so_many_partitions_at_once():
     """I3."""
-    now = PartitionTable(Epoch(1), (A, B), (1, 1), (0,) * 64)
-    changes = decide(now, view(report(A), report(B)))
-    assert len(changes) == PAIR_MOVES_MAX
+    now = PartitionTable(Epoch(1), (A, B), (1, 1), (0,) * (4 * MOVES_MAX))
+    changes = decided(now, view(report(A), report(B)))
+    assert len(changes) == MOVES_MAX
     now = now.with_changes(changes)
-    assert all(isinstance(change, Advance) for change in decide(now, view(report(A), report(B))))
+    assert all(isinstance(change, Advance) for change in decided(now, view(report(A), report(B))))
 
 
 def test_a_node_of_no_weight_is_forgotten_when_it_owns_nothing():
     """And a majority knows the table."""
     settled = PartitionTable(Epoch(3), (A, B, C), (0, 1, 1), (1, 2))
-    assert decide(settled, view(*ALL)) == [Members(((B, 1), (C, 1)))]
-    assert decide(settled, view(report(A, 2), report(B, 2), report(C))) == []
+    assert decided(settled, view(*ALL)) == [Members(((B, 1), (C, 1)))]
+    assert decided(settled, view(report(A, 2), report(B, 2), report(C))) == []
+
+
+def test_moves_of_a_pair_are_sealed_when_all_have_caught_up() -> None:
+    """I3: and not too many at once, since requests wait for all of them. What is committed makes room."""
+    count = 2 * SEALED_MAX
+    begun = PartitionTable(Epoch(1), (A, B), (0, 1), (0,) * count).with_changes(
+        [change for one in range(count) for change in (Begin(one, B), Advance(one, Stage.CATCHUP))]
+    )
+
+    def decided_with(now: PartitionTable, progress: list[Progress]) -> list[Change]:
+        told = {(partition, Epoch(2)): one for partition, one in enumerate(progress)}
+        return decided(now, view(report(A), NodeReport(B, Incarnation(1), Epoch(99), told)))
+
+    caught_up = [Progress.CAUGHT_UP] * count
+    assert decided_with(begun, [*caught_up[1:], Progress.COPIED]) == [], "one is still copying"
+    seals = [Advance(one, Stage.SEAL) for one in range(count)]
+    assert decided_with(begun, caught_up) == seals[:SEALED_MAX]
+    sealed = begun.with_changes(seals[:SEALED_MAX])
+    assert decided_with(sealed, caught_up) == []
+    assert decided_with(sealed, [Progress.READY, *caught_up[1:]]) == [
+        Advance(0, Stage.COMMIT),
+        Advance(SEALED_MAX, Stage.SEAL),
+    ]
 
 
 # ---------------------------------------------------------------- the step machine
@@ -231,9 +262,9 @@ def leader(
 
 def reported(machine: Migration, *reports: NodeReport, now: Instant = NOW) -> list[WriteTable]:
     for found in reports:
-        machine._reported(now, found)
+        assert machine.step(now, Reported(found)) == [], "reports are decided on together"
     machine.check_invariants()
-    return machine.step(now, Reported(reports[-1]))
+    return machine.step(now, Tick())
 
 
 def test_a_leader_waits_before_it_presumes_anybody_gone():
@@ -246,6 +277,14 @@ def test_a_leader_waits_before_it_presumes_anybody_gone():
     assert reported(machine, report(B), report(C), now=later) == [
         WriteTable(Epoch(1), table().with_changes([Take(0, B)]))
     ]
+
+
+def test_a_leader_that_heard_of_all_nodes_does_not_wait():
+    """Nobody is presumed anything."""
+    machine = Migration(NOW, grants_over=lambda _, __: True)
+    machine.step(NOW, TableRead(table()))
+    assert reported(machine, report(A), report(B)) == []
+    assert reported(machine, report(C)) == [WriteTable(Epoch(1), table().with_changes([Begin(0, B)]))]
 
 
 def test_one_write_is_under_way_at_a_time():
@@ -326,19 +365,21 @@ class Model:
         """Run a new leader from the table alone, for so many writes; return how many it made."""
         machine = leader(self.table)
         made = 0
-        while made < writes_max:
-            for found in self.reports(live):
-                machine._reported(NOW, found)
-            writes = machine.step(NOW, Tick())
-            if not writes:
-                break
+        self._report(machine, live)
+        writes = machine.step(NOW, Tick())
+        while writes and made < writes_max:
             (write,) = writes
             assert write.expect == self.table.epoch == write.table.epoch - 1
             write.table.check_structure()
             self.table = write.table
-            machine.step(Instant(NOW - GONE_MS), TableRead(self.table))
             made += 1
+            self._report(machine, live)
+            writes = machine.step(NOW, TableRead(self.table))
         return made
+
+    def _report(self, machine: Migration, live: Iterable[NodeId]) -> None:
+        for found in self.reports(live):
+            machine.step(NOW, Reported(found))
 
 
 def subsets(nodes: tuple[NodeId, ...]) -> list[tuple[NodeId, ...]]:
@@ -388,6 +429,6 @@ def test_an_abort_at_every_prefix_rolls_back_all_that_can_be(prefix: int):
 def test_the_former_nodes_are_forgotten_when_a_majority_of_them_knows():
     """Until then a taking needs them."""
     now = table().with_changes([Members(((A, 0), (B, 1), (C, 1), (NodeId("d"), 1)))])
-    assert decide(now, view(*ALL))[0] == Settle()
-    assert Settle() not in decide(now, view(report(A, 1), report(B, 1), report(C)))
+    assert decided(now, view(*ALL))[0] == Settle()
+    assert Settle() not in decided(now, view(report(A, 1), report(B, 1), report(C)))
     assert now.with_changes([Settle()]).former == ()

@@ -1,0 +1,119 @@
+"""What one status node may say before it knows all, and when it may say nothing."""
+
+from __future__ import annotations
+
+from base.ids import Epoch
+from status.api import REFUSED, UNKNOWN_SHOWN, Beat, Stamp
+from status.api import pack_partitions as pack
+from status.core.holding import Role
+from status.core.ownership import ROUND_MS, Heard
+from status.core.partitions import Take
+from tests.status.core.status_node import (
+    AWAY_AND_BACK,
+    GATE,
+    GRACE_MS,
+    LIFE,
+    OFFLINE,
+    OTHER,
+    TABLE,
+    VOUCH_MS,
+    A,
+    B,
+    Node,
+    at,
+    entry,
+    serving,
+    table,
+)
+
+
+def test_without_a_table_a_node_is_nothing_and_hears_nobody():
+    """I1."""
+    node = Node(A, GATE)
+    assert node.role(at(0)) is Role.NONE
+    assert node.beat(at(0), entry(1)) == Heard(is_heard=False)
+    assert node.says(at(0)) is REFUSED
+    assert node.core.left_ms(at(0), GATE, LIFE, Epoch(1)) == 0
+
+
+def test_an_owner_without_data_knows_offline_only_when_all_told_all():
+    """I2 and I3: who is absent is unknown before."""
+    node = Node(A, GATE, OTHER)
+    node.read(at(0), TABLE)
+    assert (node.role(at(0)), node.says(at(0)), node.core.incomplete(at(0))) == (Role.RECOVERING, UNKNOWN_SHOWN, [0])
+    assert node.beat(at(1), entry(1), has=(entry(1),)) == Heard(mismatched=(0,))
+    assert node.beat(at(1), has=(entry(1),)) == Heard(mismatched=(0,))
+    assert (node.says(at(1)), node.says(at(1), "v")) == (entry(1), UNKNOWN_SHOWN)
+    assert node.beat(at(2), entry(1), floor=1, has=(entry(1),)) == Heard()
+    assert node.role(at(2)) is Role.RECOVERING
+    assert node.beat(at(3), floor=0, node=OTHER) == Heard()
+    assert (node.role(at(3)), node.core.incomplete(at(3))) == (Role.SERVING, [])
+    assert node.says(at(3), "v") is OFFLINE
+    assert node.core.census()[0][0] == 1
+
+
+def test_an_access_node_that_stays_silent_is_waited_for_a_leases_time():
+    """I3: then it has none."""
+    node = Node(A, GATE)
+    node.read(at(0), TABLE)
+    node.step(at(GRACE_MS - 1))
+    assert node.says(at(GRACE_MS - 1)) is UNKNOWN_SHOWN
+    assert node.says(at(GRACE_MS)) is OFFLINE
+    assert node.core.incomplete(at(GRACE_MS)) == []
+    node.step(at(GRACE_MS + ROUND_MS))
+    assert (node.role(at(GRACE_MS)), node.core.statistics()["recovering"]) == (Role.SERVING, 0)
+
+
+def test_what_came_before_the_recovery_began_is_told_again():
+    """The shell steps at each call; if it did not, the access node is asked once more and nothing is lost."""
+    node = serving()
+    assert node.core.adopt(at(1), table(*AWAY_AND_BACK))
+    told = Beat(LIFE, Epoch(5), Stamp(), pack([0]), ["u"], [entry(1)], pack([0]), 1)
+    assert node.core.heard(at(1), GATE, told).is_heard
+    assert node.beat(at(1), epoch=5, has=(entry(1),)) == Heard(mismatched=(0,))
+    assert node.beat(at(2), entry(1), floor=1, epoch=5) == Heard()
+    assert node.role(at(2)) is Role.SERVING
+
+
+def test_without_a_serving_lease_nothing_is_said_or_taken():
+    """I1; and after it came back nobody is convicted for what was not heard, however long that was (I3)."""
+    for away in (500, 50_000):
+        node = serving(entry(1))
+        node.is_leased = False
+        assert node.beat(at(100), entry(2)) == Heard(is_heard=False)
+        assert node.role(at(100)) is Role.FENCED
+        assert node.says(at(100)) is REFUSED
+        assert node.core.left_ms(at(100), GATE, LIFE, Epoch(1)) == 0
+        node.is_leased = True
+        back = away + VOUCH_MS
+        for late in range(0, GRACE_MS, ROUND_MS):
+            node.step(at(back + late))
+            assert node.says(at(back + late)) is UNKNOWN_SHOWN
+        assert node.says(at(back + GRACE_MS)) is OFFLINE
+        assert node.core.take_changes() == []
+
+
+def test_a_node_that_did_not_run_convicts_nobody():
+    """I3: the silence was its own."""
+    node = serving(entry(1))
+    node.core.stalled(at(90_000))
+    node.step(at(90_000))
+    assert node.says(at(90_000)) is UNKNOWN_SHOWN
+    assert node.beat(at(90_001), has=(entry(1),)) == Heard()
+    assert node.says(at(90_001)) == entry(1)
+
+
+def test_who_lost_a_partition_and_missed_it_trusts_nothing_that_it_kept():
+    """I2: the owner epoch tells."""
+    node = serving(entry(1))
+    node.read(at(100), table(*AWAY_AND_BACK))
+    assert (node.role(at(100)), node.says(at(100))) == (Role.RECOVERING, UNKNOWN_SHOWN)
+
+
+def test_a_partition_that_went_away_is_dropped():
+    """And its store is nobody's."""
+    node = serving(entry(1))
+    assert node.core.store(0) is not None
+    node.read(at(0), table(Take(0, B)))
+    assert node.core.store(0) is None
+    assert node.core.statistics()["partitions"] == 0
