@@ -15,9 +15,13 @@ from base.clock import Instant
 from base.ids import Incarnation
 from roadstead.sim.dice import Dice
 
-__all__ = ["Actor", "Host", "LocalClock"]
+__all__ = ["Actor", "Died", "Host", "LocalClock"]
 
 PPM = 1_000_000
+
+
+class Died(Exception):
+    """The actor's life ended in the middle of a call."""
 
 
 class Actor(Protocol):
@@ -53,6 +57,8 @@ class Host:
     """Chance, for jitter and choice."""
     send: Callable[[str, object], None]
     """`send(target, message)`: hand a message to the network. Messages must be immutable values."""
+    reach: Callable[[str], None]
+    """`reach(point)`: this is a named point at which the history may want a crash; then it does not return."""
 
 
 class LocalClock:

@@ -31,11 +31,11 @@ from roadstead.sim.resize_access import AccessNode, Reader
 from roadstead.sim.resize_hosts import Guards, Registry, RegistryState, StatusNode
 from roadstead.sim.resize_messages import Operate
 from roadstead.sim.world import SimWorld
+from status.api import Shown, status_of
 from status.core.handoff import PARK_MS
+from status.core.holding import Role
 from status.core.migration import GONE_MS, AbortAsked, Event, Paused, Wanted
-from status.core.ownership import Answer, Role
 from status.core.partitions import PartitionTable, plan_table
-from status.core.records import Record, digest_of
 
 __all__ = ["run", "run_history"]
 
@@ -80,15 +80,16 @@ class Referee:
         """Note that a session ended."""
         self._ended[session] = self._world.now
 
-    def answered(self, node: StatusNode, partition: int, user: str, answer: Answer) -> None:
+    def answered(self, node: StatusNode, partition: int, user: str, shown: Shown) -> None:
         """Check one answer (I1, I2, I3)."""
         self.counts["lookups"] += 1
-        self.counts["unknown" if answer.records is None else "online" if answer.records else "offline"] += 1
-        if answer.records == ():
+        status = status_of(shown)
+        self.counts[status.state] += 1
+        if status.state == "offline":
             for name, access in self.access.items():
                 self._check_offline(node, name, access, partition, user)
-        for record in answer.records or ():
-            self._check_online(node, record)
+        for session in status.sessions:
+            self._check_online(node, session.session)
 
     def acted(self, node: StatusNode) -> None:
         """Check that nobody else serves what this node serves (I4)."""
@@ -137,8 +138,10 @@ class Referee:
             return False
         if owner.role(self._world.local(table.owner(partition)), partition) is not Role.SERVING:
             return False
-        records = [record for access in self.access.values() for record in access.open_in(partition)]
-        return owner.digest(partition) == digest_of(records)
+        store = owner.store(partition)
+        assert store is not None
+        shown = {(owner.sources.life(entry[:2]).node, entry[2:]) for _, entry in store.entries()}
+        return shown == {(access.node, entry) for access in self.access.values() for entry in access.open_in(partition)}
 
     def _check_offline(self, node: StatusNode, name: str, access: AccessNode, partition: int, user: str) -> None:
         if not self._world.is_up(name):
@@ -146,27 +149,34 @@ class Referee:
         until = access.believes_until.get(partition, Instant(0))
         if self._world.local(name) >= until:
             return
-        for session, record in access.sessions.items():
-            if record.user == user and session in access.confirmed:
+        for session, opened in access.sessions.items():
+            if opened.user == user and session in access.confirmed:
                 self._world.fail(f"I1: {node.node} says that {user} is offline, but {session} is open")
 
-    def _check_online(self, node: StatusNode, record: Record) -> None:
-        late_ms = self._world.now - self._ended.get(record.session, self._world.now)
+    def _check_online(self, node: StatusNode, session: str) -> None:
+        late_ms = self._world.now - self._ended.get(session, self._world.now)
         if late_ms > LATE_MS:
-            self._world.fail(f"I2: {node.node} says that {record.session} is online {late_ms} ms after its end")
-        if any(record.session in access.closed_confirmed for access in self.access.values()):
-            self._world.fail(f"I3: {node.node} says that {record.session} is online, but its end was confirmed")
+            self._world.fail(f"I2: {node.node} says that {session} is online {late_ms} ms after its end")
+        if any(session in access.closed_confirmed for access in self.access.values()):
+            self._world.fail(f"I3: {node.node} says that {session} is online, but its end was confirmed")
 
 
 def run_history(
-    seed: int, *, guards: Guards | None = None, faults: Faults | None = None, chaos_ms: int = CHAOS_MS
+    seed: int,
+    *,
+    guards: Guards | None = None,
+    faults: Faults | None = None,
+    chaos_ms: int = CHAOS_MS,
+    crash_at: str | None = None,
 ) -> Report:
     """Run one history: operations in bad weather, healing, a last wish, and all must come true.
+
+    Whoever first reaches the point `crash_at` (`status.core.faultpoints`) dies there, on top of the weather.
 
     Raises:
         Violation: an invariant did not hold.
     """
-    world = SimWorld(seed, faults or FAULTS)
+    world = SimWorld(seed, faults or FAULTS, crash_at=crash_at)
     nodes = [NodeId(f"s{number}") for number in range(1, world.dice.between(3, 5) + 1)]
     members = nodes[: world.dice.between(2, len(nodes))]
     referee = _people(world, guards or Guards(), nodes, members)
@@ -176,7 +186,7 @@ def run_history(
     world.heal()
     world.run(chaos_ms + 1)
     _finish(world, referee, referee.operators[-1], nodes)
-    return world.report(dict(referee.counts))
+    return world.report({**referee.counts, **{f"reached {point}": times for point, times in world.reached.items()}})
 
 
 def run(seed: int, without: Collection[str] = ()) -> Report:

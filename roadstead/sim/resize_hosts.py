@@ -18,14 +18,14 @@ from typing import Protocol
 
 import msgspec
 
-from base.clock import Instant
+from base.clock import Instant, Timestamp
 from base.core.lease import HeldLease
 from base.ids import Epoch, Incarnation, NodeId
 from roadstead.sim.host import Host
 from roadstead.sim.resize_messages import (
+    Answering,
     Ask,
-    Beat,
-    BeatReply,
+    Beating,
     Campaign,
     Elected,
     Given,
@@ -35,20 +35,22 @@ from roadstead.sim.resize_messages import (
     TableIs,
     Write,
 )
+from status.api import REFUSED, Beat, BeatReply, Shown, pack_partitions
+from status.core.faultpoints import crossed_by_all, crossed_by_node
 from status.core.handoff import Chunk, Parking, Pull
+from status.core.holding import Held, Role
 from status.core.migration import Event, Migration, NodeReport, Progress, Reported, TableRead, Tick, View
-from status.core.ownership import Answer, Ownership, Role, _Held
-from status.core.partitions import Move, PartitionTable, Stage
+from status.core.ownership import Ownership
+from status.core.partitions import Move, PartitionTable, Stage, diff
 from status.core.records import PartitionRecords
 from status.core.serving import LeaderGrants, Promises, ServingLease
+from status.core.vouching import LEASE_MS, Beats, Vouching
 
 __all__ = ["Guards", "Registry", "StatusNode", "Watcher"]
 
 TICK_MS = 100
 ASK_MS = 400
 LOCK_MS = 2_000
-ACCESS_LEASE_MS = 2_700
-"""What an access node's beat vouches: 3 s less the drift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Guards:
 class Watcher(Protocol):
     """The referee, as a status node sees it."""
 
-    def answered(self, node: StatusNode, partition: int, user: str, answer: Answer) -> None:
+    def answered(self, node: StatusNode, partition: int, user: str, shown: Shown) -> None:
         """Check an answer at the instant at which it is given."""
         ...
 
@@ -175,9 +177,24 @@ class _UnsealedOwnership(Ownership):
         role = super().role(now, partition)
         return Role.SERVING if role is Role.SEALED else role
 
-    def _send(self, now: Instant, partition: int, held: _Held, move: Move) -> None:
+    def _send(self, now: Instant, partition: int, held: Held, move: Move) -> None:
         stage = Stage.CATCHUP if move.stage is Stage.SEAL else move.stage
         super()._send(now, partition, held, msgspec.structs.replace(move, stage=stage))
+
+
+class _CredulousVouching(Vouching):
+    """A beat vouches from when it arrived: for the sensitivity test."""
+
+    def vouches_until(self, beats: Beats, beat: Beat) -> Instant:
+        del beat
+        return Instant(beats.heard_at + self.vouch_ms)
+
+
+class _CredulousOwnership(Ownership):
+    vouching_kind = _CredulousVouching
+
+
+_KINDS = {(True, True): Ownership, (False, True): _UnsealedOwnership, (True, False): _CredulousOwnership}
 
 
 class StatusNode:
@@ -201,13 +218,14 @@ class StatusNode:
         self._grants: LeaderGrants | None = None
         self._migration: Migration | None = None
         self._heard_access: dict[NodeId, tuple[Instant, Epoch]] = {}
+        self._tables: dict[Epoch, PartitionTable] = {}
 
     def start(self, now: Instant) -> None:
         """Read the registry first: what a node finds out otherwise may be older than its former life's promises."""
         self._due = self._ask_at = now
         self._promises = Promises(now, is_first_life=self._host.incarnation == 1)
         keeps = self._guards.tombstones
-        self.ownership = (Ownership if self._guards.seal else _UnsealedOwnership)(
+        self.ownership = _KINDS[self._guards.seal, self._guards.echo](
             self.node,
             self._host.incarnation,
             self._access if self._guards.recovery else (),
@@ -259,7 +277,7 @@ class StatusNode:
                 self._given(now, source, message)
             case Elected(number, incarnation, term) if incarnation == self._host.incarnation:
                 self._elected(now, number, term)
-            case Beat():
+            case Beating():
                 self._beat(now, source, message)
             case Lookup():
                 self._lookup(now, source, message, parked_at=None)
@@ -279,10 +297,18 @@ class StatusNode:
     def _adopt(self, now: Instant, table: PartitionTable, *, is_registered: bool) -> None:
         if not self._guards.epoch_check:
             self.ownership.table = None
+        since = self.ownership.table.epoch if self.ownership.table is not None else Epoch(0)
+        if table.epoch > since:
+            for point in crossed_by_node(since, table, self.node):
+                self._host.reach(point)
+            if is_registered and self._migration is not None:
+                for point in crossed_by_all("leader", since, table):
+                    self._host.reach(point)
         if self.ownership.adopt(now, table):
+            self._tables[table.epoch] = table
             self._promises.adopt(table.epoch)
             for parking in self._parking.values():
-                for parked_at, source, lookup in parking.release():
+                for parked_at, source, lookup in parking.release(lambda _: False):
                     self._lookup(now, source, lookup, parked_at=parked_at)
             self._ask_at = now
             if is_registered and self._migration is not None:
@@ -334,6 +360,7 @@ class StatusNode:
             if self._grants.grant(now, NodeId(source), ask.epoch, table):
                 term = self._grants.term
             self._run(now, Reported(ask.report))
+            self._run(now, Tick())
         newer = table if ask.epoch < table.epoch else None
         is_granted = ask.needs_peers and self._promises.grant(now, ask.epoch)
         self._host.send(source, Given(ask.number, ask.report.incarnation, table.epoch, is_granted, term, newer))
@@ -382,28 +409,24 @@ class StatusNode:
 
     # ------------------------------------------------------------ beats and lookups
 
-    def _beat(self, now: Instant, source: str, beat: Beat) -> None:
+    def _beat(self, now: Instant, source: str, beating: Beating) -> None:
         table = self.ownership.table
         assert table is not None
-        life, stamp = beat.echo
-        until = Instant(stamp + ACCESS_LEASE_MS) if life == self._host.incarnation else Instant(0)
-        if not self._guards.echo:
-            until = Instant(now + ACCESS_LEASE_MS)
-        node = NodeId(source)
-        heard = self.ownership.heard(now, node, beat.incarnation, epoch=beat.epoch, until=until, told=beat.told)
+        beat, node = beating.beat, NodeId(source)
+        heard = self.ownership.heard(now, node, beat, Timestamp(1))
         if beat.epoch > table.epoch:
             self._host.send("registry", Read())
-        self._heard_access[node] = (Instant(now + ACCESS_LEASE_MS), beat.epoch)
+        self._heard_access[node] = (Instant(now + LEASE_MS), beat.epoch)
         reply = BeatReply(
-            beat.number,
-            beat.incarnation,
-            (self._host.incarnation, now),
-            heard.refused,
-            heard.mismatched,
-            self.ownership.left_ms(now, node, beat.incarnation),
-            table if beat.epoch < table.epoch else None,
+            heard.is_heard,
+            self.ownership.stamp(now, node),
+            table.epoch,
+            self.ownership.left_ms(now, node, beat.incarnation, beat.epoch),
+            pack_partitions(heard.refused),
+            pack_partitions(heard.mismatched),
+            diff(self._tables[beat.epoch], table) if beat.epoch < table.epoch and beat.epoch in self._tables else None,
         )
-        self._host.send(source, reply)
+        self._host.send(source, Answering(beating.number, beat.incarnation, reply))
 
     def _lookup(self, now: Instant, source: str, lookup: Lookup, *, parked_at: int | None) -> None:
         if parked_at is not None:
@@ -418,8 +441,9 @@ class StatusNode:
             self._parking.setdefault(lookup.partition, Parking()).park(
                 now, (self._watcher.ran_ms(self), source, lookup)
             )
-        elif role in {Role.SERVING, Role.RECOVERING}:
-            answer = self.ownership.lookup(now, lookup.partition, lookup.user)
-            self._watcher.answered(self, lookup.partition, lookup.user, answer)
+        else:
+            (shown,) = self.ownership.lookup(now, [lookup.partition], [lookup.user])
+            if shown is not REFUSED:
+                self._watcher.answered(self, lookup.partition, lookup.user, shown)
         if table.epoch > lookup.epoch:
             self._host.send(source, TableIs(table))

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from base.clock import Instant
 from base.ids import Epoch, Incarnation
+from status.api import Beat, BeatReply
 from status.core.migration import Event, NodeReport
-from status.core.ownership import Told
 from status.core.partitions import PartitionTable
 
-__all__ = ["Ask", "Beat", "BeatReply", "Campaign", "Elected", "Given", "Lookup", "Operate", "Read", "TableIs", "Write"]
+__all__ = [
+    "Answering",
+    "Ask",
+    "Beating",
+    "Campaign",
+    "Elected",
+    "Given",
+    "Lookup",
+    "Operate",
+    "Read",
+    "TableIs",
+    "Write",
+]
 
 
 class _Message:
@@ -83,27 +94,20 @@ class Given(_Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Beat(_Message):
-    """An access node's beat: news of the partitions that it routes to the receiver, and the last stamp it got."""
+class Beating(_Message):
+    """An access node's beat, with a number for its answer."""
 
     number: int
-    incarnation: Incarnation
-    epoch: Epoch
-    echo: tuple[Incarnation, Instant]
-    told: tuple[Told, ...]
+    beat: Beat
 
 
 @dataclass(frozen=True, slots=True)
-class BeatReply(_Message):
-    """What became of a beat."""
+class Answering(_Message):
+    """What became of a beat; `incarnation` is of who sent it."""
 
     number: int
-    access_incarnation: Incarnation
-    stamp: tuple[Incarnation, Instant]
-    refused: tuple[int, ...]
-    mismatched: tuple[int, ...]
-    left_ms: int
-    table: PartitionTable | None
+    incarnation: Incarnation
+    reply: BeatReply
 
 
 @dataclass(frozen=True, slots=True)

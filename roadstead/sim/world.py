@@ -20,6 +20,7 @@ It does not know what the actors do. A history (see `leases`) brings the actors 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -29,7 +30,7 @@ from base.clock import Instant
 from base.ids import Incarnation
 from roadstead.sim.dice import Dice
 from roadstead.sim.faults import Faults
-from roadstead.sim.host import Actor, Host, LocalClock
+from roadstead.sim.host import Actor, Died, Host, LocalClock
 from roadstead.sim.network import Network
 from roadstead.sim.report import Report, Trace, Violation
 
@@ -93,8 +94,13 @@ class _Machine:
 class SimWorld:
     """A cluster and its weather. Add hosts, register checkers, run."""
 
-    def __init__(self, seed: int, faults: Faults, *, trace_lines: int = 60) -> None:
+    def __init__(self, seed: int, faults: Faults, *, trace_lines: int = 60, crash_at: str | None = None) -> None:
+        """`crash_at`: the named point at which whoever reaches it first crashes, on top of all weather."""
         self.seed = seed
+        self.crash_at = crash_at
+        """None once it was reached."""
+        self.reached: Counter[str] = Counter()
+        """How often each named point was."""
         self.dice = Dice(seed)
         self._faults = faults
         self._network = Network(self.dice, faults)
@@ -241,10 +247,9 @@ class SimWorld:
         def send(target: str, message: object) -> None:
             self._send(machine.name, target, message)
 
-        host = Host(machine.name, machine.incarnation, machine.disk, self.dice, send)
-        machine.actor = machine.factory(host)
-        machine.actor.start(machine.clock.at(self._now))
-        self._after_call(machine, machine.actor)
+        host = Host(machine.name, machine.incarnation, machine.disk, self.dice, send, self._reach)
+        machine.actor = actor = machine.factory(host)
+        self._call(machine, actor, lambda: actor.start(machine.clock.at(self._now)))
 
     def _deliver(self, machine: _Machine, delivery: _Delivery) -> None:
         if machine.actor is None:
@@ -256,14 +261,13 @@ class SimWorld:
 
     def _receive(self, machine: _Machine, actor: Actor, delivery: _Delivery) -> None:
         self._note(f"{delivery.source} > {delivery.target}: {delivery.message}")
-        actor.receive(machine.clock.at(self._now), delivery.source, delivery.message)
-        self._after_call(machine, actor)
+        now = machine.clock.at(self._now)
+        self._call(machine, actor, lambda: actor.receive(now, delivery.source, delivery.message))
 
     def _wake(self, machine: _Machine, actor: Actor) -> None:
         machine.wake_at = None
         self._note(f"{machine.name} wakes")
-        actor.wake(machine.clock.at(self._now))
-        self._after_call(machine, actor)
+        self._call(machine, actor, lambda: actor.wake(machine.clock.at(self._now)))
 
     def _resume(self, machine: _Machine, actor: Actor) -> None:
         assert machine.stalled_at is not None
@@ -277,12 +281,26 @@ class SimWorld:
         if is_due and self.dice.chance(500):
             self._wake(machine, actor)
         for delivery in waiting:
-            self._receive(machine, actor, delivery)
-        self._arm(machine, actor)
+            if machine.actor is actor:
+                self._receive(machine, actor, delivery)
+        if machine.actor is actor:
+            self._arm(machine, actor)
 
-    def _after_call(self, machine: _Machine, actor: Actor) -> None:
+    def _reach(self, point: str) -> None:
+        self.reached[point] += 1
+        if point == self.crash_at:
+            self.crash_at = None
+            raise Died(point)
+
+    def _call(self, machine: _Machine, actor: Actor, call: Callable[[], None]) -> None:
         self._events += 1
-        self._arm(machine, actor)
+        try:
+            call()
+        except Died as died:
+            self._note(f"{machine.name} dies at {died}")
+            self.crash(machine.name, down_ms=self.dice.between(0, self._faults.down_ms_max))
+        else:
+            self._arm(machine, actor)
         for check in self._checks:
             check()
             self._checks_made += 1

@@ -16,10 +16,12 @@ import pytest
 from roadstead.sim.report import Report, Violation
 from roadstead.sim.resize import run_history
 from roadstead.sim.resize_hosts import Guards
+from status.core.faultpoints import POINTS
 
 PARTS = 10
 SEEDS_PER_PART = 100
 SEEDS_TO_CATCH = 500
+SEEDS_PER_POINT = 20
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -44,6 +46,16 @@ def test_without_a_guard_the_referee_finds_a_wrong_answer(guard: str) -> None:
 
     with pytest.raises(Violation):
         run_all()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_at_any_point_of_a_move_is_survived(point: str) -> None:
+    """One role dies at one stage, on top of all weather: no answer is wrong, and what was wanted comes true."""
+    reached = 0
+    for seed in range(SEEDS_PER_POINT):
+        report = run_history(seed, crash_at=point)
+        reached += report.counts.get(f"reached {point}", 0) > 0
+    assert reached > SEEDS_PER_POINT // 5, "these histories hardly ever came by"
 
 
 def test_a_seed_gives_the_same_history_again() -> None:
