@@ -1,145 +1,171 @@
-"""How the other services use the status cluster: `StatusClient` asks, `StatusPublisher` reports.
+"""How others use the status cluster: `StatusClient` asks, `StatusPublisher` reports, `StatusWatches` is told.
 
-Both route by the partition table, which they follow in the registry, and keep working on the last one they saw when the
-registry is away. Neither ever says "offline" for a node that it could not ask.
+Both route by the partition table, which they follow in the registry and in the answers of status nodes that are ahead,
+and keep working on the last one they saw when the registry is away. Neither ever says "offline" for a node that it
+could not ask.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypedDict
 
-import msgspec
-
-from base.clock import Instant
-from base.errors import PeerError, RoadsteadError, StaleEpoch
+from base.errors import RoadsteadError, StaleEpoch
+from base.faultpoint import reach
 from base.ids import Epoch, NodeId, entropy
 from base.log import logger
 from base.peer import PeerPool
-from base.registry import Entry, View, follow
 from base.site import Site
 from status.api import (
     BEAT,
+    EVICT,
     LOOKUP,
     LOOKUP_USERS_MAX,
+    REFUSED,
     SERVICE,
-    TABLE_KEY,
-    UNKNOWN,
+    UNKNOWN_SHOWN,
     Beat,
     Closed,
+    Evict,
     Lookup,
     Opened,
+    Shown,
     UserStatus,
+    pack_partitions,
+    status_of,
 )
-from status.core.partitions import PartitionTable
-from status.core.publisher import LinkPublisher
+from status.core.faultpoints import crossed_by_all
+from status.core.partitions import PartitionTable, partition_of
+from status.core.publisher import Publisher
+from status.core.records import Digest
+from status.core.visibility import checked_audience
+from status.link import StatusLink
 from status.ports import SessionReports, StatusLookups
+from status.table import TableFollower
+from status.watcher import StatusWatches
 
-__all__ = ["SessionReports", "StatusClient", "StatusLookups", "StatusPublisher", "TableFollower"]
+__all__ = ["SessionReports", "StatusClient", "StatusLookups", "StatusPublisher", "StatusWatches", "Statuses"]
+__all__ += ["StatusSide", "checked_audience", "status_side"]
 
 LOOKUP_DEADLINE_MS = 1_000
+NEWER_TABLE_MS = 250
+"""How long a refused lookup waits for the table by which it was refused."""
+ASKED_AGAIN_MAX = 4
+"""A partition may be sealed for longer than its owner parks, and then be committed while it is asked for once more."""
 BEAT_DEADLINE_MS = 1_000
-BEAT_INTERVAL_MS = 1_000
-RETRY_MS = 100
 
 
-class TableFollower:
-    """The newest partition table that this process has seen."""
+class Statuses(Mapping[str, UserStatus]):
+    """The status of each user that was asked for. Unpacked when looked at: most callers look at few."""
 
-    def __init__(self, site: Site) -> None:
-        self.table: PartitionTable | None = None
-        self._site = site
-        self._changed = asyncio.Event()
-        self._log = logger(node=site.name)
+    def __init__(self, shown: dict[str, Shown | UserStatus]) -> None:
+        self._shown = shown
 
-    async def run(self) -> None:
-        """Follow the registry until cancelled."""
-        async for view in follow(self._site.registry.scan, TABLE_KEY, self._site.clock):
-            self._take(view)
+    def __getitem__(self, user: str) -> UserStatus:
+        """Return the user's status."""
+        shown = self._shown[user]
+        return shown if isinstance(shown, UserStatus) else status_of(shown)
 
-    async def wait_newer(self, epoch: int) -> PartitionTable:
-        """Return a table newer than the epoch, waiting for one."""
-        while self.table is None or self.table.epoch <= epoch:
-            await self._changed.wait()
-        return self.table
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the users, in the order asked."""
+        return iter(self._shown)
 
-    def _take(self, view: View[Entry]) -> None:
-        for entry in view.items:
-            if entry.key != TABLE_KEY:
-                continue
-            table = msgspec.msgpack.decode(entry.value, type=PartitionTable)
-            if self.table is None or table.epoch > self.table.epoch:
-                self.table = table
-                self._log.info("table_adopted", epoch=table.epoch, nodes=table.nodes)
-                self._changed.set()
-                self._changed = asyncio.Event()
+    def __len__(self) -> int:
+        """Return how many users were asked for."""
+        return len(self._shown)
 
 
 class StatusClient:
     """Lookups, batched per owner. `run` keeps the streams and the table."""
 
-    def __init__(self, site: Site) -> None:
-        self._table = TableFollower(site)
-        self._pool = PeerPool(site, SERVICE)
+    def __init__(self, site: Site, *, table: TableFollower | None = None, link: StatusLink | None = None) -> None:
+        """`table`: a follower that somebody else runs; `link`: the same with the streams. None to have its own."""
+        self._is_following = table is None and link is None
+        self._is_linked = link is not None
+        self._table = link.table if link is not None else table or TableFollower(site)
+        self._pool = link.pool if link is not None else PeerPool(site, SERVICE)
 
     async def run(self) -> None:
-        """Keep the table and the streams until cancelled."""
+        """Keep the table and the streams until cancelled, as far as they are its own."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._table.run())
-            tasks.create_task(self._pool.run())
+            if self._is_following:
+                tasks.create_task(self._table.run())
+            if not self._is_linked:
+                tasks.create_task(self._pool.run())
 
     async def wait_ready(self) -> None:
         """Return once there is a table to route by."""
         await self._table.wait_newer(0)
 
-    async def lookup(self, users: Sequence[str]) -> dict[str, UserStatus]:
-        """Return the status of each user; `unknown` for whoever's owner could not be asked in time."""
-        found: dict[str, UserStatus] = dict.fromkeys(users, UNKNOWN)
+    async def lookup(self, users: Sequence[str], *, viewer: str | None = None) -> Statuses:
+        """Return the status of each user, to the viewer; `unknown` for whoever's owner could not be asked in time."""
         table = self._table.table
         if table is None:
-            return found
-        moved = await self._ask(table, list(found), found)
-        if moved:
-            # The owner has another table. Ours comes from the same registry, so it is on its way.
-            try:
-                async with asyncio.timeout(LOOKUP_DEADLINE_MS / 4 / 1000):
-                    newer = await self._table.wait_newer(table.epoch)
-            except TimeoutError:
-                return found
-            await self._ask(newer, moved, found)
-        return found
+            return Statuses(dict.fromkeys(users, UNKNOWN_SHOWN))
+        shown = await self._ask(table, users, viewer)
+        for _ in range(ASKED_AGAIN_MAX):
+            if REFUSED not in shown.values():
+                break
+            newer = await self._newer(table.epoch)
+            if newer is None:
+                break
+            table = newer
+            refused = [user for user, one in shown.items() if one is REFUSED]
+            shown.update(await self._ask(table, refused, viewer))
+        return Statuses(shown)
 
-    async def _ask(self, table: PartitionTable, users: list[str], found: dict[str, UserStatus]) -> list[str]:
-        """Ask each owner for its users, all at once; fill `found` and return the users whose owner refused."""
-        moved: list[str] = []
+    async def _newer(self, epoch: Epoch) -> PartitionTable | None:
+        try:
+            async with asyncio.timeout(NEWER_TABLE_MS / 1000):
+                return await self._table.wait_newer(epoch)
+        except TimeoutError:
+            return None
 
-        async def ask(owner: NodeId, batch: list[str]) -> None:
-            try:
-                request = Lookup(batch, table.epoch)
-                reply = await self._pool.get(owner).call(LOOKUP, request, deadline_ms=LOOKUP_DEADLINE_MS)
-            except RoadsteadError:
-                return  # stays unknown
-            for user, status in zip(batch, reply.statuses, strict=True):
-                if status is None:
-                    moved.append(user)
-                else:
-                    found[user] = status
-
-        by_owner: dict[NodeId, list[str]] = {}
-        for user in users:
-            by_owner.setdefault(table.owner_of(user), []).append(user)
-        batches = [
-            (owner, mine[start : start + LOOKUP_USERS_MAX])
-            for owner, mine in sorted(by_owner.items())
+    async def _ask(
+        self, table: PartitionTable, users: Sequence[str], viewer: str | None
+    ) -> dict[str, Shown | UserStatus]:
+        """Ask each owner for its users, all at once. Whoever could not be asked about is unknown."""
+        owners = table.owners
+        by_owner: dict[int, tuple[list[int], list[str]]] = {owner: ([], []) for owner in range(len(table.nodes))}
+        for user, partition in zip(users, map(partition_of, users), strict=True):
+            partitions, mine = by_owner[owners[partition]]
+            partitions.append(partition)
+            mine.append(user)
+        asks = [
+            self._ask_owner(
+                table.nodes[owner],
+                Lookup(
+                    table.epoch,
+                    pack_partitions(partitions[start:][:LOOKUP_USERS_MAX]),
+                    mine[start:][:LOOKUP_USERS_MAX],
+                    viewer,
+                ),
+            )
+            for owner, (partitions, mine) in by_owner.items()
             for start in range(0, len(mine), LOOKUP_USERS_MAX)
         ]
-        if len(batches) == 1:
-            await ask(*batches[0])
-        else:
-            async with asyncio.TaskGroup() as tasks:
-                for owner, batch in batches:
-                    tasks.create_task(ask(owner, batch))
-        return moved
+        if len(asks) == 1:
+            return await asks[0]
+        shown: dict[str, Shown | UserStatus] = dict.fromkeys(users)
+        async with asyncio.TaskGroup() as tasks:
+            parts = [tasks.create_task(ask) for ask in asks]
+        for part in parts:
+            shown.update(part.result())
+        return shown
+
+    async def _ask_owner(self, owner: NodeId, request: Lookup) -> dict[str, Shown | UserStatus]:
+        try:
+            reply = await self._pool.get(owner).call(LOOKUP, request, deadline_ms=LOOKUP_DEADLINE_MS)
+        except RoadsteadError:
+            return dict.fromkeys(request.users, UNKNOWN_SHOWN)
+        self._table.offer_diff(reply.table)
+        shown: dict[str, Shown | UserStatus] = dict(zip(request.users, reply.shown, strict=True))
+        if request.viewer is not None:
+            for user, seen in zip(request.users, reply.seen or (), strict=True):
+                if shown[user] is not REFUSED:
+                    shown[user] = UserStatus(seen.state, (), seen.last_seen)
+        return shown
 
 
 class StatusPublisher:
@@ -149,127 +175,131 @@ class StatusPublisher:
     """
 
     def __init__(self, site: Site) -> None:
+        self.link = StatusLink(site)
+        """For others of the same access node to share; it runs with this."""
         self._site = site
-        self._table = TableFollower(site)
-        self._pool = PeerPool(site, SERVICE, on_connected=self._reconnected)
-        self._links: dict[NodeId, LinkPublisher] = {}
-        self._news: dict[NodeId, asyncio.Event] = {}
-        self._confirming: dict[str, asyncio.Future[None]] = {}
-        self._routed = asyncio.Event()
-        # The table that `_links` stands for; the follower's may be newer by one step of the loop.
-        self._routed_by: PartitionTable | None = None
-        self._random = entropy()
+        self._clock = site.clock
+        self._table = self.link.table
+        self._table.on_change(self._adopt)
+        self._pool = self.link.pool
+        self._core = Publisher(site.name, site.incarnation, entropy())
+        self._news = asyncio.Event()
+        self._confirming: dict[str, list[asyncio.Future[None]]] = {}
         self._log = logger(node=site.name)
 
     async def run(self) -> None:
         """Keep streams, table and beats going until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._table.run())
-            tasks.create_task(self._pool.run())
-            epoch = 0
-            beating: dict[NodeId, asyncio.Task[None]] = {}
+            tasks.create_task(self.link.run())
             while True:
-                table = await self._table.wait_newer(epoch)
-                epoch = table.epoch
-                self._route(table)
-                for gone in beating.keys() - self._links.keys():
-                    beating.pop(gone).cancel()
-                for owner in self._links.keys() - beating.keys():
-                    beating[owner] = tasks.create_task(self._beat_forever(owner))
+                self._news.clear()
+                for owner, beat in self._core.beats(self._clock.monotonic()):
+                    tasks.create_task(self._send(owner, beat))
+                await self._wait()
 
     async def wait_ready(self) -> None:
         """Return once there is a table to route by."""
-        await self._routed.wait()
+        await self._table.wait_newer(0)
 
     async def open(self, opened: Opened, *, deadline_ms: int) -> bool:
         """Report a session; True once its owner confirmed it, False if that took too long (it is still reported)."""
         confirmed = asyncio.get_running_loop().create_future()
-        self._confirming[opened.session] = confirmed
+        self._confirming.setdefault(opened.session, []).append(confirmed)
         try:
             async with asyncio.timeout(deadline_ms / 1000):
-                await self._routed.wait()
                 self.report(opened)
                 await confirmed
         except TimeoutError:
             return False
         finally:
-            self._confirming.pop(opened.session, None)
+            waiting = self._confirming[opened.session]
+            waiting.remove(confirmed)
+            if not waiting:
+                del self._confirming[opened.session]
         return True
 
     def report(self, opened: Opened) -> None:
-        """Report a session without waiting for its owner; only after `wait_ready`."""
-        assert self._routed_by is not None
-        owner = self._routed_by.owner_of(opened.user)
-        self._links[owner].open(opened)
-        self._news[owner].set()
+        """Report a session, or a change of it, without waiting for its owner."""
+        self._core.open(opened)
+        self._news.set()
 
     def close(self, closed: Closed) -> None:
         """Report that a session ended; told with the next beat, which leaves at once."""
-        if self._routed_by is not None:
-            owner = self._routed_by.owner_of(closed.user)
-            self._links[owner].close(closed)
-            self._news[owner].set()
+        self._core.close(closed, self._clock.realtime())
+        self._news.set()
+
+    def on_evict(self, listener: Callable[[Evict], None]) -> None:
+        """Call the listener for each session that the device policy wants closed. Before `run`."""
+
+        def evict(message: Evict, _node: str) -> None:
+            listener(message)
+
+        self._pool.serve(EVICT, evict)
+
+    def digest(self) -> Digest:
+        """Return the digest of all open sessions."""
+        return self._core.digest()
 
     def statistics(self) -> dict[str, dict[str, int]]:
         """Return a snapshot of each link."""
-        return {owner: link.statistics() for owner, link in sorted(self._links.items())}
+        return self._core.statistics()
 
-    def _route(self, table: PartitionTable) -> None:
-        """Give each session to the link of its owner. A link whose sessions changed hands synchronises anew."""
-        sessions = [opened for link in self._links.values() for opened in link.sessions()]
-        before = {node: {opened.session for opened in link.sessions()} for node, link in self._links.items()}
-        links = {node: LinkPublisher(self._site.name, self._site.incarnation) for node in table.nodes}
-        for opened in sessions:
-            links[table.owner_of(opened.user)].open(opened)
-        for node, link in links.items():
-            if node in self._links and before[node] == {opened.session for opened in link.sessions()}:
-                links[node] = self._links[node]
-        self._links, self._routed_by = links, table
-        self._news = {node: self._news.get(node, asyncio.Event()) for node in links}
-        for news in self._news.values():
-            news.set()
-        self._routed.set()
+    def _adopt(self, table: PartitionTable) -> None:
+        for point in crossed_by_all("access", self._core.table.epoch, table) if self._core.table else ():
+            reach(point)
+        self._core.adopt(self._clock.monotonic(), table)
+        self._news.set()
 
-    def _reconnected(self, owner: str) -> None:
-        link = self._links.get(NodeId(owner))
-        if link is not None:
-            link.resync()
-            self._news[NodeId(owner)].set()
-
-    async def _beat_forever(self, owner: NodeId) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            link = self._links[owner]
-            beat = link.next_beat(self._epoch())
-            if beat is not None:
-                await self._send(owner, link, beat)
-            news = self._news[owner]
-            news.clear()
-            if not link.has_news:
-                # +- 10 %, so that a thousand access nodes do not beat in step.
-                spread = BEAT_INTERVAL_MS // 10
-                wait_ms = BEAT_INTERVAL_MS - spread + self._random.randrange(2 * spread + 1)
-                timer = loop.call_later(wait_ms / 1000, news.set)
-                await news.wait()
-                timer.cancel()
-
-    async def _send(self, owner: NodeId, link: LinkPublisher, beat: Beat) -> None:
-        again: Beat | None = beat
-        while again is not None:
-            try:
-                reply = await self._pool.get(owner).call(BEAT, again, deadline_ms=BEAT_DEADLINE_MS)
-            except StaleEpoch:
-                raise  # a newer life of this node is known: this one must end
-            except (PeerError, RoadsteadError) as error:
-                self._log.info("beat_failed", owner=owner, error=str(error))
-                await self._site.clock.sleep_until(Instant(self._site.clock.monotonic() + RETRY_MS))
-                again = link.failed(again) if self._links.get(owner) is link else None
-                continue
-            for session in link.answered(again, reply):
-                confirmed = self._confirming.get(session)
-                if confirmed is not None and not confirmed.done():
-                    confirmed.set_result(None)
+    async def _wait(self) -> None:
+        """Return when there are beats to send: news came, an answer freed the way, or a regular time."""
+        due = self._core.next_deadline()
+        if due is None:
+            await self._news.wait()
             return
+        wait_ms = due - self._clock.monotonic()
+        if wait_ms > 0:
+            timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._news.set)
+            await self._news.wait()
+            timer.cancel()
+        else:
+            await asyncio.sleep(0)
 
-    def _epoch(self) -> Epoch:
-        return self._table.table.epoch if self._table.table else Epoch(0)
+    async def _send(self, owner: NodeId, beat: Beat) -> None:
+        try:
+            reply = await self._pool.get(owner).call(BEAT, beat, deadline_ms=BEAT_DEADLINE_MS)
+        except StaleEpoch:
+            raise  # a newer life of this node is known: this one must end
+        except RoadsteadError as error:
+            self._log.info("beat_failed", owner=owner, error=str(error))
+            self._core.failed(self._clock.monotonic(), owner, beat)
+        else:
+            answered = self._core.answered(self._clock.monotonic(), owner, beat, reply)
+            if answered.table is not None:
+                self._table.offer(answered.table)
+            if self._confirming:
+                for session in answered.opened:
+                    self._confirmed(session)
+        self._news.set()
+
+    def _confirmed(self, session: str) -> None:
+        for waiting in self._confirming.get(session, ()):
+            if not waiting.done():
+                waiting.set_result(None)
+
+
+class StatusSide(TypedDict):
+    """What an access node needs of a status backend. Without watches there are no presence channels."""
+
+    reports: SessionReports
+    statuses: StatusLookups
+    watches: StatusWatches | None
+
+
+def status_side(site: Site, *, users_max: int) -> StatusSide:
+    """Return an access node's parts of the status cluster, sharing its streams. `users_max`: how many it may watch."""
+    reports = StatusPublisher(site)
+    return {
+        "reports": reports,
+        "statuses": StatusClient(site, link=reports.link),
+        "watches": StatusWatches(site, reports.link, users_max=users_max),
+    }

@@ -61,6 +61,39 @@ class StatusConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 3
 
+    offline_grace_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="How long the news that somebody went offline waits for a return (ms): who is back by then was "
+            "never away for those who watch. Reads do not wait.",
+        ),
+    ] = 8_000
+    offline_jitter_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="Up to how much longer it waits (ms), at random, so that the users of an access node that died "
+            "do not all go at once.",
+        ),
+    ] = 2_000
+    device_policy: Annotated[
+        Literal["all", "one_per_platform", "one"],
+        Meta(
+            description="How many devices of one user may be connected: all of them, one of each platform, or one. "
+            "The others are closed with 3503. Needs the backend cluster."
+        ),
+    ] = "all"
+    device_winner: Annotated[
+        Literal["newest", "oldest"],
+        Meta(
+            description="Which of too many devices stays. With `oldest`, who comes back from a lost connection may be "
+            "refused until the old connection is known to be dead: up to `status.lease_ms` after an access node died."
+        ),
+    ] = "newest"
+
     def problems(self) -> Iterable[str]:
         """A lease must outlive two lost beats of a second each; Redis must be named to be used."""
         if self.lease_ms < 2_200:
@@ -69,6 +102,8 @@ class StatusConfig(Section, frozen=True, kw_only=True):
             yield from self._redis_problems()
 
     def _redis_problems(self) -> Iterable[str]:
+        if self.device_policy != "all":
+            yield f'device_policy is "{self.device_policy}", which needs backend = "cluster"'
         if not self.redis_url:
             yield 'backend is "redis", which needs redis_url, such as redis://127.0.0.1:6379'
             return

@@ -15,6 +15,7 @@ from base.http import Credentials, Role
 from base.node import Node
 from base.site import Site
 from status.api import SERVICE
+from status.events_api import NoEventsApi
 from status.lookup_api import LookupApi
 from status.ports import StatusLookups
 
@@ -30,7 +31,8 @@ class StatusGateway:
         self._statuses = statuses
         self._credentials: Credentials = site.credentials
         LookupApi(statuses, site.credentials).add_to(self.node.http.app.router)
-        self.node.http.app.router.add_get("/v1/admin/status/table", self._get_table)
+        NoEventsApi(site.credentials).add_to(self.node.http.app.router)
+        self.node.http.app.router.add_route("*", "/v1/admin/status/{what}", self._refuse)
 
     async def start(self) -> None:
         """Listen, wait for the backend, join."""
@@ -56,6 +58,6 @@ class StatusGateway:
         """Return a snapshot for `/debug/statistics`. There is no table: epoch 0, and nothing owned."""
         return {"epoch": 0, "partitions": 0, "streams": self.node.peers.statistics()}
 
-    async def _get_table(self, request: web.Request) -> NoReturn:
+    async def _refuse(self, request: web.Request) -> NoReturn:
         self._credentials.require(request, Role.VIEWER)
         raise NotFound("with this status backend there is no partition table")

@@ -3,43 +3,71 @@
 Whoever holds the registry lock `status/leader` leads, for as long as its session was renewed in time, counted from when
 it *asked*. A leader that cannot renew stops leading by itself before the registry lets another one in.
 
-The leader writes the first table, once enough nodes are there.
+The leader writes the first table, once enough nodes are there. From then on it does what `status.core.migration`
+decides from the nodes' reports and the operators' wish, one write at a time, and gives serving leases.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-import msgspec
-
 from base.clock import Instant
 from base.core.lease import HeldLease
 from base.errors import CasConflict, SessionLost, StoreError
-from base.ids import Epoch, NodeId
+from base.faultpoint import reach
+from base.ids import Epoch, NodeId, name_order
 from base.log import logger
 from base.site import Site
-from status.api import SERVICE, TABLE_KEY
-from status.core.partitions import plan_table
+from status.api import SERVICE
+from status.core.faultpoints import crossed_by_all
+from status.core.migration import (
+    AbortAsked,
+    Event,
+    Migration,
+    Paused,
+    Progress,
+    Reported,
+    TableRead,
+    Tick,
+    Wanted,
+    WriteTable,
+)
+from status.core.partitions import AFTER_COMMIT, PartitionTable, Stage, plan_table
+from status.core.serving import LeaderGrants
+from status.peers import Ask
+from status.table import LEADER_KEY, TABLE_KEY, TableFollower, decode_table, encode_table
 
 __all__ = ["Leader"]
 
-LOCK_KEY = "status/leader"
-SESSION_TTL_MS = 10_000
-ROUND_MS = 3_000
-assert ROUND_MS * 3 < SESSION_TTL_MS
+RENEW_MS = 400
+SESSION_TTL_MS = 1_800
+TICK_MS = 100
+DECIDE_PAUSE_MS = 25
+"""Between two decisions: the reports of this time are decided on together. Commits do not wait."""
+RETRY_MS = 100
+assert RENEW_MS * 3 < SESSION_TTL_MS
 
 
 class Leader:
     """A status node's standing candidacy. `run` campaigns, renews and acts."""
 
-    def __init__(self, site: Site, *, bootstrap_nodes: int) -> None:
-        """`bootstrap_nodes`: how many status nodes must be registered before the first table is written."""
+    def __init__(self, site: Site, table: TableFollower, *, bootstrap_nodes: int) -> None:
+        """`bootstrap_nodes`: how many status nodes the first table has, first by name."""
         self._registry = site.registry
         self._clock = site.clock
         self._node = site.name
+        self._table = table
         self._bootstrap_nodes = bootstrap_nodes
         self._held = HeldLease()
         self._session: str | None = None
+        self._grants: LeaderGrants | None = None
+        self._migration: Migration | None = None
+        self._table_index = 0
+        self._to_write: WriteTable | None = None
+        self._is_unread = False
+        self._work = asyncio.Event()
+        self._reported = asyncio.Event()
+        self._urgent = asyncio.Event()
         self._log = logger(node=site.name)
 
     @property
@@ -47,20 +75,41 @@ class Leader:
         """Whether this node may write the table at this instant."""
         return self._held.is_valid(self._clock.monotonic())
 
+    def asked(self, now: Instant, ask: Ask) -> Epoch | None:
+        """Take a node's report; return the term of the serving lease that it gets, None if it gets none here."""
+        table = self._table.table
+        if self._grants is None or table is None or not self.is_leading:
+            return None
+        is_granted = self._grants.grant(now, ask.report.node, ask.epoch, table)
+        self._step(now, Reported(ask.report))
+        ready = {move for move, progress in ask.report.progress.items() if progress is Progress.READY}
+        if any(move.stage is Stage.SEAL and (move.partition, move.move_id) in ready for move in table.moves if ready):
+            self._urgent.set()  # requests are parked until the commit
+        self._reported.set()
+        return self._grants.term if is_granted else None
+
     async def run(self) -> None:
         """Campaign until cancelled; give the lock back at the end."""
         try:
-            while True:
-                try:
-                    await self._round()
-                except StoreError as error:
-                    self._log.warning("leader_round_failed", error=str(error))
-                # While there is no table nobody can be looked up, so look again soon.
-                await asyncio.sleep((ROUND_MS if await self._has_table() else 20) / 1000)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._campaign_forever())
+                tasks.create_task(self._tick_forever())
+                tasks.create_task(self._write_forever())
         finally:
             await self._step_down()
 
-    async def _round(self) -> None:
+    # ---------------------------------------------------------------- the lock
+
+    async def _campaign_forever(self) -> None:
+        while True:
+            try:
+                await self._campaign()
+            except StoreError as error:
+                self._log.warning("leader_round_failed", error=str(error))
+            # While there is no table nobody can be looked up, so look again soon.
+            await asyncio.sleep((RENEW_MS if self._table.table is not None else 20) / 1000)
+
+    async def _campaign(self) -> None:
         asked_at = self._clock.monotonic()
         if self._session is None:
             self._session = await self._registry.open_session(self._node, ttl_ms=SESSION_TTL_MS)
@@ -73,43 +122,136 @@ class Leader:
         if self._held.epoch is not None:
             self._held.granted(asked_at, self._held.epoch, SESSION_TTL_MS)
         else:
-            await self._campaign(asked_at, self._session)
-        if self.is_leading:
+            token = await self._registry.acquire(LEADER_KEY, self._session, self._node.encode())
+            if token is not None:
+                self._elected(asked_at, Epoch(token))
+        if self.is_leading and self._table.table is None:
             await self._write_first_table()
 
-    async def _campaign(self, asked_at: Instant, session: str) -> None:
-        token = await self._registry.acquire(LOCK_KEY, session, self._node.encode())
-        if token is not None:
-            self._held.granted(asked_at, Epoch(token), SESSION_TTL_MS)
-            self._log.info("leader_elected", term=token)
-
-    async def _write_first_table(self) -> None:
-        if await self._has_table():
-            return
-        nodes = (await self._registry.services(SERVICE)).items
-        if len(nodes) < self._bootstrap_nodes:
-            return
-        table = plan_table({NodeId(instance.id): 1 for instance in nodes})
-        try:
-            await self._registry.put(TABLE_KEY, msgspec.msgpack.encode(table), expect=0)
-        except CasConflict:
-            return  # another leader was first; its table is as good
-        self._log.info("table_written", epoch=table.epoch, nodes=table.nodes)
-
-    async def _has_table(self) -> bool:
-        try:
-            return await self._registry.get(TABLE_KEY) is not None
-        except StoreError:
-            return True  # unknown: no reason to hurry
+    def _elected(self, asked_at: Instant, term: Epoch) -> None:
+        now = self._clock.monotonic()
+        self._grants = LeaderGrants(now, term)
+        self._migration = Migration(now, grants_over=self._grants.is_over)
+        self._to_write, self._is_unread = None, True
+        self._held.granted(asked_at, term, SESSION_TTL_MS)
+        self._work.set()
+        self._log.info("leader_elected", term=term)
 
     def _lost(self) -> None:
         if self._held.epoch is not None:
             self._log.warning("leader_deposed")
         self._session = None
+        self._grants = self._migration = None
         self._held.lost()
 
     async def _step_down(self) -> None:
         session, self._session = self._session, None
+        self._grants = self._migration = None
         self._held.lost()
         if session is not None:
-            await self._registry.close_session(session)
+            try:
+                await self._registry.close_session(session)
+            except StoreError as error:  # it ends by itself
+                self._log.debug("leader_session_left_open", error=str(error))
+
+    # ---------------------------------------------------------------- the table
+
+    async def _write_first_table(self) -> None:
+        if await self._registry.get(TABLE_KEY) is not None:
+            await self._table.read()
+            return
+        there = [NodeId(instance.id) for instance in (await self._registry.services(SERVICE)).items]
+        nodes = sorted(there, key=name_order)
+        if len(nodes) < self._bootstrap_nodes:
+            return
+        table = plan_table(dict.fromkeys(nodes[: self._bootstrap_nodes], 1))
+        try:
+            await self._registry.put(TABLE_KEY, encode_table(table), expect=0)
+        except CasConflict:
+            return  # another leader was first; its table is as good
+        self._table.offer(table)
+        self._log.info("table_written", epoch=table.epoch, nodes=table.nodes)
+
+    def _step(self, now: Instant, event: Event) -> None:
+        if self._migration is None or not self._held.is_valid(now):
+            return
+        for write in self._migration.step(now, event):
+            self._to_write = write
+            self._work.set()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            now = self._clock.monotonic()
+            table = self._table.table
+            if table is not None and self._migration is not None:
+                for event in self._wishes(table):
+                    self._step(now, event)
+                self._step(now, Tick())
+            await _wait(self._urgent, DECIDE_PAUSE_MS)
+            if not self._urgent.is_set():
+                await _wait(self._reported, TICK_MS - DECIDE_PAUSE_MS)
+            self._reported.clear()
+            self._urgent.clear()
+
+    def _wishes(self, table: PartitionTable) -> list[Event]:
+        """Return what the operators want and the table does not show."""
+        wish = self._table.wish
+        events: list[Event] = []
+        if wish.weights is not None and wish.weights != table.wanted():
+            events.append(Wanted(tuple(sorted(wish.weights.items()))))
+        if any(move.move_id <= wish.abort and move.stage not in AFTER_COMMIT for move in table.moves):
+            events.append(AbortAsked())
+        elif wish.is_paused != table.is_paused:
+            events.append(Paused(wish.is_paused))
+        return events
+
+    async def _write_forever(self) -> None:
+        """Write what was decided, one table at a time; read what is there whenever that is not known for certain."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            try:
+                if self._is_unread:
+                    await self._read()
+                elif self._to_write is not None and self.is_leading:
+                    write, self._to_write = self._to_write, None
+                    self._is_unread = True  # until the answer is here, whether it was written is not known
+                    await self._write(write)
+            except StoreError as error:
+                self._log.warning("table_write_failed", error=str(error))
+                self._work.set()
+                await asyncio.sleep(RETRY_MS / 1000)
+
+    async def _write(self, write: WriteTable) -> None:
+        try:
+            self._table_index = await self._registry.put(TABLE_KEY, encode_table(write.table), expect=self._table_index)
+        except CasConflict:
+            self._work.set()
+            return
+        for point in crossed_by_all("leader", write.expect, write.table):
+            reach(point)
+        self._is_unread = False
+        self._known(write.table)
+
+    async def _read(self) -> None:
+        entry = await self._registry.get(TABLE_KEY)
+        if entry is None:
+            await asyncio.sleep(RETRY_MS / 1000)
+            self._work.set()
+            return
+        self._table_index = entry.index
+        self._is_unread = False
+        self._known(decode_table(entry.value))
+
+    def _known(self, table: PartitionTable) -> None:
+        self._table.offer(table)
+        self._step(self._clock.monotonic(), TableRead(table))
+
+
+async def _wait(event: asyncio.Event, wait_ms: int) -> None:
+    """Return when the event is set, or that time has passed."""
+    try:
+        async with asyncio.timeout(wait_ms / 1000):
+            await event.wait()
+    except TimeoutError:
+        pass

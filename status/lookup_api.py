@@ -1,6 +1,7 @@
 """Statuses over HTTP, the same in front of every backend.
 
-`GET /v1/users/{user}/status` and, for up to 1,000 users at once, `POST /v1/users/status`.
+`GET /v1/users/{user}/status` and, for up to 1,000 users at once, `POST /v1/users/status`. With a `viewer` the answer is
+what that user may see: a state and when the user was last seen, and no sessions. Who may see whom is never told.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from aiohttp import web
 from base.errors import BadRequest, LimitExceeded
 from base.http import Credentials, Role, json_body, json_response
 from base.ids import checked_id
-from status.api import LOOKUP_USERS_MAX, UserStatus
+from status.api import LOOKUP_USERS_MAX, UserStatus, session_json
 from status.ports import StatusLookups
 
 __all__ = ["LookupApi"]
@@ -23,6 +24,7 @@ class StatusesRequest(msgspec.Struct, frozen=True):
     """The body of `POST /v1/users/status`."""
 
     users: list[str]
+    viewer: str | None = None
 
 
 class LookupApi:
@@ -40,15 +42,18 @@ class LookupApi:
     async def _get_status(self, request: web.Request) -> web.Response:
         self._credentials.require(request, Role.VIEWER)
         user = checked_id(request.match_info["user"], "user")
-        if set(request.query) - {""}:
-            raise BadRequest(f"unknown query parameters: {', '.join(sorted(request.query))}")
-        status = (await self._statuses.lookup([user]))[user]
-        return json_response(_shown(user, status))
+        unknown = sorted(set(request.query) - {"", "viewer"})
+        if unknown:
+            raise BadRequest(f"unknown query parameters: {', '.join(unknown)}")
+        viewer = _checked_viewer(request.query.get("viewer"))
+        status = (await self._statuses.lookup([user], viewer=viewer))[user]
+        return json_response(_shown(user, status, viewer))
 
     async def _post_statuses(self, request: web.Request) -> web.Response:
         """Answer for all users, in the order asked."""
         self._credentials.require(request, Role.VIEWER)
-        users = (await json_body(request, StatusesRequest)).users
+        body = await json_body(request, StatusesRequest)
+        users, viewer = body.users, _checked_viewer(body.viewer)
         if len(users) > LOOKUP_USERS_MAX:
             raise LimitExceeded(
                 f"{len(users)} users in one lookup, the limit is {LOOKUP_USERS_MAX}",
@@ -56,10 +61,16 @@ class LookupApi:
                 limit=LOOKUP_USERS_MAX,
                 seen=len(users),
             )
-        found = await self._statuses.lookup([checked_id(user, "user") for user in users])
-        return json_response({"statuses": [_shown(user, found[user]) for user in users]})
+        found = await self._statuses.lookup([checked_id(user, "user") for user in users], viewer=viewer)
+        return json_response({"statuses": [_shown(user, found[user], viewer) for user in users]})
 
 
-def _shown(user: str, status: UserStatus) -> dict[str, Any]:
-    sessions = [msgspec.structs.asdict(session) for session in status.sessions]
-    return {"user": user, "state": status.state, "sessions": sessions}
+def _checked_viewer(viewer: str | None) -> str | None:
+    return None if viewer is None else checked_id(viewer, "viewer")
+
+
+def _shown(user: str, status: UserStatus, viewer: str | None) -> dict[str, Any]:
+    if viewer is not None:
+        return {"user": user, "state": status.state, "last_seen": status.last_seen}
+    sessions = [session_json(session) for session in status.sessions]
+    return {"user": user, "state": status.state, "sessions": sessions, "last_seen": status.last_seen}

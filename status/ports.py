@@ -8,12 +8,33 @@ One contract suite (`tests/contract/test_status_backend.py`) runs on every adapt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from status.api import Closed, Opened, UserStatus
+from status.api import Closed, Evict, Opened, UserStatus
+from status.core.records import Digest
 
-__all__ = ["SessionReports", "StatusLookups"]
+__all__ = ["Contacts", "NoContacts", "SessionReports", "StatusLookups"]
+
+
+class Contacts(Protocol):
+    """Who has whom among the contacts: asked on the owner of the user for the audience "contacts".
+
+    Answers come from memory: this is asked for each viewer, between other things. What changes here shows when the
+    user's sessions change the next time, or when a viewer looks anew.
+    """
+
+    def is_contact(self, user: str, viewer: str) -> bool:
+        """Return whether the user has the viewer among the contacts."""
+        ...
+
+
+class NoContacts:
+    """Nobody is anybody's contact: what holds until a service of relations tells otherwise."""
+
+    def is_contact(self, user: str, viewer: str) -> bool:  # noqa: ARG002 - see `Contacts`
+        """See `Contacts`."""
+        return False
 
 
 class SessionReports(Protocol):
@@ -42,6 +63,14 @@ class SessionReports(Protocol):
         """Report that a session ended. Closing a connection never hides a later one of the same session."""
         ...
 
+    def digest(self) -> Digest | None:
+        """Return the digest of all open sessions, to be compared with what the backend has; None if it has none."""
+        ...
+
+    def on_evict(self, listener: Callable[[Evict], None]) -> None:
+        """Call the listener for each session that the device policy wants closed, until it is. Before `run`."""
+        ...
+
     def statistics(self) -> dict[str, dict[str, int]]:
         """Return a snapshot of sizes, by part."""
         ...
@@ -58,6 +87,9 @@ class StatusLookups(Protocol):
         """Return once the backend was reached."""
         ...
 
-    async def lookup(self, users: Sequence[str]) -> dict[str, UserStatus]:
-        """Return the status of each user, `unknown` for whoever could not be asked about in time. Never raises."""
+    async def lookup(self, users: Sequence[str], *, viewer: str | None = None) -> Mapping[str, UserStatus]:
+        """Return the status of each user, `unknown` for whoever could not be asked about in time. Never raises.
+
+        With a viewer, as that user may see it, without sessions. None is a trusted service, which sees all.
+        """
         ...

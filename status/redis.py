@@ -27,7 +27,7 @@ What this backend cannot do, and the cluster can:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -37,7 +37,7 @@ from base.core.backoff import Backoff
 from base.ids import entropy, new_epoch
 from base.log import logger
 from base.site import Site
-from status.api import UNKNOWN, Closed, Opened, UserStatus
+from status.api import OFFLINE, UNKNOWN, Closed, Evict, Opened, UserStatus
 from status.config import StatusConfig
 from status.core.refreshing import BATCH_MAX, LANES, PHASES, RefreshLane, key_of, lane_of, status_of
 from status.redis_link import Call, Failed, RedisLink, Script
@@ -149,6 +149,12 @@ class RedisSessionReports:
         lane.sessions.close(closed)
         lane.news.set()
 
+    def on_evict(self, listener: Callable[[Evict], None]) -> None:
+        """Nothing: this backend has no device policy."""
+
+    def digest(self) -> None:
+        """There is none: sessions expire in Redis by themselves, one by one."""
+
     def statistics(self) -> dict[str, dict[str, int]]:
         """Return a snapshot of each lane."""
         return {
@@ -250,8 +256,14 @@ class RedisStatusLookups:
         """Return once Redis answered."""
         await self._ready.wait()
 
-    async def lookup(self, users: Sequence[str]) -> dict[str, UserStatus]:
-        """Return the status of each user; `unknown` for whoever could not be asked about in time."""
+    async def lookup(self, users: Sequence[str], *, viewer: str | None = None) -> dict[str, UserStatus]:
+        """Return the status of each user, to the viewer; `unknown` for whoever could not be asked about in time."""
+        found = await self._lookup(users)
+        if viewer is None:
+            return found
+        return {user: _seen_by(viewer, user, status) for user, status in found.items()}
+
+    async def _lookup(self, users: Sequence[str]) -> dict[str, UserStatus]:
         found: dict[str, UserStatus] = dict.fromkeys(users, UNKNOWN)
         names = list(found)
         batches = [names[start : start + BATCH_MAX] for start in range(0, len(names), BATCH_MAX)]
@@ -328,3 +340,10 @@ def _witness_keys() -> list[bytes]:
 
 
 _WITNESSES = _witness_keys()
+
+
+def _seen_by(viewer: str, user: str, status: UserStatus) -> UserStatus:
+    """Return what a viewer sees: there are no audiences here, but nobody sees others who are invisible."""
+    if status.state == "invisible" and viewer != user:
+        return OFFLINE
+    return UserStatus(status.state)

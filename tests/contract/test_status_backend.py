@@ -15,7 +15,7 @@ from base.ids import Incarnation, NodeId
 from base.registry import ServiceInstance
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
-from status.api import Closed, Opened, UserStatus
+from status.api import OFFLINE, Closed, Opened, UserStatus
 from status.client import StatusClient, StatusPublisher
 from status.config import StatusConfig
 from status.core.refreshing import lane_of
@@ -265,6 +265,16 @@ async def test_a_session_is_found_once_it_is_confirmed(backend: Backend) -> None
         "access-1",
         7,
     )
+
+
+async def test_a_viewer_sees_no_sessions_and_nobody_invisible(backend: Backend) -> None:
+    """The user itself sees that it is; who never came looks the same to others."""
+    access, lookups = await backend.reporter(), await backend.lookups()
+    await access.open(opened("alice", state="busy"))
+    await access.open(opened("bob", state="invisible"))
+    seen = await lookups.lookup(["alice", "bob", "nobody"], viewer="cleo")
+    assert dict(seen) == {"alice": UserStatus("busy"), "bob": OFFLINE, "nobody": OFFLINE}
+    assert (await lookups.lookup(["bob"], viewer="bob"))["bob"] == UserStatus("invisible")
 
 
 async def test_a_closed_session_is_gone(backend: Backend) -> None:

@@ -31,3 +31,9 @@ def test_redis_needs_an_address() -> None:
     assert "redis_url" in problems("backend=redis", "redis_url=http://host")
     good = load(StatusConfig, env={}, flags=["backend=redis", "redis_url=redis://host:6379/0"])
     assert good.redis_profile == "single"
+
+
+def test_a_device_policy_needs_our_own_cluster() -> None:
+    """Redis has no owner of a user who could decide."""
+    flags = ("backend=redis", "redis_url=redis://host:6379/0")
+    assert "device_policy" in problems(*flags, "device_policy=one")

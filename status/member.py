@@ -1,0 +1,215 @@
+"""A status node among status nodes: its serving lease, its reports, and the partitions that it copies.
+
+It asks the leader for a lease every `ASK_MS`, and at once when it has something to report, such as a copy that caught
+up; it asks all others too when the leader's lease runs out. While partitions move to it, it asks their sources for what
+it lacks, again and again, without pause as long as there is more. Everything is decided in the cores: `serving` says
+who may answer, `ownership` what, `migration` (the leader's) what moves next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from base.clock import Instant
+from base.errors import RoadsteadError
+from base.ids import Epoch, NodeId
+from base.log import logger
+from base.peer import PeerPool
+from base.peer.server import PeerServer
+from base.site import Site
+from status.api import SERVICE
+from status.core.handoff import Chunk, Pull
+from status.core.migration import NodeReport, Progress
+from status.core.ownership import Ownership
+from status.core.partitions import PartitionTable
+from status.core.serving import ASK_MS, Promises, ServingLease
+from status.leader import Leader
+from status.peers import ASK, PULL, Ask, Chunks, Given, Pulls
+from status.table import TableFollower
+
+__all__ = ["Member"]
+
+ASK_DEADLINE_MS = 500
+PULL_DEADLINE_MS = 1_000
+REPORT_PAUSE_MS = 3
+"""Between two reports: what happens in this time is told together."""
+PULL_ITEMS = 4_000
+"""How many items one answer has, about: neither end stops for longer than some milliseconds."""
+PULL_PAUSE_MS = 10
+"""Between two pulls of what has caught up: only the news of that time is left to copy."""
+
+
+class Member:
+    """See the module. `ownership` is the node's state; whoever serves requests steps it first."""
+
+    def __init__(
+        self, site: Site, table: TableFollower, leader: Leader, *, lease_ms: int, observe: Callable[[], Instant]
+    ) -> None:
+        """`observe` reads the clock and steps `ownership`, before anything that depends on it."""
+        self.lease = ServingLease(site.name)
+        self.ownership = Ownership(site.name, site.incarnation, (), is_leased=self.lease.is_valid, lease_ms=lease_ms)
+        self.access_epochs: dict[NodeId, tuple[Instant, Epoch]] = {}
+        """Until when each access node that was heard here counts as live, and the newest epoch that it knows."""
+        self.pool = PeerPool(site, SERVICE)
+        """Streams to all status nodes, kept while this runs."""
+        self._node = site.name
+        self._incarnation = site.incarnation
+        self._observe = observe
+        self._table = table
+        self._leader = leader
+        self._promises = Promises(site.clock.monotonic(), is_first_life=site.incarnation == 1)
+        self._reported: NodeReport | None = None
+        self._news = asyncio.Event()
+        self._staged = asyncio.Event()
+        self._asking: set[NodeId] = set()
+        self._log = logger(node=site.name)
+
+    def serve(self, peers: PeerServer) -> None:
+        """Answer the other status nodes."""
+        peers.serve(ASK, self._asked)
+        peers.serve(PULL, self._pulled)
+
+    async def run(self) -> None:
+        """Ask, report and copy until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.pool.run())
+            tasks.create_task(self._ask_forever(tasks))
+            tasks.create_task(self._copy_forever())
+
+    def adopted(self, table: PartitionTable) -> None:
+        """Take note that `ownership` adopted a newer table."""
+        self._promises.adopt(table.epoch)
+        if self.ownership.incoming():
+            self._staged.set()
+        self._news.set()
+
+    def report_soon(self) -> None:
+        """Take note that there may be something to report."""
+        self._news.set()
+
+    # ---------------------------------------------------------------- asking and answering
+
+    async def _ask_forever(self, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        due = 0.0
+        while True:
+            now = self._observe()
+            report = self._report(now)
+            if loop.time() >= due or report != self._reported:
+                due = loop.time() + ASK_MS / 1000
+                self._reported = report
+                self._ask(now, report, tasks)
+            await asyncio.sleep(REPORT_PAUSE_MS / 1000)
+            timer = loop.call_at(due, self._news.set)
+            await self._news.wait()
+            timer.cancel()
+            self._news.clear()
+
+    def _ask(self, now: Instant, report: NodeReport, tasks: asyncio.TaskGroup) -> None:
+        table = self._table.table
+        if table is None:
+            return
+        number = self.lease.ask(now)
+        ask = Ask(table.epoch, self.lease.needs_peers(now), report)
+        if self._leader.is_leading:
+            term = self._leader.asked(now, ask)
+            if term is not None:
+                self.lease.granted_by_leader(number, term)
+        asked = {self._table.leader} if self._table.leader else set[NodeId]()
+        if ask.needs_peers:
+            asked |= {*table.nodes, *table.former}
+        for node in asked - {self._node} - self._asking:
+            self._asking.add(node)
+            tasks.create_task(self._ask_node(node, number, ask))
+
+    async def _ask_node(self, node: NodeId, number: int, ask: Ask) -> None:
+        try:
+            given = await self.pool.get(node).call(ASK, ask, deadline_ms=ASK_DEADLINE_MS)
+        except RoadsteadError as error:
+            self._log.debug("ask_failed", peer=node, error=str(error))
+            return
+        finally:
+            self._asking.discard(node)
+        if given.is_granted:
+            self.lease.granted_by_peer(number, node, given.epoch)
+        if given.term is not None:
+            self.lease.granted_by_leader(number, given.term)
+        self._table.offer_diff(given.table)
+        self._observe()
+        if self._reported is not ask.report:
+            self._reported = None  # there was more to say while this was on its way
+            self._news.set()
+
+    def _asked(self, ask: Ask, peer: str) -> Given:
+        now = self._observe()
+        table = self._table.table
+        epoch = table.epoch if table is not None else Epoch(0)
+        term = self._leader.asked(now, ask)
+        is_granted = ask.needs_peers and self._promises.grant(now, ask.epoch)
+        del peer
+        return Given(epoch, is_granted, term, self._table.diff_from(ask.epoch) if ask.epoch < epoch else None)
+
+    def _report(self, now: Instant) -> NodeReport:
+        progress: dict[tuple[int, Epoch], Progress] = {}
+        for move in self.ownership.incoming():
+            key = (move.partition, move.move_id)
+            if move.is_ready:
+                progress[key] = Progress.READY
+            elif move.is_caught_up:
+                progress[key] = Progress.CAUGHT_UP
+            elif move.is_copied:
+                progress[key] = Progress.COPIED
+        return NodeReport(
+            self._node,
+            self._incarnation,
+            self._promises.acknowledged(now),
+            progress,
+            frozenset(self.ownership.incomplete(now)),
+            {node: epoch for node, (until, epoch) in self.access_epochs.items() if now < until},
+        )
+
+    # ---------------------------------------------------------------- copying
+
+    async def _copy_forever(self) -> None:
+        while True:
+            by_source: dict[NodeId, list[Pull]] = {}
+            for source, pull in self.ownership.pulls(self._observe()):
+                by_source.setdefault(source, []).append(pull)
+            self._staged.clear()
+            if not by_source:
+                await self._staged.wait()
+                continue
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(self._pull(source, pulls)) for source, pulls in by_source.items()]
+            if not any(one.result() for one in asked):
+                timer = asyncio.get_running_loop().call_later(PULL_PAUSE_MS / 1000, self._staged.set)
+                await self._staged.wait()
+                timer.cancel()
+
+    async def _pull(self, source: NodeId, pulls: list[Pull]) -> bool:
+        """Copy the next part of each move from one source; return whether there is more."""
+        try:
+            reply = await self.pool.get(source).call(PULL, Pulls(pulls), deadline_ms=PULL_DEADLINE_MS)
+        except RoadsteadError as error:
+            self._log.debug("pull_failed", peer=source, error=str(error))
+            return False
+        now = self._observe()
+        has_more = reply.is_cut
+        for chunk in reply.chunks:
+            if chunk is not None:
+                self.ownership.received(now, chunk)
+                has_more = has_more or chunk.first + len(chunk.users) <= chunk.head
+        self._news.set()
+        return has_more
+
+    def _pulled(self, pulls: Pulls, peer: str) -> Chunks:
+        del peer
+        now = self._observe()
+        chunks: list[Chunk | None] = []
+        items = 0
+        for pull in pulls.pulls:
+            chunk = self.ownership.pulled(now, pull) if items < PULL_ITEMS else None
+            items += len(chunk.users) if chunk is not None else 0
+            chunks.append(chunk)
+        return Chunks(chunks, items >= PULL_ITEMS)

@@ -1,0 +1,116 @@
+"""What status nodes say among themselves.
+
+status.ask         a node asks another for a serving lease, and reports: to the leader always, to all when it must
+status.pull        the target of moves asks their source for what it lacks
+status.census      what the receiver holds, counted
+status.events      the receiver's session events after a place in its log
+status.events_end  where that log ends, once that is elsewhere than the sender knows
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from base.ids import Epoch, Incarnation, NodeId
+from base.peer import Method
+from status.core.events import Page, Place, SessionEvent
+from status.core.handoff import Chunk, Pull
+from status.core.migration import NodeReport
+from status.core.partitions import TableDiff
+
+__all__ = ["ASK", "CENSUS", "PULL", "Ask", "Census", "CensusAsk", "Chunks", "Given", "LifeDigest", "Pulls"]
+__all__ += ["EVENTS", "EVENTS_END", "EventsAsk", "EventsEndAsk", "Snapshot", "Told"]
+
+
+class Ask(msgspec.Struct, array_like=True, frozen=True):
+    """May I answer, by the table of this epoch? `needs_peers`: the leader alone is not enough any more."""
+
+    epoch: Epoch
+    needs_peers: bool
+    report: NodeReport
+
+
+class Given(msgspec.Struct, array_like=True, frozen=True):
+    """What the other gives: its own grant, the leader's if it leads, and what leads to its table if that is newer."""
+
+    epoch: Epoch
+    is_granted: bool
+    term: Epoch | None
+    table: TableDiff | None
+
+
+class Pulls(msgspec.Struct, array_like=True, frozen=True):
+    """The next question of each move from the receiver to the sender."""
+
+    pulls: list[Pull]
+
+
+class Chunks(msgspec.Struct, array_like=True, frozen=True):
+    """An answer a question; None where the receiver is not the source of such a move, or not ready to be.
+
+    `is_cut`: None also stands for what would have made the answer too large. Ask again.
+    """
+
+    chunks: list[Chunk | None]
+    is_cut: bool
+
+
+class CensusAsk(msgspec.Struct, array_like=True, frozen=True):
+    """What do you hold, by the table of this epoch or a newer one?"""
+
+    epoch: Epoch
+
+
+class LifeDigest(msgspec.Struct, array_like=True, frozen=True):
+    """What is held of one life of an access node: open entries, and the XOR of their hashes."""
+
+    node: NodeId
+    incarnation: Incarnation
+    entries: int
+    xor: int
+
+
+class Census(msgspec.Struct, array_like=True, frozen=True):
+    """The partitions that the sender owns at `epoch`, the open entries of each, and those of each life over them all.
+
+    `session_bytes` is about what one entry takes in a copy, with its user.
+    """
+
+    epoch: Epoch
+    partitions: bytes
+    entries: list[int]
+    session_bytes: int
+    lives: list[LifeDigest]
+
+
+class EventsAsk(msgspec.Struct, array_like=True, frozen=True):
+    """What comes after a place; None is from now on. The item that makes it `limit` or more is the last."""
+
+    place: Place | None
+    limit: int
+
+
+class Snapshot(msgspec.Struct, array_like=True, frozen=True, tag="r"):
+    """A resync: all sessions that are open in the partition as of `user_seq`, each with its user, packed."""
+
+    partition: int
+    user_seq: str
+    sessions: list[tuple[str, bytes]]
+
+
+Told = SessionEvent | Snapshot
+"""An item of the event feed."""
+
+
+class EventsEndAsk(msgspec.Struct, array_like=True, frozen=True):
+    """Where does your log end? To be answered once that is elsewhere than at `place`, or after `wait_ms`."""
+
+    place: Place
+    wait_ms: int
+
+
+ASK = Method("status.ask", Ask, Given)
+PULL = Method("status.pull", Pulls, Chunks)
+CENSUS = Method("status.census", CensusAsk, Census)
+EVENTS = Method("status.events", EventsAsk, Page[Told])
+EVENTS_END = Method("status.events_end", EventsEndAsk, Place)

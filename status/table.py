@@ -1,0 +1,131 @@
+"""The newest partition table that a process has seen, wherever it came from: the registry, or a peer that was ahead.
+
+Under `status/` the registry keeps what all status nodes agree on: the table, who leads, and what operators want. All of
+it is followed in one read that waits for changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+
+import msgspec
+
+from base.ids import Epoch, NodeId
+from base.log import logger
+from base.registry import Entry, View, follow
+from base.site import Site
+from status.core.partitions import PartitionTable, TableDiff, diff, patched
+
+__all__ = ["LEADER_KEY", "PREFIX", "TABLE_KEY", "WISH_KEY", "TableFollower", "Wish", "decode_table"]
+__all__ += ["encode_table"]
+
+PREFIX = "status/"
+TABLE_KEY = "status/table"
+LEADER_KEY = "status/leader"
+WISH_KEY = "status/wish"
+TABLES_KEPT = 32
+"""Older tables to tell differences from. Who is further behind reads the registry."""
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What operators want, for whichever node leads. `weights` None: as the table has it.
+
+    Moves that began at the epoch `abort` or before are rolled back where they can be.
+    """
+
+    weights: dict[NodeId, int] | None = None
+    is_paused: bool = False
+    abort: Epoch = Epoch(0)
+
+
+def encode_table(table: PartitionTable) -> bytes:
+    """Return the table as the registry keeps it."""
+    return msgspec.msgpack.encode(table)
+
+
+@lru_cache(maxsize=8)
+def decode_table(value: bytes) -> PartitionTable:
+    """Return the table that the registry has. All nodes of one process decode it once."""
+    table = msgspec.msgpack.decode(value, type=PartitionTable)
+    table.check_structure()
+    return table
+
+
+class TableFollower:
+    """See the module. `run` follows the registry; `offer` takes what came another way."""
+
+    def __init__(self, site: Site) -> None:
+        self.table: PartitionTable | None = None
+        self.leader: NodeId | None = None
+        self.wish = Wish()
+        self.wish_index = 0
+        """The registry's index of the wish, to change it by compare-and-set."""
+        self._site = site
+        self._recent: dict[Epoch, PartitionTable] = {}
+        self._diffs: dict[Epoch, TableDiff] = {}
+        self._changed = asyncio.Event()
+        self._listeners: list[Callable[[PartitionTable], None]] = []
+        self._log = logger(node=site.name)
+
+    def on_change(self, listener: Callable[[PartitionTable], None]) -> None:
+        """Call the listener with each newer table, at once."""
+        self._listeners.append(listener)
+
+    async def run(self) -> None:
+        """Follow the registry until cancelled."""
+        async for view in follow(self._site.registry.scan, PREFIX, self._site.clock):
+            self._take(view)
+
+    async def read(self) -> None:
+        """Read the registry now. Raises StoreUnavailable."""
+        self._take(await self._site.registry.scan(PREFIX))
+
+    async def wait_newer(self, epoch: int) -> PartitionTable:
+        """Return a table newer than the epoch, waiting for one."""
+        while self.table is None or self.table.epoch <= epoch:
+            await self._changed.wait()
+        return self.table
+
+    def offer(self, table: PartitionTable) -> bool:
+        """Take a table if it is newer; return whether it was."""
+        if self.table is not None and table.epoch <= self.table.epoch:
+            return False
+        self.table = table
+        self._recent[table.epoch] = table
+        while len(self._recent) > TABLES_KEPT:
+            del self._recent[next(iter(self._recent))]
+        self._diffs.clear()
+        self._changed.set()
+        self._changed = asyncio.Event()
+        for listener in self._listeners:
+            listener(table)
+        return True
+
+    def offer_diff(self, change: TableDiff | None) -> None:
+        """Take the table that a difference to the present one leads to, if it does."""
+        newer = patched(self.table, change) if change is not None and self.table is not None else None
+        if newer is not None:
+            self.offer(newer)
+
+    def diff_from(self, epoch: Epoch) -> TableDiff | None:
+        """Return what leads from the table of an epoch to the present one, None where that is not known."""
+        old = self._recent.get(epoch)
+        if self.table is None or old is None or old is self.table:
+            return None
+        known = self._diffs.get(epoch)
+        if known is None:
+            known = self._diffs[epoch] = diff(old, self.table)
+        return known
+
+    def _take(self, view: View[Entry]) -> None:
+        for entry in view.items:
+            if entry.key == TABLE_KEY:
+                table = decode_table(entry.value)
+                if self.offer(table):
+                    self._log.debug("table_adopted", epoch=table.epoch, moves=len(table.moves))
+            elif entry.key == LEADER_KEY:
+                self.leader = NodeId(entry.value.decode())
+            elif entry.key == WISH_KEY:
+                self.wish, self.wish_index = msgspec.msgpack.decode(entry.value, type=Wish), entry.index

@@ -1,0 +1,89 @@
+"""The wire types: what readers unpack, and what goes over the wire and comes back."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from base.clock import Timestamp
+from base.ids import Epoch, NodeId
+from status.api import (
+    HEADER_BYTES,
+    OFFLINE,
+    REFUSED,
+    UNKNOWN,
+    UNKNOWN_SHOWN,
+    LookupReply,
+    SessionView,
+    Shown,
+    State,
+    UserStatus,
+    audience_of,
+    pack_partitions,
+    status_of,
+    unpack_partitions,
+)
+from status.core.records import Kind, body_of, packed
+from status.core.visibility import EVERYONE, Audience
+
+
+def view(session: str, state: State = "online") -> SessionView:
+    return SessionView(session, "phone", "ios", NodeId("gate"), state, Timestamp(7), Timestamp(8))
+
+
+def entry(one: SessionView) -> bytes:
+    return bytes(2) + packed(1, 1, Kind.OPEN, msgspec.msgpack.encode(one))
+
+
+def test_a_reader_skips_what_the_store_needs():
+    """The header is as long as the records say."""
+    assert entry(view("s"))[HEADER_BYTES:] == body_of(entry(view("s")))
+
+
+@pytest.mark.parametrize(
+    ("shown", "status"),
+    [
+        (None, OFFLINE),
+        (REFUSED, UNKNOWN),
+        (UNKNOWN_SHOWN, UNKNOWN),
+        (0, UserStatus("offline", (), Timestamp(0))),
+        (1, UserStatus("offline", (), Timestamp(1))),
+        (entry(view("s", "away")), UserStatus("away", (view("s", "away"),))),
+        (
+            (entry(view("s", "away")), entry(view("t", "busy")), entry(view("w"))),
+            UserStatus("busy", (view("s", "away"), view("t", "busy"), view("w"))),
+        ),
+        (
+            (entry(view("s", "invisible")), entry(view("t", "away"))),
+            UserStatus("away", (view("s", "invisible"), view("t", "away"))),
+        ),
+    ],
+)
+def test_what_a_reply_shows_is_unpacked_after_the_wire(shown: Shown, status: UserStatus):
+    """Each form keeps its meaning over the wire: 0 and 1 are times, False and True are no answers."""
+    reply = msgspec.msgpack.decode(msgspec.msgpack.encode(LookupReply(Epoch(1), [shown])), type=LookupReply)
+    assert status_of(reply.shown[0]) == status
+
+
+def test_partitions_are_two_bytes_each():
+    """The lower one first, on every machine."""
+    assert pack_partitions([1, 0x0FFF]) == b"\x01\x00\xff\x0f"
+    assert list(unpack_partitions(pack_partitions(range(4096)))) == list(range(4096))
+    assert list(unpack_partitions(b"")) == []
+
+
+def test_half_a_partition_is_refused():
+    """It is a message that was cut."""
+    with pytest.raises(ValueError, match="multiple"):
+        unpack_partitions(b"\x01\x00\x02")
+
+
+def test_the_session_that_spoke_last_decides_on_the_audience():
+    """Those that say nothing do not count; everybody may see whom none of them hides."""
+    nobody, listed = Audience("nobody"), Audience("listed", ("w",))
+    silent = view("a")
+    early = msgspec.structs.replace(view("b"), audience=nobody, last_active=Timestamp(10))
+    late = msgspec.structs.replace(view("c"), audience=listed, last_active=Timestamp(11))
+    assert audience_of(OFFLINE) == audience_of(UserStatus("online", (silent,))) == EVERYONE
+    assert audience_of(UserStatus("online", (late, silent, early))) == listed
+    assert audience_of(UserStatus("online", (early, silent))) == nobody
