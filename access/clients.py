@@ -34,17 +34,19 @@ from access.core.replay import ReplayCache, Use
 from access.core.session import Session, SessionPolicy
 from access.inboxes import CHANNEL_PREFIX, Inboxes
 from access.metrics import AccessMetrics
+from access.presence import CHANNEL_PREFIX as PRESENCE_PREFIX
+from access.presence import METHOD_PREFIX, Presences
 from access.websocket import Connection
 from base.core.wheel import TimerWheel
-from base.errors import Overloaded, RoadsteadError, TokenExpired, Unauthenticated
+from base.errors import NotReady, Overloaded, RoadsteadError, TokenExpired, Unauthenticated
 from base.ids import new_uuid
 from base.log import logger
 from base.site import Site
 from im.client import ImClient
 from scheduler.api import Ticket
 from scheduler.client import LEEWAY_S, TicketVerifier
-from status.api import Closed, Opened
-from status.client import SessionReports
+from status.api import Closed, Evict, Opened
+from status.client import SessionReports, StatusLookups, StatusWatches
 
 __all__ = ["Clients"]
 
@@ -66,7 +68,7 @@ class _Client:
 
 
 class Clients:
-    """All clients of a node. Implements `Sink` for the inboxes."""
+    """All clients of a node. Implements `Sink` for the channels."""
 
     def __init__(
         self,
@@ -75,10 +77,13 @@ class Clients:
         *,
         verifier: TicketVerifier,
         reports: SessionReports,
+        statuses: StatusLookups,
+        watches: StatusWatches | None,
         im: ImClient,
         metrics: AccessMetrics,
     ) -> None:
         self.inboxes = Inboxes(config, im, metrics, self, node=site.name)
+        self.presences = Presences(config, site.clock, metrics, self, statuses=statuses, watches=watches)
         self._config = config
         self._policy = SessionPolicy(
             config.connect_deadline_ms, config.ping_interval_ms, config.pong_deadline_ms, config.inflight_max
@@ -135,22 +140,30 @@ class Clients:
         del self._clients[session.id]
         self._wheel.cancel(session.id)
         self.inboxes.hub.detach(session.id)
+        self.presences.gone(session.id)
         if client.opened is not None:
             opened = client.opened
             self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))
 
-    # ---------------------------------------------------------------- the inboxes' side (Sink)
+    # ---------------------------------------------------------------- the channels' side (Sink)
 
-    def write(self, session: str, frame: bytes) -> None:
+    def write(self, session: str, frame: bytes, *, replaces: int | None = None) -> None:
         """See `Sink`."""
         client = self._clients.get(session)
         if client is not None and not client.session.is_closed():
-            self._write(client, frame)
+            self._write(client, frame, replaces)
 
     def close_all(self, close: Close) -> None:
         """See `Sink`."""
         for client in tuple(self._clients.values()):
             self._carry_out(client, client.session.close(close))
+
+    def evict(self, evict: Evict) -> None:
+        """Close a session that has to go by the device policy, if it is still here."""
+        client = self._clients.get(evict.session)
+        if client is not None and client.opened is not None and client.opened.user == evict.user:
+            self._log.info("session_evicted", session=evict.session, reason=evict.reason)
+            self._carry_out(client, client.session.close(Close.EVICTED))
 
     # ---------------------------------------------------------------- effects
 
@@ -169,15 +182,17 @@ class Clients:
                     self._tasks.create_task(self._rpc(client, command_id, rpc))
                 case core.StartSubscribe(command_id, subscribe):
                     self._tasks.create_task(self._subscribe(client, command_id, subscribe))
-                case core.StartUnsubscribe(command_id, _):
+                case core.StartUnsubscribe(command_id, unsubscribe):
                     # The inbox stays subscribed by the server; the SDK just stops listening to it by itself.
+                    if unsubscribe.channel.startswith(PRESENCE_PREFIX):
+                        self.presences.unsubscribe(client.session.id, unsubscribe.channel)
                     self._carry_out(client, client.session.finish(command_id, "unsubscribe", None))
                 case _:
                     assert_never(effect)
         self._arm(client.session)
 
-    def _write(self, client: _Client, frame: bytes) -> None:
-        if not client.connection.write(frame):
+    def _write(self, client: _Client, frame: bytes, replaces: int | None = None) -> None:
+        if not client.connection.write(frame, replaces):
             self._carry_out(client, client.session.close(Close.SLOW))
 
     def _arm(self, session: Session) -> None:
@@ -216,7 +231,7 @@ class Clients:
         ticket = self._admit(request.token)
         client.ticket_id = ticket.jti
         self._conn_seq += 1
-        client.opened = Opened(
+        opened = Opened(
             user=ticket.sub,
             session=session.id,
             conn_seq=self._conn_seq,
@@ -225,8 +240,9 @@ class Clients:
             state="online",
             since=self._clock.realtime(),
         )
+        client.opened = opened = self.presences.connecting(opened, bytes(request.data))
         self.inboxes.hub.attach(session.id, ticket.sub)
-        if not await self._reports.open(client.opened, deadline_ms=self._config.publish_deadline_ms):
+        if not await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms):
             self._metrics.unpublished.inc()
         channel = CHANNEL_PREFIX + ticket.sub
         start = await self.inboxes.read_start(ticket.sub, request.subs.get(channel, Position()))
@@ -267,7 +283,12 @@ class Clients:
         assert opened is not None
         result: RpcResult | ReplyError
         try:
-            data = await self._im.rpc(opened.user, opened.device, request.method, bytes(request.data))
+            if request.method == METHOD_PREFIX + "set":
+                data = await self._set_presence(client, bytes(request.data))
+            elif request.method == METHOD_PREFIX + "get":
+                data = await self.presences.get(opened.user, bytes(request.data))
+            else:
+                data = await self._im.rpc(opened.user, opened.device, request.method, bytes(request.data))
             result = RpcResult(msgspec.Raw(data))
         except RoadsteadError as error:
             result = error_of(error)
@@ -277,23 +298,39 @@ class Clients:
         self._metrics.rpcs.observe(self._clock.stopwatch() - started)
         self._carry_out(client, client.session.finish(command_id, "rpc", result))
 
+    async def _set_presence(self, client: _Client, data: bytes) -> bytes:
+        """Change what others see of the session; the answer comes when they do."""
+        assert client.opened is not None
+        opened = self.presences.changed(client.opened, data)
+        if client.session.is_closed():
+            raise NotReady("the connection is closed")  # and nothing of it may be reported any more
+        client.opened = opened
+        if not await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms):
+            raise NotReady("not confirmed in time; it will be, or set it again")
+        return b"{}"
+
     async def _subscribe(self, client: _Client, command_id: int, request: SubscribeRequest) -> None:
-        """Subscribe from the client to its own inbox, with a position that outlived its last connection.
+        """Subscribe from the client: to somebody's presence, or to its own inbox, with a position that it kept.
 
         The inbox is subscribed by the server already; this hands it over to the client's own subscription.
         """
         opened = client.opened
         assert opened is not None
         result: SubscribeResult | ReplyError
-        if request.channel != CHANNEL_PREFIX + opened.user:
+        is_presence = request.channel.startswith(PRESENCE_PREFIX)
+        if request.channel != CHANNEL_PREFIX + opened.user and not is_presence:
             is_inbox = request.channel.startswith(CHANNEL_PREFIX)
             result = (ClientError.PERMISSION_DENIED if is_inbox else ClientError.UNKNOWN_CHANNEL).wire
         else:
             try:
-                result = await self.inboxes.read_start(
-                    opened.user, Position(request.recover, request.epoch, request.offset)
-                )
+                if is_presence:
+                    result = await self.presences.subscribe(client.session.id, opened.user, request)
+                else:
+                    position = Position(request.recover, request.epoch, request.offset)
+                    result = await self.inboxes.read_start(opened.user, position)
             except RoadsteadError as error:
+                if is_presence:
+                    self._metrics.presence_refused.labels(self._node, error.code.label).inc()
                 result = error_of(error)
             except Exception:  # noqa: BLE001 - see _authenticate
                 self._log.exception("subscribe_failed", session=client.session.id)
@@ -303,7 +340,8 @@ class Clients:
                 result = ClientError.UNRECOVERABLE_POSITION.wire
             else:
                 self._carry_out(client, client.session.finish(command_id, "subscribe", result))
-                self.inboxes.started(client.session.id, result.offset)
+                if not is_presence:
+                    self.inboxes.started(client.session.id, result.offset)
                 return
         self._carry_out(client, client.session.finish(command_id, "subscribe", result))
 

@@ -69,6 +69,19 @@ class AccessConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 1_000
 
+    presence_channels_max: Annotated[
+        int, Meta(ge=0, description="Presence channels of one client, else error 106.")
+    ] = 500
+    watches_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=200_000,
+            description="Users whom this node watches for its clients, however many of them look at the same one; one "
+            "more is refused with 106. Each costs about 1 kB here and at the status node that owns the user.",
+        ),
+    ] = 100_000
+
     def problems(self) -> Iterable[str]:
         """A recovery must fit into what may wait for one client."""
         if self.recovery_bytes_max >= self.write_bytes_max:

@@ -12,8 +12,11 @@ __all__ = ["Sink"]
 class Sink(Protocol):
     """Where frames for sessions go. Unknown sessions are ignored: they are gone."""
 
-    def write(self, session: str, frame: bytes) -> None:
-        """Queue a frame; a client that is too slow is closed."""
+    def write(self, session: str, frame: bytes, *, replaces: int | None = None) -> None:
+        """Queue a frame; a client that is too slow is closed.
+
+        It takes the place of a frame with the same `replaces` that still waits: of states only the last one counts.
+        """
         ...
 
     def close_all(self, close: Close) -> None:

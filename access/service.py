@@ -24,7 +24,7 @@ from base.node import Node
 from base.site import Site
 from im.client import ImClient
 from scheduler.client import TicketVerifier
-from status.client import SessionReports
+from status.client import SessionReports, StatusLookups, StatusWatches
 
 __all__ = ["AccessNode"]
 
@@ -41,9 +41,18 @@ class AccessNode:
         *,
         ticket_keys: dict[str, str],
         reports: SessionReports,
+        statuses: StatusLookups,
+        watches: StatusWatches | None,
     ) -> None:
-        """`ticket_keys`: kid -> secret of every key that the scheduler may sign tickets with; `reports`: where sessions
-        are reported, run by this node.
+        """Build it.
+
+        Args:
+            config: its settings.
+            site: its place.
+            ticket_keys: kid -> secret of every key that the scheduler may sign tickets with.
+            reports: where sessions are reported; run by this node, as are the other two.
+            statuses: where users are looked up.
+            watches: where users are watched; None if the status backend has no watches.
         """
         self.node = Node(site, SERVICE, statistics=self.statistics, note=self._report)
         self._config = config
@@ -51,15 +60,20 @@ class AccessNode:
         self._heartbeats = 0
         self._metrics = AccessMetrics(self.node.metrics, connections=lambda: len(self._clients))
         self._reports = reports
+        self._statuses = statuses
+        self._watches = watches
         self._im = ImClient(site)
         self._clients = Clients(
             config,
             site,
             verifier=TicketVerifier(ticket_keys, node=site.name),
             reports=reports,
+            statuses=statuses,
+            watches=watches,
             im=self._im,
             metrics=self._metrics,
         )
+        reports.on_evict(self._clients.evict)
         self.node.peers.serve(DELIVER, self._clients.inboxes.deliver)
         self.node.http.app.router.add_get(WEBSOCKET_PATH, self._websocket)
 
@@ -74,6 +88,9 @@ class AccessNode:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reports.run())
+            tasks.create_task(self._statuses.run())
+            if self._watches is not None:
+                tasks.create_task(self._watches.run())
             tasks.create_task(self._im.run())
             tasks.create_task(self._clients.run())
             tasks.create_task(self.node.run())
@@ -104,9 +121,18 @@ class AccessNode:
             "connections": len(self._clients),
             "is_draining": self._is_draining,
             "inboxes": self._clients.inboxes.hub.statistics(),
+            "presence": self._clients.presences.statistics(),
             "status_links": self._reports.statistics(),
+            "status_digest": self._status_digest(),
             "streams": self.node.peers.statistics(),
         }
+
+    def _status_digest(self) -> dict[str, Any] | None:
+        """What this life reported, in the form in which status nodes tell what they hold of it."""
+        digest = self._reports.digest()
+        if digest is None:
+            return None
+        return {"incarnation": self.node.site.incarnation, "entries": digest.entries, "xor": f"{digest.xor:016x}"}
 
     def _report(self) -> bytes:
         self._heartbeats += 1

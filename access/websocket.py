@@ -28,15 +28,27 @@ class Connection:
         self._write_bytes_max = write_bytes_max
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
+        self._replaceable: dict[int, int] = {}
+        """Where frames wait that a later one may replace."""
         self._wake = asyncio.Event()
         self._close: Close | None = None
 
-    def write(self, data: bytes) -> bool:
-        """Queue a frame; False when the client is too slow, and the caller must close it."""
-        if self._waiting_bytes + len(data) > self._write_bytes_max:
+    def write(self, data: bytes, replaces: int | None = None) -> bool:
+        """Queue a frame, in the place of one with the same `replaces` if that still waits.
+
+        False when the client is too slow, and the caller must close it.
+        """
+        at = None if replaces is None else self._replaceable.get(replaces)
+        size = len(data) - (len(self._waiting[at]) if at is not None else 0)
+        if self._waiting_bytes + size > self._write_bytes_max:
             return False
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
+        self._waiting_bytes += size
+        if at is not None:
+            self._waiting[at] = data
+        else:
+            if replaces is not None:
+                self._replaceable[replaces] = len(self._waiting)
+            self._waiting.append(data)
         self._wake.set()
         return True
 
@@ -45,6 +57,7 @@ class Connection:
         self._close = self._close or close
         if close is Close.SLOW:
             self._waiting.clear()
+            self._replaceable.clear()
         self._wake.set()
 
     async def run_writer(self) -> None:
@@ -54,6 +67,7 @@ class Connection:
             self._wake.clear()
             batch, self._waiting = self._waiting, []
             self._waiting_bytes = 0
+            self._replaceable.clear()
             try:
                 if batch:
                     async with asyncio.timeout(WRITE_TIMEOUT_S):

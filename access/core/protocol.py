@@ -65,6 +65,7 @@ class Close(Enum):
     INVALID_TOKEN = (3500, "invalid token")
     BAD_REQUEST = (3501, "bad request")
     STALE = (3502, "stale")
+    EVICTED = (3503, "evicted by another device")
 
     @property
     def code(self) -> int:
@@ -92,10 +93,14 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ConnectRequest(msgspec.Struct, frozen=True):
-    """The first command. `subs` are the server-side subscriptions that the SDK had before it lost its connection."""
+    """The first command. `subs` are the server-side subscriptions that the SDK had before it lost its connection.
+
+    `data` is what the application gives its SDK to send along, any JSON value.
+    """
 
     token: str = ""
     subs: dict[str, Position] = {}
+    data: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class SubscribeRequest(msgspec.Struct, frozen=True):
@@ -165,7 +170,10 @@ class Publication(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SubscribeResult(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A subscription's start. `recovered`: `publications` are all that came after the asked position, none missing."""
+    """A subscription's start. `recovered`: `publications` are all that came after the asked position, none missing.
+
+    `data` is JSON that the channel gives to whoever subscribes.
+    """
 
     recoverable: bool = False
     positioned: bool = False
@@ -174,6 +182,7 @@ class SubscribeResult(msgspec.Struct, frozen=True, omit_defaults=True):
     was_recovering: bool = False
     recovered: bool = False
     publications: list[Publication] = []
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class ConnectResult(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -269,7 +269,7 @@ def test_a_close_code_is_one_that_sdks_understand(close: Close):
 def test_only_a_clients_own_fault_stops_it():
     """What passes by itself makes an SDK come back."""
     stopping = {close for close in Close if close.code >= 3500}
-    assert stopping == {Close.INVALID_TOKEN, Close.BAD_REQUEST, Close.STALE}
+    assert stopping == {Close.INVALID_TOKEN, Close.BAD_REQUEST, Close.STALE, Close.EVICTED}
 
 
 # ---------------------------------------------------------------- errors
