@@ -1,0 +1,276 @@
+"""Every operation of the HTTP APIs: where it is, which role serves it, who may ask, what it takes and answers.
+
+Decides what is public: all that a role registers but the peer streams of the nodes and the clients' WebSocket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from base.errors import Code
+from base.http import Role
+from im.service import OFFSET_MAX
+from roadstead.config import Config
+from roadstead.openapi.schemas import Schema, integer, ref, text
+from status.core.events import CURSOR_CHARS_MAX
+from status.events_api import LIMIT
+from status.feed import PAGE_MAX, WAIT_MS_MAX
+
+__all__ = ["EVERY_NODE", "JSON", "OPERATIONS", "Operation"]
+
+JSON = "application/json"
+EVERY_NODE: Final = "every node"
+_CLUSTER_ONLY = "Needs the status backend `cluster`; with `redis` the answer is `not_found`."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path. `key` is the least role of an API key, None where nothing is asked for."""
+
+    method: Literal["get", "post"]
+    path: str
+    name: str
+    served_by: Literal["every node", "scheduler", "status", "im"]
+    summary: str
+    description: str = ""
+    key: Role | None = None
+    user_token: bool = False
+    parameters: tuple[Schema, ...] = ()
+    body: str = ""
+    body_required: bool = True
+    answer: Schema
+    answer_type: str = JSON
+    answer_meaning: str = "The answer."
+    not_ready: Schema | None = None
+    errors: tuple[Code, ...] = ()
+
+
+def _query(name: str, schema: Schema, meaning: str, **more: Any) -> Schema:
+    return {"name": name, "in": "query", "required": False, "description": meaning, "schema": schema, **more}
+
+
+_USER = {"name": "user", "in": "path", "required": True, "description": "The user.", "schema": ref("Id")}
+_CURSOR = _query(
+    "cursor",
+    text(default="", maxLength=CURSOR_CHARS_MAX),
+    "What the last answer gave. Empty: from now on; `start`: everything that is open first.",
+)
+_LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "The last `id` of a stream that broke; goes before `cursor`.",
+    "schema": text(maxLength=CURSOR_CHARS_MAX),
+}
+_DEVICE = _query("device", ref("Id") | {"default": "default"}, "The client's device, one of the user's.")
+_PLATFORM = _query("platform", ref("Id") | {"default": "unknown"}, "What the client runs on.")
+_VIEWER = _query("viewer", ref("Id"), "Answer with what this user may see: no sessions.")
+_SYNC_MAX = Config().im.sync_entries_max
+
+_NODE: tuple[Operation, ...] = (
+    Operation(
+        method="get",
+        path="/healthz",
+        name="getHealth",
+        served_by=EVERY_NODE,
+        summary="Whether the process runs",
+        answer=ref("Health"),
+    ),
+    Operation(
+        method="get",
+        path="/readyz",
+        name="getReadiness",
+        served_by=EVERY_NODE,
+        summary="Whether the node takes work",
+        answer=ref("Readiness"),
+        answer_meaning="It does.",
+        not_ready=ref("Readiness"),
+    ),
+    Operation(
+        method="get",
+        path="/metrics",
+        name="getMetrics",
+        served_by=EVERY_NODE,
+        summary="Metrics for Prometheus",
+        answer=text(),
+        answer_type="text/plain",
+        answer_meaning="The text format of Prometheus, version 0.0.4.",
+    ),
+    Operation(
+        method="get",
+        path="/debug/statistics",
+        name="getStatistics",
+        served_by=EVERY_NODE,
+        summary="A snapshot of the node's state, for people",
+        answer=ref("Statistics"),
+    ),
+)
+
+_ACCESS = Operation(
+    method="get",
+    path="/v1/access",
+    name="getAccess",
+    served_by="scheduler",
+    summary="Access nodes to connect to, and a ticket",
+    description="Asked by a client with its user token, or by a backend with an API key and `user`. Unknown parameters "
+    "are refused.",
+    key=Role.BACKEND,
+    user_token=True,
+    parameters=(
+        _query("user", ref("Id"), "The user; required with an API key. With a user token the token's, or left out."),
+        _DEVICE,
+        _PLATFORM,
+        _query("why", text(), "If there, with any value, the answer says why these nodes.", allowEmptyValue=True),
+    ),
+    answer=ref("AccessAnswer"),
+    errors=(Code.BAD_REQUEST, Code.TOKEN_EXPIRED, Code.NOT_READY),
+)
+
+_STATUSES: tuple[Operation, ...] = (
+    Operation(
+        method="get",
+        path="/v1/users/{user}/status",
+        name="getUserStatus",
+        served_by="status",
+        summary="Whether a user is online, and with which sessions",
+        key=Role.VIEWER,
+        parameters=(_USER, _VIEWER),
+        answer=ref("UserStatus"),
+        errors=(Code.BAD_REQUEST,),
+    ),
+    Operation(
+        method="post",
+        path="/v1/users/status",
+        name="getUserStatuses",
+        served_by="status",
+        summary="The same of many users at once",
+        key=Role.VIEWER,
+        body="StatusesRequest",
+        answer=ref("UserStatuses"),
+        errors=(Code.BAD_REQUEST, Code.LIMIT_EXCEEDED),
+    ),
+)
+
+_FEED_ERRORS = (Code.BAD_REQUEST, Code.NOT_FOUND, Code.LIMIT_EXCEEDED, Code.NOT_READY, Code.OVERLOADED)
+_EVENTS: tuple[Operation, ...] = (
+    Operation(
+        method="get",
+        path="/v1/events",
+        name="getEvents",
+        served_by="status",
+        summary="A page of the session events of all users",
+        description=f"At least once from any cursor. {_CLUSTER_ONLY}",
+        key=Role.BACKEND,
+        parameters=(
+            _CURSOR,
+            _query("limit", integer(least=1, most=PAGE_MAX, default=LIMIT), "A page ends with what reaches it."),
+            _query("wait_ms", integer(most=WAIT_MS_MAX, default=0), "How long to wait rather than say: nothing."),
+        ),
+        answer=ref("EventPage"),
+        errors=_FEED_ERRORS,
+    ),
+    Operation(
+        method="get",
+        path="/v1/events/stream",
+        name="streamEvents",
+        served_by="status",
+        summary="The session events of all users, as they come",
+        description=f"At least once from any cursor. {_CLUSTER_ONLY}",
+        key=Role.BACKEND,
+        parameters=(_CURSOR, _LAST_EVENT_ID),
+        answer=text(),
+        answer_type="text/event-stream",
+        answer_meaning="Server-sent events without an end: `event` is the kind, `data` an `Event` as JSON, and `id`, "
+        "with the last one of each page, the cursor after it. A silent stream gets a comment every 15 s.",
+        errors=(*_FEED_ERRORS, Code.DRAINING),
+    ),
+)
+
+_LOOK_ERRORS = (Code.NOT_FOUND, Code.NOT_READY, Code.STORE_UNAVAILABLE)
+_ORDER_ERRORS = (*_LOOK_ERRORS, Code.BAD_REQUEST, Code.CAS_CONFLICT)
+
+
+def _look(what: str, name: str, summary: str, answer: str) -> Operation:
+    return Operation(
+        method="get",
+        path=f"/v1/admin/status/{what}",
+        name=name,
+        served_by="status",
+        summary=summary,
+        description=_CLUSTER_ONLY,
+        key=Role.VIEWER,
+        answer=ref(answer),
+        errors=_LOOK_ERRORS,
+    )
+
+
+def _order(what: str, summary: str, answer: str, *, body: str = "NothingElse") -> Operation:
+    return Operation(
+        method="post",
+        path=f"/v1/admin/status/{what}",
+        name=f"{what}Status",
+        served_by="status",
+        summary=summary,
+        description=f"Takes no query parameters. {_CLUSTER_ONLY}",
+        key=Role.OPERATOR,
+        body=body,
+        body_required=body != "NothingElse",
+        answer=ref(answer),
+        errors=_ORDER_ERRORS,
+    )
+
+
+_ADMIN: tuple[Operation, ...] = (
+    _look("table", "getTable", "Who owns what", "PartitionTable"),
+    _look("resize", "getResize", "How far a resize is", "ResizeProgress"),
+    _look("digest", "getDigest", "What is held of each access node", "Digest"),
+    _order("resize", "Change nodes and weights, or only plan it", "ResizePlan", body="ResizeRequest"),
+    _order("pause", "Begin no moves and seal nothing more", "ResizeProgress"),
+    _order("resume", "Go on", "ResizeProgress"),
+    _order("abort", "Roll back the moves that can be, and pause", "AbortResult"),
+)
+
+_MESSAGES: tuple[Operation, ...] = (
+    Operation(
+        method="post",
+        path="/v1/messages",
+        name="sendMessage",
+        served_by="im",
+        summary="Send a message for a user",
+        description="Answered when it is durable. The same `client_msg_id` makes a retry harmless.",
+        key=Role.BACKEND,
+        body="ServerSend",
+        answer=ref("SendResult"),
+        errors=(
+            Code.BAD_REQUEST,
+            Code.LIMIT_EXCEEDED,
+            Code.CONFLICT,
+            Code.DRAINING,
+            Code.OVERLOADED,
+            Code.UNAVAILABLE,
+            Code.STORE_UNAVAILABLE,
+        ),
+    ),
+    Operation(
+        method="get",
+        path="/v1/users/{user}/timeline",
+        name="getTimeline",
+        served_by="im",
+        summary="The messages of a user after an offset",
+        key=Role.BACKEND,
+        parameters=(
+            _USER,
+            _query("since", integer(most=OFFSET_MAX, default=0), "The offset that was read last."),
+            _query(
+                "limit",
+                integer(least=1, most=_SYNC_MAX, default=100),
+                "Most entries of the page; `im.sync_entries_max` is the most that may be asked for.",
+            ),
+        ),
+        answer=ref("TimelinePage"),
+        errors=(Code.BAD_REQUEST, Code.OVERLOADED, Code.STORE_UNAVAILABLE),
+    ),
+)
+
+OPERATIONS: tuple[Operation, ...] = (*_NODE, _ACCESS, *_STATUSES, *_EVENTS, *_ADMIN, *_MESSAGES)

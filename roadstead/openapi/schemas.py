@@ -1,0 +1,310 @@
+"""What the bodies of the HTTP APIs look like, as the named schemas of the OpenAPI document.
+
+Decides where each schema comes from. A body that is a struct gets its schema from the type, and only the limits that
+its handler checks are written here. Answers that handlers put together from dicts are written here by hand, and a test
+holds answers of a running system against them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, get_args
+
+import msgspec
+
+from base.errors import Code, Retry
+from base.ids import ID_BYTES_MAX
+from im.core.message import KIND_BYTES_MAX
+from im.service import ServerSend
+from scheduler.api import AccessAnswer
+from status.api import LOOKUP_USERS_MAX, State, UserStatus
+from status.core.events import EventKind
+from status.core.partitions import PARTITIONS, Stage
+from status.lookup_api import StatusesRequest
+from status.resize import WEIGHT_MAX, ResizeRequest
+
+__all__ = ["REF", "Schema", "integer", "ref", "schemas", "text"]
+
+Schema = dict[str, Any]
+
+REF = "#/components/schemas/{name}"
+BODIES = (AccessAnswer, ServerSend, StatusesRequest, ResizeRequest)
+_USER_STATES = sorted(get_args(msgspec.structs.fields(UserStatus)[0].type))
+_NULL: Schema = {"type": "null"}
+_YES_NO: Schema = {"type": "boolean"}
+
+
+def schemas() -> dict[str, Schema]:
+    """Return every named schema."""
+    return {**_of_types(), **_common(), **_statuses(), **_events(), **_messages(), **_cluster()}
+
+
+def ref(name: str) -> Schema:
+    """Return a reference to a named schema."""
+    return {"$ref": REF.format(name=name)}
+
+
+def text(meaning: str = "", **more: Any) -> Schema:
+    """Return the schema of a text."""
+    return {"type": "string", **_meant(meaning), **more}
+
+
+def integer(meaning: str = "", least: int | None = 0, most: int | None = None, **more: Any) -> Schema:
+    """Return the schema of a whole number, from 0 up unless told otherwise."""
+    bounds = {} if least is None else {"minimum": least}
+    if most is not None:
+        bounds["maximum"] = most
+    return {"type": "integer", **bounds, **_meant(meaning), **more}
+
+
+def _meant(meaning: str) -> Schema:
+    return {"description": meaning} if meaning else {}
+
+
+def _time(meaning: str) -> Schema:
+    return integer(f"{meaning}, in ms since the Unix epoch.")
+
+
+def _either(*kinds: Schema, meaning: str = "") -> Schema:
+    return {"anyOf": list(kinds), **_meant(meaning)}
+
+
+def _many(items: Schema, meaning: str = "", **more: Any) -> Schema:
+    return {"type": "array", "items": items, **_meant(meaning), **more}
+
+
+def _by_name(values: Schema, meaning: str = "") -> Schema:
+    return {"type": "object", "additionalProperties": values, **_meant(meaning)}
+
+
+def _object(properties: dict[str, Schema], meaning: str = "", *, optional: tuple[str, ...] = ()) -> Schema:
+    required = sorted(set(properties) - set(optional))
+    return {"type": "object", "properties": properties, "required": required, **_meant(meaning)}
+
+
+# ---------------------------------------------------------------- from the types
+
+
+def _of_types() -> dict[str, Schema]:
+    """Return the schemas of the structs, with the limits that their handlers check."""
+    _, made = msgspec.json.schema_components(BODIES, ref_template=REF)
+    for schema in made.values():
+        if "description" in schema:
+            schema["description"] = inspect.cleandoc(schema["description"])
+    send, lookup, resize = (made[name]["properties"] for name in ("ServerSend", "StatusesRequest", "ResizeRequest"))
+    send |= {"from": ref("Id"), "to": ref("Id"), "client_msg_id": ref("Id")}
+    send["type"] |= {"minLength": 1, "maxLength": KIND_BYTES_MAX}
+    send["body"] = {"description": "Any JSON value, of at most `im.body_bytes_max` bytes as it is sent."}
+    lookup["users"] |= {"items": ref("Id"), "maxItems": LOOKUP_USERS_MAX}
+    lookup["viewer"] = _either(ref("Id"), _NULL) | {"default": None}
+    weight = {"minimum": 1, "maximum": WEIGHT_MAX}
+    resize["to"]["anyOf"][0] |= {"minimum": 1}
+    resize["to"] |= _meant("Grow or shrink to so many nodes. Not together with `weights`, `add` or `remove`.")
+    resize["weights"]["anyOf"][0]["additionalProperties"] |= weight
+    resize["weights"] |= _meant("All nodes that shall own partitions, with their weights. Goes with nothing else.")
+    resize["add"] |= _meant("Status nodes to add.")
+    resize["remove"] |= _meant("Status nodes to remove.")
+    resize["weight"]["additionalProperties"] |= weight
+    resize["weight"] |= _meant("New weights of nodes that own partitions, or are added.")
+    resize["plan"] |= _meant("Say what would be done, and do nothing.")
+    return made
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def _common() -> dict[str, Schema]:
+    codes = [f"- `{code.label}` ({code.number}, HTTP {code.http_status}): {code.meaning}" for code in Code]
+    error = _object(
+        {
+            "code": integer("The hundred says what to do, for unknown codes as well.", enum=[c.number for c in Code]),
+            "name": text("\n".join(codes), enum=[code.label for code in Code]),
+            "retry": text("What the caller may do next.", enum=[retry.value for retry in Retry]),
+            "message": text("For people."),
+            "detail": {"type": "object", "description": "The fields that the code promises; absent without any."},
+        },
+        optional=("detail",),
+    )
+    return {
+        "Error": _object({"error": error}, "Every failure has this shape."),
+        "Id": text("1 to 128 bytes of UTF-8 without control characters.", minLength=1, maxLength=ID_BYTES_MAX),
+        "Health": _object({"status": text(const="ok")}),
+        "Readiness": _object({"status": text(enum=["ready", "not ready"])}),
+        "Statistics": _object({"node": text()}, "The node's name, and a snapshot that each role has of its own.")
+        | {"additionalProperties": True},
+    }
+
+
+def _session() -> dict[str, Schema]:
+    return {
+        "session": text("The session's id."),
+        "device": text(),
+        "platform": text(),
+        "node": text("The access node that holds it."),
+        "state": text(enum=sorted(get_args(State))),
+        "since": _time("When it was opened"),
+        "last_active": _time("When its client was last active, 0 if it never said"),
+    }
+
+
+def _statuses() -> dict[str, Schema]:
+    last_seen = _either(
+        _time("A time"), _NULL, meaning="When the last session ended; null while one is open or where it is not known."
+    )
+    shown = {
+        "user": ref("Id"),
+        "state": text("`unknown` is said while nobody can tell; it never means offline.", enum=_USER_STATES),
+        "last_seen": last_seen,
+        "sessions": _many(ref("Session"), "Every open session; absent in what a viewer sees."),
+    }
+    return {
+        "Session": _object(_session(), "One open session."),
+        "UserStatus": _object(shown, "A user's status.", optional=("sessions",)),
+        "UserStatuses": _object({"statuses": _many(ref("UserStatus"), "One a user, in the order asked.")}),
+    }
+
+
+def _events() -> dict[str, Schema]:
+    placed = {
+        "partition": integer(most=PARTITIONS - 1),
+        "user_seq": text("Grows within a partition; compare it as text."),
+    }
+    session = {"user": ref("Id"), **_session()}
+    event = {
+        "kind": text(enum=sorted(get_args(EventKind))),
+        **placed,
+        "at": _time("When the status node heard of it"),
+        **session,
+    }
+    sessions = _many(ref("UserSession"), "All that is open in the partition; sessions that are not in it are gone.")
+    return {
+        "UserSession": _object(session, "An open session and whose it is."),
+        "SessionEvent": _object(event, "One thing that happened to a session."),
+        "Resync": _object({"kind": text(const="resync"), **placed, "sessions": sessions}, "A partition, said anew."),
+        "Event": _either(ref("SessionEvent"), ref("Resync")),
+        "EventPage": _object(
+            {
+                "events": _many(ref("Event")),
+                "cursor": text("Hand it back for what comes next; it is good at every status node."),
+                "is_at_end": _YES_NO | _meant("Whether nothing more is to be read at once."),
+                "missing": _many(text(), "Status nodes that did not answer in time; the cursor waits for them."),
+            }
+        ),
+    }
+
+
+def _messages() -> dict[str, Schema]:
+    place = {
+        "mid": text("The message's id, a number as text: it does not fit every JSON parser's numbers."),
+        "cid": integer("The conversation's number."),
+        "seq": integer("The message's number in its conversation."),
+        "at": _time("When it was taken"),
+    }
+    message = {
+        "kind": text(const="message"),
+        **place,
+        "from": ref("Id"),
+        "device": text("The sender's device, `server` for what a backend sent."),
+        "to": ref("Id"),
+        "client_msg_id": ref("Id"),
+        "type": text(),
+        "body": {"description": "The JSON value that was sent."},
+    }
+    return {
+        "SendResult": _object({**place, "is_new": _YES_NO | _meant("False for a retry: it was stored before.")}),
+        "Message": _object(message, "A stored message, as clients get it."),
+        "TimelineEntry": _object({"offset": integer(least=1), "data": ref("Message")}),
+        "TimelinePage": _object(
+            {
+                "epoch": text("Offsets of different epochs do not compare."),
+                "head": integer("The newest offset, 0 for an empty timeline."),
+                "has_more": _YES_NO,
+                "entries": _many(ref("TimelineEntry"), "Without a hole after `since`."),
+            }
+        ),
+    }
+
+
+# ---------------------------------------------------------------- the status cluster
+
+
+def _cluster() -> dict[str, Schema]:
+    epoch = {"epoch": integer("The table's number.")}
+    move = {"partition": integer(most=PARTITIONS - 1), "source": text(), "target": text()}
+    stage = text(enum=[stage.value for stage in Stage])
+    owners = _many(
+        integer(),
+        "By partition, its owner's place in `nodes`.",
+        minItems=PARTITIONS,
+        maxItems=PARTITIONS,
+    )
+    table = {
+        **epoch,
+        "nodes": _many(ref("NodeShare"), "`wanted_partitions` is there while a resize is under way."),
+        "moves": _many(_object({**move, "stage": stage})),
+        "owners": owners,
+    }
+    life = {"node": text(), "incarnation": integer(), "entries": integer(), "xor": text(pattern="^[0-9a-f]{16}$")}
+    digest = {
+        **epoch,
+        "is_exact": _YES_NO | _meant("Whether every partition was counted, and once."),
+        "unknown": _many(text(), "Status nodes that did not answer."),
+        "access_nodes": _many(_object(life, "What is held of one life of an access node.")),
+    }
+    return {
+        "NodeShare": _node_share(),
+        "PartitionTable": _object(table),
+        "Digest": _object(digest),
+        "ResizeProgress": _object(_progress(), "How far the table is from what is wanted."),
+        "AbortResult": _object({**_progress(), "rolled_back": integer("How many moves are rolled back.")}),
+        "ResizePlan": _object(_plan(), "The moves that lead from the table to these weights."),
+    }
+
+
+def _node_share() -> Schema:
+    share = {
+        "node": text(),
+        "weight": integer("0 for a node that leaves.", most=WEIGHT_MAX),
+        "partitions": integer("How many it owns.", most=PARTITIONS),
+        "wanted_partitions": integer("How many it shall own.", most=PARTITIONS),
+        "is_registered": _YES_NO | _meant("Whether it is there now; only in a resize's progress."),
+    }
+    return _object(share, optional=("wanted_partitions", "is_registered"))
+
+
+def _weights(meaning: str) -> Schema:
+    return _by_name(integer(least=1, most=WEIGHT_MAX), meaning)
+
+
+def _progress() -> dict[str, Schema]:
+    return {
+        "epoch": integer("The table's number."),
+        "leader": _either(text(), _NULL, meaning="The status node that leads; null if none does now."),
+        "is_paused": _YES_NO,
+        "is_done": _YES_NO | _meant("Whether nothing is left to do; nodes that left may be stopped then."),
+        "weights": _weights("The wanted nodes and their weights."),
+        "nodes": _many(ref("NodeShare")),
+        "moves": _object({stage.value: integer() for stage in Stage}, "How many moves are in each stage."),
+        "left": integer("Partitions that are not yet where they shall be."),
+        "spares": _many(text(), "Status nodes that are there and shall own nothing."),
+    }
+
+
+def _plan() -> dict[str, Schema]:
+    unknown = _either(integer(), _NULL, meaning="Null where the source did not answer.")
+    pair = {"source": text(), "target": text(), "partitions": integer(), "sessions": unknown, "bytes": unknown}
+    return {
+        "epoch": integer("The table's number."),
+        "weights": _weights("The nodes and weights that were asked for."),
+        "before": _weights("Those that were wanted before."),
+        "nodes": _many(ref("NodeShare")),
+        "moves": _many(_object(pair, "What goes from one node to another.")),
+        "partitions": integer("How many move."),
+        "minimum": integer("How many must move at least."),
+        "sessions": integer("How many sessions move, of the nodes that answered."),
+        "bytes": integer("About how much they take."),
+        "unknown": _many(text(), "Status nodes that did not answer."),
+        "expected_s": {"type": "number", "minimum": 0, "description": "A rough expectation."},
+        "is_planned_only": _YES_NO,
+        "is_paused": _YES_NO,
+    }

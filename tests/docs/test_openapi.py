@@ -1,0 +1,239 @@
+"""The OpenAPI document has every route that the roles register and no other, and answers look as it says."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from access.api import WEBSOCKET_PATH
+from base.clock import SystemClock
+from base.errors import Code
+from base.peer.server import PEER_PATH
+from base.registry.sqlite import SqliteRegistry
+from base.service import Service
+from im.sqlite import SqliteMessageStore
+from roadstead.config import Config
+from roadstead.deployment import DataFolder, Endpoints
+from roadstead.openapi import document
+from roadstead.up import _Wiring, run_up
+from status.config import StatusConfig
+
+NOT_PUBLIC = {PEER_PATH, WEBSOCKET_PATH}
+SETTLE_S = 10.0
+DOCUMENT = document()
+Operations = set[tuple[str, str]]
+
+
+def documented(*tags: str) -> Operations:
+    """Return the operations of the document, those of some roles or all."""
+    return {
+        (method, path)
+        for path, item in DOCUMENT["paths"].items()
+        for method in ("get", "post")
+        if method in item and (not tags or set(item[method]["tags"]) & set(tags))
+    }
+
+
+def registered(service: Service) -> Operations:
+    """Return what a role has on its port; HEAD comes with each GET."""
+    return {
+        (route.method.lower(), route.resource.canonical)
+        for route in service.node.http.app.router.routes()
+        if route.resource is not None and route.method != "HEAD" and route.resource.canonical not in NOT_PUBLIC
+    }
+
+
+async def built(folder: Path, config: Config) -> list[Service]:
+    """Return all services of a system that does not run."""
+    data = DataFolder(folder)
+    data.claim()
+    secrets, clock = data.make_secrets(), SystemClock()
+    registry, store = SqliteRegistry(clock, data.registry_db), await SqliteMessageStore.open(data.messages_db)
+    try:
+        return (await _Wiring(config, secrets, registry, clock).build(store)).in_order()
+    finally:
+        await store.close()
+        await registry.close()
+        data.release()
+
+
+async def test_every_route_is_documented_and_every_documented_path_is_there(tmp_path: Path) -> None:
+    """Of each role what is tagged with it, and on every node what every node has."""
+    tags = {"scheduler": ("scheduler",), "status": ("status",), "im": ("im",)}
+    seen: Operations = set()
+    for service in await built(tmp_path / "data", Config()):
+        routes = registered(service)
+        assert routes == documented("every node", *tags.get(service.node.service, ())), service.node.site.name
+        seen |= routes
+    assert seen == documented()
+
+
+async def test_the_paths_of_the_status_role_are_there_with_any_backend(tmp_path: Path) -> None:
+    """A gateway has a pattern for those that it refuses."""
+    status = StatusConfig(backend="redis", redis_url="redis://127.0.0.1:1")
+    services = await built(tmp_path / "data", msgspec.structs.replace(Config(), status=status))
+    (gateway,) = (service for service in services if service.node.service == "status")
+    routes = registered(gateway)
+    patterns = [re.sub(r"\{what\}", r"[^/]+", path) for method, path in routes if method == "*"]
+    exact = {route for route in routes if route[0] != "*"}
+    assert exact < documented("every node", "status")
+    for _, path in documented("every node", "status") - exact:
+        assert any(re.fullmatch(pattern, path) for pattern in patterns), path
+
+
+# ---------------------------------------------------------------- what the document says
+
+
+def schemas_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object of the document."""
+    if isinstance(value, dict):
+        yield value
+    for below in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from schemas_in(below)
+
+
+def test_references_lead_to_schemas_and_each_schema_is_used() -> None:
+    names = {item["$ref"].removeprefix("#/components/schemas/") for item in schemas_in(DOCUMENT) if "$ref" in item}
+    assert names == set(DOCUMENT["components"]["schemas"])
+
+
+def test_operations_are_told_apart_and_their_path_parameters_described() -> None:
+    ids = [DOCUMENT["paths"][path][method]["operationId"] for method, path in documented()]
+    assert len(set(ids)) == len(ids)
+    for method, path in documented():
+        parameters = DOCUMENT["paths"][path][method].get("parameters", [])
+        assert {one["name"] for one in parameters if one["in"] == "path"} == set(re.findall(r"\{(\w+)\}", path))
+
+
+# ---------------------------------------------------------------- what is answered
+
+
+def faults(value: Any, schema: dict[str, Any], at: str = "answer") -> list[str]:
+    """Return where a value differs from a schema, of the keywords that the document uses. Unknown fields differ."""
+    if "$ref" in schema:
+        return faults(value, DOCUMENT["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], at)
+    if "anyOf" in schema:
+        tried = [faults(value, one, at) for one in schema["anyOf"]]
+        return [] if [] in tried else tried[0]
+    found = [] if value in schema.get("enum", [value]) and value == schema.get("const", value) else [f"{at}: {value}"]
+    match schema.get("type"):
+        case "object" if isinstance(value, dict):
+            return found + object_faults(value, schema, at)
+        case "array" if isinstance(value, list):
+            if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+                found.append(f"{at}: {len(value)} items")
+            return found + [
+                fault for n, item in enumerate(value) for fault in faults(item, schema["items"], f"{at}.{n}")
+            ]
+        case "string" if isinstance(value, str):
+            is_right = schema.get("minLength", 0) <= len(value) and re.search(schema.get("pattern", ""), value)
+        case "integer" | "number" as kind if isinstance(value, int if kind == "integer" else int | float):
+            low, high = schema.get("minimum", value), schema.get("maximum", value)
+            is_right = not isinstance(value, bool) and low <= value <= high
+        case "boolean":
+            is_right = isinstance(value, bool)
+        case "null":
+            is_right = value is None
+        case None:
+            is_right = True
+        case _:
+            is_right = False
+    return found if is_right else [*found, f"{at}: {value!r} is no {schema}"]
+
+
+def object_faults(value: dict[str, Any], schema: dict[str, Any], at: str) -> list[str]:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", not schema.get("properties"))
+    found = [f"{at}.{name} is missing" for name in set(schema.get("required", ())) - set(value)]
+    for name, item in value.items():
+        if name in known:
+            found += faults(item, known[name], f"{at}.{name}")
+        elif isinstance(others, dict):
+            found += faults(item, others, f"{at}.{name}")
+        elif not others:
+            found.append(f"{at}.{name} is not described")
+    return found
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[tuple[Endpoints, str]]:
+    """A whole system and its API key."""
+    base = Config()
+    config = msgspec.structs.replace(base, up=msgspec.structs.replace(base.up, port=0))
+    ready: asyncio.Future[Endpoints] = asyncio.get_running_loop().create_future()
+    stop, data = asyncio.Event(), DataFolder(tmp_path / "data")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run_up(config, data, on_ready=ready.set_result, stop=stop))
+        try:
+            yield await asyncio.wait_for(ready, SETTLE_S), data.secrets().api_key
+        finally:
+            stop.set()
+
+
+CALLS: list[tuple[str, str, str, str, dict[str, Any] | None]] = [
+    ("get", "scheduler", "/healthz", "/healthz", None),
+    ("get", "im", "/readyz", "/readyz", None),
+    ("get", "status", "/debug/statistics", "/debug/statistics", None),
+    ("get", "scheduler", "/v1/access", "/v1/access?user=alice&why", None),
+    ("get", "scheduler", "/v1/access", "/v1/access?user=alice&device=phone", None),
+    ("get", "scheduler", "/v1/access", "/v1/access", None),
+    ("get", "status", "/v1/users/{user}/status", "/v1/users/alice/status", None),
+    ("get", "status", "/v1/users/{user}/status", "/v1/users/alice/status?viewer=bob", None),
+    ("post", "status", "/v1/users/status", "/v1/users/status", {"users": ["alice", "bob"]}),
+    ("post", "status", "/v1/users/status", "/v1/users/status", {"users": ["u"] * 1_001}),
+    ("get", "status", "/v1/events", "/v1/events?cursor=start&limit=10", None),
+    ("get", "status", "/v1/events", "/v1/events?limit=0", None),
+    ("get", "status", "/v1/admin/status/table", "/v1/admin/status/table", None),
+    ("get", "status", "/v1/admin/status/digest", "/v1/admin/status/digest", None),
+    ("get", "status", "/v1/admin/status/resize", "/v1/admin/status/resize", None),
+    ("post", "status", "/v1/admin/status/resize", "/v1/admin/status/resize", {"to": 4, "plan": True}),
+    ("post", "status", "/v1/admin/status/abort", "/v1/admin/status/abort", None),
+    ("post", "status", "/v1/admin/status/pause", "/v1/admin/status/pause", None),
+    ("post", "status", "/v1/admin/status/resume", "/v1/admin/status/resume", {}),
+    ("post", "im", "/v1/messages", "/v1/messages", {"from": "a", "to": "b", "client_msg_id": "1", "body": [1]}),
+    ("post", "im", "/v1/messages", "/v1/messages", {"from": "a", "to": "b", "client_msg_id": "1", "body": [2]}),
+    ("post", "im", "/v1/messages", "/v1/messages", {"from": "a"}),
+    ("get", "im", "/v1/users/{user}/timeline", "/v1/users/b/timeline?limit=10", None),
+]
+
+
+async def test_answers_look_as_the_document_says(running: tuple[Endpoints, str]) -> None:
+    """Good ones and refused ones, of every operation that answers with JSON; and a refusal without a key."""
+    endpoints, key = running
+    asked: Operations = set()
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+        for method, role, path, target, body in CALLS:
+            url = next(iter(getattr(endpoints, role).values()))
+            operation = DOCUMENT["paths"][path][method]
+            async with session.request(method, url + target, json=body) as response:
+                assert_described(operation, response.status, await response.json(), target)
+            asked.add((method, path))
+            if operation["security"]:
+                async with session.request(method, url + target, headers={"Authorization": ""}) as response:
+                    assert response.status == Code.UNAUTHENTICATED.http_status
+                    assert_described(operation, response.status, await response.json(), target)
+    assert documented() - asked == {("get", "/metrics"), ("get", "/v1/events/stream")}
+
+
+def assert_described(operation: dict[str, Any], status: int, answer: Any, target: str) -> None:
+    assert str(status) in operation["responses"], f"{target}: {status} {answer}"
+    described = operation["responses"][str(status)]
+    assert not faults(answer, described["content"]["application/json"]["schema"]), target
+    if status != 200:
+        assert f"`{answer['error']['name']}`" in described["description"], target
+
+
+async def test_metrics_and_the_stream_have_the_content_types_of_the_document(running: tuple[Endpoints, str]) -> None:
+    endpoints, key = running
+    url = next(iter(endpoints.status.values()))
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+        for path in ("/metrics", "/v1/events/stream"):
+            async with session.get(url + path) as response:
+                assert response.status == 200
+                assert response.content_type in DOCUMENT["paths"][path]["get"]["responses"]["200"]["content"]
