@@ -14,7 +14,13 @@ DEADLINE_S = 5.0
 
 
 async def call_api(
-    method: str, url: str, *, credential: str | None = None, params: dict[str, str] | None = None, body: Any = None
+    method: str,
+    url: str,
+    *,
+    credential: str | None = None,
+    params: dict[str, str] | None = None,
+    body: Any = None,
+    deadline_s: float = DEADLINE_S,
 ) -> Any:
     """Send one request and return its JSON answer.
 
@@ -24,12 +30,13 @@ async def call_api(
         credential: an API key or user token.
         params: the query.
         body: sent as JSON unless None.
+        deadline_s: how long the answer may take.
 
     Raises:
         RoadsteadError: what the server answered, by its code; PeerUnavailable when it did not answer in time.
     """
     headers = {"Authorization": f"Bearer {credential}"} if credential else {}
-    timeout = aiohttp.ClientTimeout(total=DEADLINE_S)
+    timeout = aiohttp.ClientTimeout(total=deadline_s)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
@@ -37,7 +44,7 @@ async def call_api(
         ):
             answer = await response.json(content_type=None)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        reason = str(error) or f"no answer within {DEADLINE_S:g} s"
+        reason = str(error) or f"no answer within {deadline_s:g} s"
         raise PeerUnavailable(f"{url} cannot be reached: {reason}") from error
     except ValueError as error:
         raise RemoteProtocolError(f"{url} did not answer with JSON") from error

@@ -29,8 +29,8 @@ class UpConfig(Section, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=65_000,
-            description="Port of the scheduler; the other nodes take the ports after it: im, then access, then status. "
-            "0 picks free ones.",
+            description="Port of the scheduler; the other nodes take the ports after it: im, then access, then status, "
+            "then the registry. 0 picks free ones.",
         ),
     ] = 8700
     allow_remote: Annotated[
@@ -42,9 +42,19 @@ class UpConfig(Section, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=64,
-            description="How many status nodes to run. With `status.backend = redis` one runs, which only asks.",
+            description="How many status nodes the first partition table has. With `status.backend = redis` one runs, "
+            "which only asks.",
         ),
     ] = 3
+    spare_status_nodes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description="How many status nodes to run beside them, which own nothing until a resize adds them: "
+            "`roadstead status resize`.",
+        ),
+    ] = 2
 
     def problems(self) -> Iterable[str]:
         """Nothing beyond loopback unless asked for."""

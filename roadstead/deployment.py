@@ -1,6 +1,7 @@
 """A data folder: its secrets, its lock, and where its running system listens.
 
 api-key          the API key with the role admin, for `curl` and backends
+peer-key         the key of peer streams, for processes that join from elsewhere
 secrets.json     every secret of this deployment, made at the first start; mode 0600
 endpoints.json   where the running system listens, rewritten at each start
 lock             held by the running process
@@ -45,10 +46,11 @@ class Endpoints(msgspec.Struct, frozen=True):
     status: dict[str, str]
     access: dict[str, str]
     im: dict[str, str]
+    registry: dict[str, str] = {}
 
     def nodes(self) -> dict[str, str]:
         """Return all nodes' URLs by id."""
-        return {**self.scheduler, **self.im, **self.access, **self.status}
+        return {**self.scheduler, **self.im, **self.access, **self.status, **self.registry}
 
 
 class DataFolder:
@@ -97,10 +99,13 @@ class DataFolder:
     def make_secrets(self) -> Secrets:
         """Return the deployment's secrets, drawing them at the first start."""
         if (self.path / "secrets.json").exists():
-            return self.secrets()
-        secrets = Secrets(new_secret(), new_secret(), new_secret(), "k1", new_secret())
-        self._write("secrets.json", msgspec.json.format(msgspec.json.encode(secrets)))
-        self._write("api-key", secrets.api_key.encode() + b"\n")
+            secrets = self.secrets()
+        else:
+            secrets = Secrets(new_secret(), new_secret(), new_secret(), "k1", new_secret())
+            self._write("secrets.json", msgspec.json.format(msgspec.json.encode(secrets)))
+        for name, key in (("api-key", secrets.api_key), ("peer-key", secrets.peer_key)):
+            if not (self.path / name).exists():
+                self._write(name, key.encode() + b"\n")
         return secrets
 
     def secrets(self) -> Secrets:

@@ -1,7 +1,7 @@
 """`up`: the whole system in one process: the same services, wired to an SQLite registry and store in one data folder.
 
 Nothing here is special to one process but the wiring: the nodes find each other through the registry and talk over peer
-streams on loopback, as they do on many machines.
+streams on loopback, as they do on many machines. Further processes may join: they use this one's registry.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from base.http import Credentials, Role
 from base.ids import NodeId
 from base.node import Node, next_incarnation
 from base.registry import Registry
+from base.registry.node import RegistryNode
 from base.registry.sqlite import SqliteRegistry
 from base.service import Service, run_services
 from base.site import Site
@@ -27,7 +28,7 @@ from im.sqlite import SqliteMessageStore
 from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints, Secrets
 from scheduler.service import Scheduler
-from status.client import SessionReports, StatusClient, StatusLookups, StatusPublisher
+from status.client import StatusClient, StatusLookups, StatusSide, status_side
 from status.gateway import StatusGateway
 from status.service import StatusNode
 
@@ -72,6 +73,7 @@ async def run_up(
 class _Nodes(msgspec.Struct):
     """The built services, by role."""
 
+    registry: RegistryNode
     status: list[StatusNode] | list[StatusGateway]
     im: MessageService
     access: list[AccessNode]
@@ -79,13 +81,20 @@ class _Nodes(msgspec.Struct):
 
     def in_order(self) -> list[Service]:
         """The order of starting: whoever is asked comes before whoever asks."""
-        return [*self.status, self.im, *self.access, self.scheduler]
+        return [self.registry, *self.status, self.im, *self.access, self.scheduler]
 
     def endpoints(self) -> Endpoints:
         def urls(*services: Service) -> dict[str, str]:
             return {service.node.site.name: _url(service.node) for service in services}
 
-        return Endpoints(os.getpid(), urls(self.scheduler), urls(*self.status), urls(*self.access), urls(self.im))
+        return Endpoints(
+            os.getpid(),
+            urls(self.scheduler),
+            urls(*self.status),
+            urls(*self.access),
+            urls(self.im),
+            urls(self.registry),
+        )
 
 
 def _url(node: Node) -> str:
@@ -114,29 +123,34 @@ class _Wiring:
         im = MessageService(config.im, im_site, store=store, worker=WORKER, statuses=self._lookups(im_site))
         access_sites = [await self._site(f"access-{number}") for number in range(1, config.up.access_nodes + 1)]
         access = [
-            AccessNode(config.access, site, ticket_keys=dict([ticket_key]), reports=self._reports(site))
+            AccessNode(config.access, site, ticket_keys=dict([ticket_key]), **self._status_side(site))
             for site in access_sites
         ]
-        return _Nodes(await self._status(), im, access, scheduler)
+        status = await self._status()
+        return _Nodes(RegistryNode(await self._site("registry-1")), status, im, access, scheduler)
 
     async def _status(self) -> list[StatusNode] | list[StatusGateway]:
         config = self._config
         if config.status.backend == "redis":
             site = await self._site("status-1")
             return [StatusGateway(site, statuses=self._lookups(site))]
-        # The first table names the nodes that are there; waiting for fewer would leave one out.
+        # The first table has the first by name; the spares come after them, by name and in the order of starting.
         status_config = msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes)
         return [
             StatusNode(status_config, await self._site(f"status-{number}"))
-            for number in range(1, config.up.status_nodes + 1)
+            for number in range(1, config.up.status_nodes + config.up.spare_status_nodes + 1)
         ]
 
-    def _reports(self, site: Site) -> SessionReports:
+    def _status_side(self, site: Site) -> StatusSide:
         if self._config.status.backend == "redis":
             from status.redis import RedisSessionReports
 
-            return RedisSessionReports(self._config.status, site)
-        return StatusPublisher(site)
+            return {
+                "reports": RedisSessionReports(self._config.status, site),
+                "statuses": self._lookups(site),
+                "watches": None,
+            }
+        return status_side(site, users_max=self._config.access.watches_max)
 
     def _lookups(self, site: Site) -> StatusLookups:
         if self._config.status.backend == "redis":

@@ -12,15 +12,18 @@ import msgspec
 
 from base.config import load
 from base.errors import ConfigError, PeerError, RoadsteadError
+from roadstead.api import call_api
 from roadstead.config import Config
 from roadstead.deployment import DataFolder
 
-__all__ = ["EXIT_FAILED", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options", "data_option", "exit_code", "json_option"]
-__all__ += ["load_config", "print_json"]
+__all__ = ["EXIT_FAILED", "EXIT_PAUSED", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options", "data_option", "exit_code"]
+__all__ += ["json_option", "load_config", "print_json", "status_call"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_PAUSED = 4
+"""A resize was waited for, and an operator paused it."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +40,12 @@ def exit_code(error: RoadsteadError) -> int:
 def print_json(value: object) -> None:
     """Print one JSON document on a line of standard output."""
     click.echo(msgspec.json.encode(value).decode())
+
+
+async def status_call(data: DataFolder, method: str, path: str, body: Any = None) -> Any:
+    """Ask a status node of the running system. Raises what `call_api` raises."""
+    url = next(iter(data.endpoints().status.values()))
+    return await call_api(method, f"{url}{path}", credential=data.secrets().api_key, body=body)
 
 
 def json_option(command: F) -> F:

@@ -23,6 +23,8 @@ from roadstead.deployment import DataFolder, Endpoints, Secrets
 __all__ = ["command"]
 
 PROBE_USER = "roadstead-doctor"
+AGREE_TRIES = 20
+AGREE_PAUSE_S = 0.1
 FILES_WANTED = 16_384
 FILES_ADVICE = f"raise it: `ulimit -n {FILES_WANTED}`; each connection takes one"
 
@@ -90,12 +92,24 @@ async def _ready(url: str) -> str:
 
 
 async def _tables(endpoints: Endpoints) -> str:
-    statistics = [await call_api("GET", f"{url}/debug/statistics") for url in endpoints.status.values()]
-    epochs = {node["epoch"] for node in statistics}
-    partitions = sum(node["partitions"] for node in statistics)
-    if len(epochs) != 1:
-        raise RoadsteadError(f"epochs differ: {sorted(epochs)}")
-    return f"epoch {epochs.pop()}, {partitions} partitions over {len(statistics)} nodes"
+    """Every node gets to the newest table that any of them had. During a resize each is a little behind at times."""
+    nodes = await _status_nodes(endpoints)
+    newest = max(node["epoch"] for node in nodes)
+    for _ in range(AGREE_TRIES):
+        if all(node["epoch"] >= newest for node in nodes):
+            break
+        await asyncio.sleep(AGREE_PAUSE_S)
+        nodes = await _status_nodes(endpoints)
+    else:
+        raise RoadsteadError(f"epochs differ: {sorted({node['epoch'] for node in nodes})}")
+    partitions = sum(node["partitions"] for node in nodes)
+    owners = sum(node["partitions"] > 0 for node in nodes)
+    resizing = "; a resize is under way" if any(node.get("moves") for node in nodes) else ""
+    return f"epoch {newest}, {partitions} partitions over {owners} nodes{resizing}"
+
+
+async def _status_nodes(endpoints: Endpoints) -> list[Any]:
+    return [await call_api("GET", f"{url}/debug/statistics") for url in endpoints.status.values()]
 
 
 async def _round_trip(endpoints: Endpoints, secrets: Secrets) -> str:

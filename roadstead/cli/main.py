@@ -51,15 +51,16 @@ def _cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
-        _cli.main(arguments, standalone_mode=False)
+        # Outside its standalone mode click returns the code of an `Exit` instead of raising it.
+        code = _cli.main(arguments, standalone_mode=False)
     except RoadsteadError as error:
         for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
         sys.exit(exit_code(error))
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_USAGE)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    if code:
+        sys.exit(code)

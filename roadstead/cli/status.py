@@ -1,16 +1,25 @@
-"""`roadstead status`."""
+"""`roadstead status`: who is online, who owns what.
+
+Its other commands are in `resize`, `digest`, `events`, `watch` and `serve`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from base.clock import SystemClock
-from roadstead.api import call_api
-from roadstead.cli.common import data_option, json_option, print_json
+from roadstead.cli.common import data_option, json_option, print_json, status_call
+from roadstead.cli.digest import digest
+from roadstead.cli.events import events
+from roadstead.cli.resize import abort, pause, progress, resize, resume
+from roadstead.cli.serve import serve
+from roadstead.cli.watch import watch
 from roadstead.deployment import DataFolder
 
 __all__ = ["command"]
@@ -20,7 +29,11 @@ STRIP_CELLS = 32
 
 @click.group("status")
 def command() -> None:
-    """Ask the status cluster."""
+    """Ask the status cluster, and resize it."""
+
+
+for _one in (resize, progress, pause, resume, abort, digest, events, serve, watch):
+    command.add_command(_one)
 
 
 @command.command("lookup")
@@ -29,11 +42,8 @@ def command() -> None:
 @click.argument("users", nargs=-1, required=True)
 def _lookup(data: DataFolder, as_json: bool, users: tuple[str, ...]) -> None:
     """Show who is online, on which device, behind which access node."""
-    url = next(iter(data.endpoints().status.values()))
-    key = data.secrets().api_key
-
     body = {"users": list(users)}
-    statuses = asyncio.run(call_api("POST", f"{url}/v1/users/status", credential=key, body=body))["statuses"]
+    statuses = asyncio.run(status_call(data, "POST", "/v1/users/status", body))["statuses"]
     if as_json:
         print_json(statuses)
         return
@@ -60,10 +70,8 @@ def _lookup(data: DataFolder, as_json: bool, users: tuple[str, ...]) -> None:
 @data_option
 @json_option
 def _table(data: DataFolder, as_json: bool) -> None:
-    """Show who owns which partitions, and how even the shares are."""
-    url = next(iter(data.endpoints().status.values()))
-    key = data.secrets().api_key
-    table = asyncio.run(call_api("GET", f"{url}/v1/admin/status/table", credential=key))
+    """Show who owns which partitions, how even the shares are, and what is on the move."""
+    table = asyncio.run(status_call(data, "GET", "/v1/admin/status/table"))
     if as_json:
         print_json(table)
         return
@@ -73,9 +81,28 @@ def _table(data: DataFolder, as_json: bool) -> None:
     console.print(f"epoch {table['epoch']}, {partitions} partitions, {len(table['nodes'])} nodes\n")
     for owner, strip in enumerate(_strips(table["owners"], len(table["nodes"]))):
         node = table["nodes"][owner]
-        even = partitions * node["weight"] / total_weight
-        share = f"{node['partitions']:5d}  {node['partitions'] / even:6.1%} of its share"
+        share = _share(node, partitions * node["weight"] / total_weight)
         console.print(f"[bold]{node['node']:<12}[/] {share}  {strip}", highlight=False)
+    for line in _moves(table["moves"]):
+        console.print(line, highlight=False)
+
+
+def _share(node: dict[str, Any], even: float) -> str:
+    owned = f"{node['partitions']:5d}"
+    if "wanted_partitions" in node:
+        return f"{owned}  becomes {node['wanted_partitions']:5d}"
+    return f"{owned}  {node['partitions'] / even:6.1%} of its share" if even else f"{owned}  leaves"
+
+
+def _moves(moves: list[dict[str, Any]]) -> list[str]:
+    """A line for each pair of nodes: how many of its moves are in which stage."""
+    pairs: dict[tuple[str, str], Counter[str]] = {}
+    for move in moves:
+        pairs.setdefault((move["source"], move["target"]), Counter())[move["stage"]] += 1
+    return [
+        f"moving {source} to {target}: {', '.join(f'{count} {stage}' for stage, count in stages.items())}"
+        for (source, target), stages in sorted(pairs.items())
+    ]
 
 
 def _strips(owners: list[int], nodes: int) -> list[str]:

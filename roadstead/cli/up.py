@@ -47,7 +47,12 @@ def _show(endpoints: Endpoints, data: DataFolder) -> None:
     table.add_column("address")
     table.add_column("try")
     for name, url in endpoints.nodes().items():
-        hint = {"scheduler": "/v1/access", "im": "/v1/messages", "status": "/v1/users/USER/status"}
+        hint = {
+            "scheduler": "/v1/access",
+            "im": "/v1/messages",
+            "status": "/v1/users/USER/status",
+            "registry": "/debug/statistics",
+        }
         table.add_row(name, url, hint.get(name.split("-")[0], "/connection/websocket"))
     console.print(table)
     folder = "" if data.path == Path("roadstead-data") else f" --data {data.path}"

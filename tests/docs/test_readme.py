@@ -57,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             printed += line
         assert shape(printed)[0] == "Roadstead is up"
         promised = next(block for block in blocks("") if block.startswith("Roadstead is up"))
-        assert shape(printed)[1:9] == shape(promised)[1:9]
+        assert shape(printed)[1:12] == shape(promised)[1:12]
         yield folder
         process.send_signal(signal.SIGTERM)
 

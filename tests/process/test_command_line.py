@@ -64,7 +64,7 @@ def test_lookup_and_doctor_tell_how_it_is(system: System) -> None:
     data = ["--data", str(system.data.path)]
     assert "offline" in roadstead("status", "lookup", "nobody", *data).stdout
     looked = json.loads(roadstead("status", "lookup", "nobody", "--json", *data).stdout)
-    assert looked == [{"user": "nobody", "state": "offline", "sessions": []}]
+    assert looked == [{"user": "nobody", "state": "offline", "sessions": [], "last_seen": None}]
     examined = roadstead("doctor", "--json", *data)
     assert examined.returncode == 0
     assert all(finding["is_ok"] for finding in json.loads(examined.stdout))

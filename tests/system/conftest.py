@@ -59,7 +59,9 @@ class System:
 class StockClient:
     """A `centrifuge-python` client as any application would use it; everything it saw is kept."""
 
-    def __init__(self, address: str, ticket: str, get_token: Callable[[], Awaitable[str]] | None = None) -> None:
+    def __init__(
+        self, address: str, ticket: str, get_token: Callable[[], Awaitable[str]] | None = None, *, data: Any = None
+    ) -> None:
         self.server_publications: list[centrifuge.Publication] = []
         self.errors: list[centrifuge.ErrorContext] = []
         self.disconnected: asyncio.Future[centrifuge.DisconnectedContext] = asyncio.get_running_loop().create_future()
@@ -89,7 +91,13 @@ class StockClient:
                     outer.disconnected.set_result(ctx)
 
         self.sdk = centrifuge.Client(
-            address, events=Events(), token=ticket, get_token=get_token, proxy=None, max_reconnect_delay=0.5
+            address,
+            events=Events(),
+            token=ticket,
+            get_token=get_token,
+            data=data,
+            proxy=None,
+            max_reconnect_delay=0.5,
         )
 
     async def send(self, to: str, client_msg_id: str, body: Any = "hi") -> dict[str, Any]:
@@ -108,7 +116,7 @@ class Connect:
 
     def __init__(self, system: System) -> None:
         self._system = system
-        self._clients: list[StockClient] = []
+        self.clients: list[StockClient] = []
 
     async def __call__(self, user: str, *, refreshes: bool = True, candidate: int = 0, **params: str) -> StockClient:
         answer = await self._system.access(user, **params)
@@ -118,13 +126,13 @@ class Connect:
 
         url = answer["candidates"][candidate]["urls"]["websocket"]
         client = StockClient(url, answer["ticket"], get_token if refreshes else None)
-        self._clients.append(client)
+        self.clients.append(client)
         await client.sdk.connect()
         await client.sdk.ready()
         return client
 
     async def close(self) -> None:
-        for client in self._clients:
+        for client in self.clients:
             await client.sdk.disconnect()
 
 

@@ -25,7 +25,7 @@ from roadstead.api import call_api
 from roadstead.client import Client, Incoming
 from scheduler.config import SchedulerConfig
 from scheduler.service import Scheduler
-from status.client import StatusClient, StatusPublisher
+from status.client import StatusClient, status_side
 from status.config import StatusConfig
 from status.service import StatusNode
 from tests.system.conftest import eventually
@@ -37,9 +37,10 @@ TICKET_KEY = ("k1", "a-secret-of-at-least-thirty-two-bytes")
 class Cluster:
     """The roles, each to be started, killed and started again by name; registry and message store outlive them."""
 
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, status: StatusConfig | None = None) -> None:
         self.registry = MemoryRegistry(SystemClock())
         self.store = MemoryMessageStore()
+        self._status = msgspec.structs.replace(status or StatusConfig(), bootstrap_nodes=3)
         self._tasks = tasks
         self._running: dict[str, tuple[Service, asyncio.Task[None]]] = {}
 
@@ -62,10 +63,10 @@ class Cluster:
         service: Service
         match name.split("-", maxsplit=1)[0]:
             case "status":
-                service = StatusNode(StatusConfig(bootstrap_nodes=3), site)
+                service = StatusNode(self._status, site)
             case "access":
                 config = AccessConfig(audit_interval_ms=500)
-                service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), reports=StatusPublisher(site))
+                service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), **status_side(site, users_max=100))
             case "im":
                 service = MessageService(ImConfig(), site, store=self.store, worker=0, statuses=StatusClient(site))
             case _:
