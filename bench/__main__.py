@@ -10,7 +10,18 @@ import click
 from base import log
 from bench.result import Options
 
-NAMES = ("first_message", "status_balance", "status_heartbeat", "status_lookup", "status_update")
+NAMES = (
+    "first_message",
+    "status_balance",
+    "status_events",
+    "status_ghost",
+    "status_heartbeat",
+    "status_lookup",
+    "status_memory",
+    "status_migrate",
+    "status_resize",
+    "status_update",
+)
 
 
 @click.command()

@@ -15,12 +15,15 @@ import redis
 __all__ = ["RedisServer", "redis_server"]
 
 START_TIMEOUT_S = 10.0
+PORT_MAX = 55_000
+"""A cluster node also uses the port 10,000 above."""
 
 
 class RedisServer:
     """A running server: a client for it, and what it cost so far."""
 
     def __init__(self, port: int, pid: int) -> None:
+        self.port = port
         self.client = redis.Redis(port=port)
         self._pid = pid
 
@@ -32,15 +35,20 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server() -> Iterator[RedisServer]:
-    """Run a server until the block ends. Raises RuntimeError when redis-server is not installed."""
+def redis_server(*options: str) -> Iterator[RedisServer]:
+    """Run a server until the block ends. Raises RuntimeError when redis-server is not installed.
+
+    `options` are added to its command line.
+    """
     path = shutil.which("redis-server")
     if path is None:
         raise RuntimeError("redis-server is not installed; `make bench` installs it, or your package manager does")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    port = PORT_MAX + 1
+    while port > PORT_MAX:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    command = [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             server = RedisServer(port, process.pid)

@@ -1,0 +1,238 @@
+"""A status cluster of processes for benchmarks: each status node and each access node is one, to be killed by itself.
+
+The benchmark's own process serves the registry and asks; the others reach it over peer streams on loopback, as they do
+on one machine of an operator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import msgspec
+
+from base import log, loop
+from base.clock import SystemClock
+from base.core.registry import ServiceInstance
+from base.http import Credentials
+from base.ids import Incarnation, NodeId
+from base.node import next_incarnation
+from base.registry import Registry
+from base.registry.memory import MemoryRegistry
+from base.registry.node import RegistryNode
+from base.registry.remote import RemoteRegistry
+from base.site import NodeConfig, Site
+from bench.status_node import opened
+from status.client import StatusClient, StatusPublisher
+from status.config import StatusConfig
+from status.core.partitions import PartitionTable
+from status.service import StatusNode
+from status.table import WISH_KEY, TableFollower, Wish
+
+__all__ = ["Cluster", "Sessions", "bench_site", "churn", "cluster", "has_nodes", "wish"]
+
+PEER_KEY = "bench"
+READY_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Which sessions an access node opens, and how many of them it closes and opens anew each second."""
+
+    first: int
+    count: int
+    changes_per_s: int = 0
+
+
+class Cluster:
+    """The processes, and the clients of the benchmark's own."""
+
+    def __init__(self, registry: MemoryRegistry, url: str, client: StatusClient, table: TableFollower) -> None:
+        self.client = client
+        self.follower = table
+        self._registry = registry
+        self._url = url
+        self._spawn = multiprocessing.get_context("spawn")
+        self._processes: dict[str, BaseProcess] = {}
+
+    @property
+    def table(self) -> PartitionTable:
+        """The newest partition table."""
+        assert self.follower.table is not None
+        return self.follower.table
+
+    def start_status(self, name: str, *, nodes: int, env: Mapping[str, str] | None = None) -> None:
+        """Start a status node; the first table is written when so many `nodes` are there."""
+        self._start(name, _status_process, (self._url, name, nodes, dict(env or {})))
+
+    async def start_access(self, name: str, sessions: Sessions) -> None:
+        """Start an access node, and wait until its sessions are known to their owners."""
+        ready = self._spawn.Event()
+        self._start(name, _access_process, (self._url, name, sessions, ready))
+        async with asyncio.timeout(READY_S):
+            while not ready.is_set():  # noqa: ASYNC110 - another process' event cannot be awaited
+                await asyncio.sleep(0.02)
+
+    def kill(self, name: str) -> None:
+        """End a process as a power cut would."""
+        process = self._processes.pop(name)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+    def is_running(self, name: str) -> bool:
+        """Return whether the process is there; one that died by itself is forgotten."""
+        if self._processes[name].is_alive():
+            return True
+        del self._processes[name]
+        return False
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all processes of the cluster so far, user and system."""
+        ticks = 0
+        for process in self._processes.values():
+            fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    async def wish(self, names: list[str]) -> None:
+        """Ask for a resize to these nodes, at equal weights."""
+        await wish(self._registry, names)
+
+    def is_done(self, names: list[str]) -> bool:
+        """Return whether the table is as wished."""
+        return has_nodes(self.table, names)
+
+    def stop(self) -> None:
+        """End all processes."""
+        for name in list(self._processes):
+            self.kill(name)
+
+    def _start(self, name: str, target: object, arguments: tuple[object, ...]) -> None:
+        process = self._spawn.Process(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]
+        process.start()
+        self._processes[name] = process
+
+
+@asynccontextmanager
+async def cluster(nodes: list[str], *, spares: list[str] | None = None) -> AsyncIterator[Cluster]:
+    """Run a registry, and status nodes as processes, of which the first ones are in the table; until the block ends."""
+    registry = MemoryRegistry(SystemClock())
+    site = bench_site(registry, "registry-1", Incarnation(1))
+    served = RegistryNode(site)
+    table = TableFollower(site)
+    client = StatusClient(bench_site(registry, "client-1", Incarnation(1)), table=table)
+    await served.start()
+    made = Cluster(registry, served.node.http.url, client, table)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(one.run()) for one in (served, table, client)]
+        try:
+            for name in nodes:
+                made.start_status(name, nodes=len(nodes))
+            async with asyncio.timeout(READY_S):
+                await client.wait_ready()
+            for name in spares or []:
+                made.start_status(name, nodes=len(nodes))
+            async with asyncio.timeout(READY_S):
+                while len((await registry.services("status")).items) < len(nodes) + len(spares or []):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            yield made
+        finally:
+            made.stop()
+            for task in running:
+                task.cancel()
+            await served.stop()
+
+
+async def wish(registry: Registry, names: list[str]) -> None:
+    """Ask for a resize to these nodes, at equal weights."""
+    await registry.put(WISH_KEY, msgspec.msgpack.encode(Wish(dict.fromkeys(map(NodeId, names), 1))))
+
+
+def has_nodes(table: PartitionTable | None, names: list[str]) -> bool:
+    """Return whether the partitions are spread over these nodes, and none is on its way."""
+    if table is None or table.moves or not set(table.nodes) == set(names) == set(table.wanted()):
+        return False
+    return max(table.counts().values()) - min(table.counts().values()) <= 1
+
+
+def bench_site(registry: Registry, name: str, incarnation: Incarnation) -> Site:
+    """Return the place of a node of this name on loopback."""
+    return Site(
+        name=NodeId(name),
+        incarnation=incarnation,
+        host="127.0.0.1",
+        port=0,
+        registry=registry,
+        clock=SystemClock(),
+        peer_key=PEER_KEY,
+        credentials=Credentials({}),
+        config=NodeConfig(),
+    )
+
+
+def _status_process(url: str, name: str, nodes: int, env: dict[str, str]) -> None:
+    os.environ.update(env)
+    log.configure(level="warning")
+
+    async def run() -> None:
+        registry = RemoteRegistry(url, node=name, peer_key=PEER_KEY)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(registry.run())
+            site = bench_site(registry, name, await next_incarnation(registry, name))
+            node = StatusNode(StatusConfig(bootstrap_nodes=nodes), site)
+            await node.start()
+            await node.run()
+
+    loop.run(run())
+
+
+def _access_process(url: str, name: str, sessions: Sessions, ready: asyncio.Event) -> None:
+    log.configure(level="warning")
+    loop.run(_report(url, name, sessions, ready))
+
+
+async def _report(url: str, name: str, sessions: Sessions, ready: asyncio.Event) -> None:
+    registry = RemoteRegistry(url, node=name, peer_key=PEER_KEY)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(registry.run())
+        site = bench_site(registry, name, await next_incarnation(registry, name))
+        # Registered, as every access node is: status nodes that take a partition over ask all of them.
+        instance = ServiceInstance(id=name, service="access", url="http://127.0.0.1:9", incarnation=site.incarnation)
+        await registry.register(instance, ttl_ms=10_000)
+        tasks.create_task(_heartbeat(registry, instance))
+        publisher = StatusPublisher(site)
+        tasks.create_task(publisher.run())
+        await publisher.wait_ready()
+        numbers = range(sessions.first, sessions.first + sessions.count)
+        for begin in range(0, sessions.count, 1_000):
+            for number in numbers[begin : begin + 999]:
+                publisher.report(opened(number))
+            last = numbers[begin : begin + 1_000][-1]
+            assert await publisher.open(opened(last), deadline_ms=60_000)
+        ready.set()
+        await churn(publisher, sessions)
+
+
+async def _heartbeat(registry: Registry, instance: ServiceInstance) -> None:
+    while True:
+        await asyncio.sleep(1)
+        await registry.heartbeat(instance.id, instance.incarnation)
+
+
+async def churn(publisher: StatusPublisher, sessions: Sessions) -> None:
+    """Change some sessions all the time; every one of them stays online but for an instant."""
+    number = 0
+    while True:
+        for _ in range(sessions.changes_per_s // 50):
+            number = (number + 1) % sessions.count
+            session = opened(sessions.first + number)
+            publisher.report(msgspec.structs.replace(session, state="away" if number % 2 else "busy"))
+        await asyncio.sleep(0.02)
