@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
+from base.clock import Instant
 from base.errors import RoadsteadError, StaleEpoch
 from base.faultpoint import reach
 from base.ids import Epoch, NodeId, entropy
@@ -26,6 +27,7 @@ from status.api import (
     SERVICE,
     UNKNOWN_SHOWN,
     Beat,
+    BeatReply,
     Closed,
     Evict,
     Lookup,
@@ -183,19 +185,28 @@ class StatusPublisher:
         self._table.on_change(self._adopt)
         self._pool = self.link.pool
         self._core = Publisher(site.name, site.incarnation, entropy())
-        self._news = asyncio.Event()
+        self._ended: asyncio.Future[None] | None = None
+        self._is_beat_soon = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._due: Instant | None = None
         self._confirming: dict[str, list[asyncio.Future[None]]] = {}
         self._log = logger(node=site.name)
 
     async def run(self) -> None:
-        """Keep streams, table and beats going until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.link.run())
-            while True:
-                self._news.clear()
-                for owner, beat in self._core.beats(self._clock.monotonic()):
-                    tasks.create_task(self._send(owner, beat))
-                await self._wait()
+        """Keep streams, table and beats going until cancelled.
+
+        There is no task for the beats, which spares an idle node three wake-ups each: the event loop calls when one is
+        due, or was answered. Raises StaleEpoch when a newer life of this node is known.
+        """
+        self._ended = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.link.run())
+                self._beat_soon()
+                await self._ended
+        finally:
+            self._ended = None
+            self._set_timer(None)
 
     async def wait_ready(self) -> None:
         """Return once there is a table to route by."""
@@ -221,12 +232,13 @@ class StatusPublisher:
     def report(self, opened: Opened) -> None:
         """Report a session, or a change of it, without waiting for its owner."""
         self._core.open(opened)
-        self._news.set()
+        if not self._is_beat_soon:
+            self._beat_soon()
 
     def close(self, closed: Closed) -> None:
         """Report that a session ended; told with the next beat, which leaves at once."""
         self._core.close(closed, self._clock.realtime())
-        self._news.set()
+        self._beat_soon()
 
     def on_evict(self, listener: Callable[[Evict], None]) -> None:
         """Call the listener for each session that the device policy wants closed. Before `run`."""
@@ -244,42 +256,74 @@ class StatusPublisher:
         """Return a snapshot of each link."""
         return self._core.statistics()
 
+    # ---------------------------------------------------------------- inside
+
     def _adopt(self, table: PartitionTable) -> None:
         for point in crossed_by_all("access", self._core.table.epoch, table) if self._core.table else ():
             reach(point)
         self._core.adopt(self._clock.monotonic(), table)
-        self._news.set()
+        self._beat_soon()
 
-    async def _wait(self) -> None:
-        """Return when there are beats to send: news came, an answer freed the way, or a regular time."""
-        due = self._core.next_deadline()
-        if due is None:
-            await self._news.wait()
+    def _beat_soon(self) -> None:
+        """Look for beats to send after this step of the event loop: what else it reports goes with them."""
+        if not self._is_beat_soon and self._ended is not None:
+            self._is_beat_soon = True
+            asyncio.get_running_loop().call_soon(self._beat)
+
+    def _beat(self) -> None:
+        self._is_beat_soon = False
+        if self._ended is None:
             return
-        wait_ms = due - self._clock.monotonic()
-        if wait_ms > 0:
-            timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._news.set)
-            await self._news.wait()
-            timer.cancel()
-        else:
-            await asyncio.sleep(0)
+        now = self._clock.monotonic()
+        for owner, beat in self._core.beats(now):
+            self._send(owner, beat)
+        self._set_timer(self._core.next_deadline())
 
-    async def _send(self, owner: NodeId, beat: Beat) -> None:
+    def _set_timer(self, due: Instant | None) -> None:
+        if due == self._due and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due, self._timer = due, None
+        if due is not None:
+            # A millisecond late rather than early, or it would find nothing to do and come back.
+            wait_ms = max(0, due - self._clock.monotonic()) + 1
+            self._timer = asyncio.get_running_loop().call_later(wait_ms / 1000, self._timed)
+
+    def _timed(self) -> None:
+        self._timer = None
+        self._beat()
+
+    def _send(self, owner: NodeId, beat: Beat) -> None:
+        def done(reply: BeatReply | RoadsteadError) -> None:
+            if isinstance(reply, RoadsteadError):
+                self._failed(owner, beat, reply)
+            else:
+                self._answered(owner, beat, reply)
+
         try:
-            reply = await self._pool.get(owner).call(BEAT, beat, deadline_ms=BEAT_DEADLINE_MS)
-        except StaleEpoch:
-            raise  # a newer life of this node is known: this one must end
+            self._pool.get(owner).ask(BEAT, beat, deadline_ms=BEAT_DEADLINE_MS, done=done)
         except RoadsteadError as error:
-            self._log.info("beat_failed", owner=owner, error=str(error))
-            self._core.failed(self._clock.monotonic(), owner, beat)
-        else:
-            answered = self._core.answered(self._clock.monotonic(), owner, beat, reply)
-            if answered.table is not None:
-                self._table.offer(answered.table)
-            if self._confirming:
-                for session in answered.opened:
-                    self._confirmed(session)
-        self._news.set()
+            self._failed(owner, beat, error)
+
+    def _answered(self, owner: NodeId, beat: Beat, reply: BeatReply) -> None:
+        answered = self._core.answered(self._clock.monotonic(), owner, beat, reply)
+        if answered.table is not None:
+            self._table.offer(answered.table)
+        if self._confirming:
+            for session in answered.opened:
+                self._confirmed(session)
+        if not self._is_beat_soon:
+            self._beat()
+
+    def _failed(self, owner: NodeId, beat: Beat, error: RoadsteadError) -> None:
+        self._log.info("beat_failed", owner=owner, error=str(error))
+        if isinstance(error, StaleEpoch):
+            if self._ended is not None and not self._ended.done():
+                self._ended.set_exception(error)  # a newer life of this node is known: this one must end
+            return
+        self._core.failed(self._clock.monotonic(), owner, beat)
+        self._beat_soon()
 
     def _confirmed(self, session: str) -> None:
         for waiting in self._confirming.get(session, ()):

@@ -42,6 +42,8 @@ __all__ = ["Leader"]
 RENEW_MS = 400
 SESSION_TTL_MS = 1_800
 TICK_MS = 100
+IDLE_TICK_MS = 400
+"""The same while nothing moves: then only a report, a wish or the silence of a node is news."""
 DECIDE_PAUSE_MS = 25
 """Between two decisions: the reports of this time are decided on together. Commits do not wait."""
 RETRY_MS = 100
@@ -66,8 +68,9 @@ class Leader:
         self._to_write: WriteTable | None = None
         self._is_unread = False
         self._work = asyncio.Event()
-        self._reported = asyncio.Event()
+        self._news = asyncio.Event()
         self._urgent = asyncio.Event()
+        table.on_wish(self._news.set)
         self._log = logger(node=site.name)
 
     @property
@@ -85,7 +88,7 @@ class Leader:
         ready = {move for move, progress in ask.report.progress.items() if progress is Progress.READY}
         if any(move.stage is Stage.SEAL and (move.partition, move.move_id) in ready for move in table.moves if ready):
             self._urgent.set()  # requests are parked until the commit
-        self._reported.set()
+        self._news.set()
         return self._grants.term if is_granted else None
 
     async def run(self) -> None:
@@ -187,10 +190,11 @@ class Leader:
                 for event in self._wishes(table):
                     self._step(now, event)
                 self._step(now, Tick())
-            await _wait(self._urgent, DECIDE_PAUSE_MS)
-            if not self._urgent.is_set():
-                await _wait(self._reported, TICK_MS - DECIDE_PAUSE_MS)
-            self._reported.clear()
+            is_idle = table is None or not (table.moves or self._is_unread)
+            await _wait(self._news, IDLE_TICK_MS if is_idle else TICK_MS)
+            if not is_idle:
+                await _wait(self._urgent, DECIDE_PAUSE_MS)
+            self._news.clear()
             self._urgent.clear()
 
     def _wishes(self, table: PartitionTable) -> list[Event]:

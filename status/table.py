@@ -67,7 +67,12 @@ class TableFollower:
         self._diffs: dict[Epoch, TableDiff] = {}
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[PartitionTable], None]] = []
+        self._wish_listeners: list[Callable[[], None]] = []
         self._log = logger(node=site.name)
+
+    def on_wish(self, listener: Callable[[], None]) -> None:
+        """Call the listener each time the operators' wish was read anew."""
+        self._wish_listeners.append(listener)
 
     def on_change(self, listener: Callable[[PartitionTable], None]) -> None:
         """Call the listener with each newer table, at once."""
@@ -128,4 +133,10 @@ class TableFollower:
             elif entry.key == LEADER_KEY:
                 self.leader = NodeId(entry.value.decode())
             elif entry.key == WISH_KEY:
-                self.wish, self.wish_index = msgspec.msgpack.decode(entry.value, type=Wish), entry.index
+                self._take_wish(entry)
+
+    def _take_wish(self, entry: Entry) -> None:
+        if entry.index != self.wish_index:
+            self.wish, self.wish_index = msgspec.msgpack.decode(entry.value, type=Wish), entry.index
+            for listener in self._wish_listeners:
+                listener()

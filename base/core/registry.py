@@ -166,6 +166,10 @@ class RegistryState:
         found = tuple(self._services[key] for key in sorted(self._services) if self._services[key].service == service)
         return self._services_changed.get(service, 0), found
 
+    def service_of(self, instance_id: str) -> str:
+        """Return the service of a live instance."""
+        return self._services[instance_id].service
+
     # ---------------------------------------------------------------- sessions
 
     def open_session(self, now: Instant, session: str, name: str, ttl_ms: int) -> None:

@@ -11,7 +11,7 @@ from base.errors import DeadlineExceeded, PeerUnavailable, RoadsteadError
 from base.ids import entropy
 from base.log import logger
 from base.peer.link import StreamLimits
-from base.peer.stream import PeerStream, Serve
+from base.peer.stream import Done, PeerStream, Serve
 from base.peer.upgrade import connect
 from base.peer.wire import Method
 
@@ -80,6 +80,12 @@ class PeerClient:
         stream = await self._wait_for_stream(deadline_ms)
         left_ms = max(1, int((give_up - loop.time()) * 1000))
         return await stream.call(method, request, deadline_ms=left_ms)
+
+    def ask(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int, done: Done) -> None:
+        """As `PeerStream.ask`. Raises PeerUnavailable when no stream is up: this never waits for one."""
+        if self._stream is None:
+            raise PeerUnavailable(f"no stream to {self.peer}", peer=self.peer)
+        self._stream.ask(method, request, deadline_ms=deadline_ms, done=done)
 
     async def wait_connected(self, *, deadline_ms: int) -> None:
         """Return when a stream is up. Raises DeadlineExceeded."""

@@ -6,12 +6,13 @@ handled. There is no task here: the event loop calls when bytes arrived, and eac
 Limits, each with its meaning:
     queue_bytes_max   what may wait to be written. What would exceed it is refused before it is put; replies, which are
                       owed, are put all the same, and while they exceed it nothing is read: who asks must read
-    KEEPALIVE_S       after so long without anything to send, an empty batch is sent
-    SILENCE_S         after so long without anything received, the connection counts as dead
-    WRITE_TIMEOUT_S   how long the other side may leave the socket full before it is cut off
+    QUIET_TICKS       after so long without anything to send, an empty batch is sent
+    SILENT_TICKS      after so long without anything received, the connection counts as dead
+    STUCK_TICKS       how long the other side may leave the socket full before it is cut off
 
-The three times are counted in ticks, each of which gives the event loop the chance to read, rather than read off the
-clock: a process that was paused itself must not blame its peers.
+The three times are counted in ticks of `tick_s` (5 s), each of which gives the event loop the chance to read, rather
+than read off the clock: a process that was paused itself must not blame its peers. A tick costs an idle process a
+wake-up, so there are few; a time is over at the tick after it, 15 to 20 s for the silence.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from base.peer.wire import KEEPALIVE, Envelope, FrameReader, decode_batch, encod
 
 __all__ = ["Link", "StreamLimits"]
 
-KEEPALIVE_S = 5
-SILENCE_S = 15
-WRITE_TIMEOUT_S = 10
+QUIET_TICKS = 1
+SILENT_TICKS = 4
+STUCK_TICKS = 3
+assert SILENT_TICKS > 2 * QUIET_TICKS, "two keepalives are never further apart than two ticks"
 CLOSE_TIMEOUT_S = 1.0
 
 BATCH_BYTES = 512 * 1024
@@ -41,8 +43,8 @@ class StreamLimits:
 
     queue_bytes_max: int = 16 * 1024 * 1024
     inflight_max: int = 1024
-    tick_s: float = 1.0
-    """How long a second of the times above takes; tests make it shorter."""
+    tick_s: float = 5.0
+    """Seconds between two looks at the times of a link; tests make it shorter."""
 
 
 class Link(asyncio.Protocol):
@@ -191,15 +193,15 @@ class Link(asyncio.Protocol):
         self._quiet += 1
         self._silent += 1
         self._stuck += 1
-        if self._is_full and self._stuck >= WRITE_TIMEOUT_S:
-            self._log.info("peer_stream_write_timed_out", deadline_s=WRITE_TIMEOUT_S)
+        if self._is_full and self._stuck >= STUCK_TICKS:
+            self._log.info("peer_stream_write_timed_out")
             self.abort()
             return
-        if self._is_reading and self._silent >= SILENCE_S:
-            self._log.info("peer_stream_fell_silent", deadline_s=SILENCE_S)
+        if self._is_reading and self._silent >= SILENT_TICKS:
+            self._log.info("peer_stream_fell_silent")
             self.abort()
             return
-        if self._quiet >= KEEPALIVE_S and not self._is_full:
+        if self._quiet >= QUIET_TICKS and not self._is_full:
             self._quiet = 0
             self._transport.write(KEEPALIVE)
         self._ticking = self._loop.call_later(self._limits.tick_s, self._tick)

@@ -42,7 +42,7 @@ from base.peer.wire import (
     encode_request,
 )
 
-__all__ = ["Handlers", "PeerStream", "Serve"]
+__all__ = ["Done", "Handlers", "PeerStream", "Serve"]
 
 STOP_TIMEOUT_S = 1.0
 EXPIRY_STEP_S = 0.005
@@ -54,8 +54,11 @@ Rep = TypeVar("Rep")
 Serve = Callable[[Any, str], Any]
 """(request, name of the calling node) -> reply, or an awaitable of it. A plain function is served without a task."""
 
-_Call = tuple[asyncio.Future[Any], Method[Any, Any], float]
-"""Who waits for the reply, how to decode it, when to give up."""
+Done = Callable[[Any], None]
+"""Gets the reply, or the RoadsteadError that stands for it."""
+
+_Call = tuple[Done, Method[Any, Any], float]
+"""Who gets the reply, how to decode it, when to give up."""
 
 Handlers = Mapping[str, tuple[Method[Any, Any], Serve]]
 
@@ -98,18 +101,37 @@ class PeerStream:
         Requests leave in the order of the calls. Raises the peer's error, DeadlineExceeded or PeerUnavailable (both:
         outcome unknown), or Overloaded or TooLarge (nothing was sent).
         """
+        future: asyncio.Future[Rep] = self._loop.create_future()
+
+        def done(reply: Rep | RoadsteadError) -> None:
+            if future.done():
+                return
+            if isinstance(reply, RoadsteadError):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+        request_id = self.ask(method, request, deadline_ms=deadline_ms, done=done)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._waiting.pop(request_id, None)
+            raise
+
+    def ask(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int, done: Done) -> int:
+        """Send a request; `done` gets what `call` would return or raise, later and once. Return the request's number.
+
+        For who asks all the time: it takes neither a task nor a future. Raises what `call` raises before anything was
+        sent: PeerUnavailable, Overloaded or TooLarge.
+        """
         request_id = self._next_id
         self._next_id += 1
         self._put(encode_request(request_id, method.name, deadline_ms, request))
-        future: asyncio.Future[Rep] = self._loop.create_future()
         due = self._loop.time() + deadline_ms / 1000
-        self._waiting[request_id] = future, method, due
+        self._waiting[request_id] = done, method, due
         if due < self._expires_at:
             self._expire_at(due)
-        try:
-            return await future
-        finally:
-            self._waiting.pop(request_id, None)
+        return request_id
 
     def push(self, method: Method[Req, Any], message: Req) -> None:
         """Queue a message that wants no reply; arrival is not confirmed.
@@ -164,26 +186,29 @@ class PeerStream:
                 case Push():
                     self._serve_push(envelope)
                 case Failure():
-                    self._reject(envelope.id, from_wire(envelope.code, envelope.message, envelope.detail))
+                    self._settle(envelope.id, from_wire(envelope.code, envelope.message, envelope.detail))
 
     def _resolve(self, reply: Reply) -> None:
         found = self._waiting.get(reply.id)
-        if found is None or found[0].done():
+        if found is None:
             return  # too late: its caller has given up
-        future, method, _ = found
         try:
-            future.set_result(method.decode_reply(reply.body))
+            result = found[1].decode_reply(reply.body)
         except RemoteProtocolError as error:
-            future.set_exception(error)
+            result = error
+        self._settle(reply.id, result)
 
-    def _reject(self, request_id: int, error: RoadsteadError) -> None:
-        found = self._waiting.get(request_id)
-        if found is not None and not found[0].done():
-            found[0].set_exception(error)
+    def _settle(self, request_id: int, result: Any) -> None:
+        found = self._waiting.pop(request_id, None)
+        if not self._waiting and self._expiring is not None:
+            # Who asks once in a while would be woken by it each time, for nothing.
+            self._expiring.cancel()
+            self._expires_at, self._expiring = math.inf, None
+        if found is not None:
+            found[0](result)
 
     def _expire_at(self, due: float) -> None:
-        # One timer for all calls, which nearly always finds that those it was set for have long been answered: a timer
-        # for each would cost more than the rest of a call's bookkeeping.
+        # One timer for all calls, which nearly always finds that those it was set for have long been answered.
         if self._expiring is not None:
             self._expiring.cancel()
         self._expires_at = due
@@ -191,25 +216,20 @@ class PeerStream:
 
     def _expire(self) -> None:
         now = self._loop.time()
-        nearest = math.inf
-        for request_id, (_, method, due) in self._waiting.items():
-            if due <= now:
-                self._reject(
-                    request_id, DeadlineExceeded(f"{method.name} at {self.peer}: no reply in time", peer=self.peer)
-                )
-            elif due < nearest:
-                nearest = due
         self._expires_at, self._expiring = math.inf, None
-        if nearest < math.inf:
+        late = [(request_id, method) for request_id, (_, method, due) in self._waiting.items() if due <= now]
+        for request_id, method in late:
+            message = f"{method.name} at {self.peer}: no reply in time"
+            self._settle(request_id, DeadlineExceeded(message, peer=self.peer))
+        if self._waiting:
             # Not at once again: if many calls wait, each look at all of them must be worth it.
+            nearest = min(due for _, _, due in self._waiting.values())
             self._expire_at(max(nearest, now + EXPIRY_STEP_S))
 
     def _ended(self) -> None:
-        if self._expiring is not None:
-            self._expiring.cancel()
-        for request_id in self._waiting:
+        for request_id in tuple(self._waiting):
             message = f"the stream to {self.peer} broke before the reply"
-            self._reject(request_id, PeerUnavailable(message, peer=self.peer))
+            self._settle(request_id, PeerUnavailable(message, peer=self.peer))
         # What is being served has nobody left to answer to.
         for task in self._serving:
             task.cancel()

@@ -1,16 +1,17 @@
 """The registry in this process's memory: for one process, for tests, for the simulator's shells.
 
-The state and its rules are `base.core.registry`; this adds waiting. Nothing runs in the background: whatever ran out of
-time ends at the next call, and a blocking read wakes itself for the next deadline.
+The state and its rules are `base.core.registry`; this adds waiting. Whatever ran out of time ends at the next call, or
+by the one timer that runs while anybody waits. A change wakes those who wait for what it changed, and nobody else: a
+heartbeat without news wakes no one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeVar
 
-from base.clock import Clock
+from base.clock import Clock, Instant
 from base.core.registry import Entry, KeyChange, RegistryState, ServiceInstance, Stale
 from base.errors import CasConflict, LimitExceeded, SessionLost
 from base.ids import new_uuid
@@ -23,6 +24,9 @@ NOTE_BYTES_MAX = 4 * 1024
 
 T = TypeVar("T")
 
+_Topic = tuple[Literal["scan", "services"], str]
+"""What a blocking read waits for: a key prefix, or a service."""
+
 
 class MemoryRegistry:
     """Implements `Registry`. Use it from one event loop."""
@@ -30,7 +34,9 @@ class MemoryRegistry:
     def __init__(self, clock: Clock, *, entries: list[Entry] | None = None, index: int = 0) -> None:
         self._clock = clock
         self._state = RegistryState(entries=entries, index=index)
-        self._changed = asyncio.Event()
+        self._waiting: dict[_Topic, asyncio.Event] = {}
+        self._expiring: asyncio.TimerHandle | None = None
+        self._expires_at = Instant(0)
         # Keeps "plan, persist, apply" of one change whole while an adapter below awaits its disk.
         self._write_lock = asyncio.Lock()
         self._committing = False
@@ -41,7 +47,7 @@ class MemoryRegistry:
 
     async def scan(self, prefix: str, *, after: int = -1, wait_ms: int = 0) -> View[Entry]:
         """See the port."""
-        return await self._wait(lambda: View(*self._now().scan(prefix)), after, wait_ms)
+        return await self._wait(("scan", prefix), lambda: View(*self._now().scan(prefix)), after, wait_ms)
 
     async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
         """See the port."""
@@ -70,15 +76,19 @@ class MemoryRegistry:
             if not self._now().register(self._clock.monotonic(), instance, ttl_ms):
                 raise SessionLost(f"a newer life of {instance.id} is registered", instance=instance.id)
             self._wake()
+            self._expire_in_time()
 
     async def heartbeat(self, instance_id: str, incarnation: int, note: bytes = b"") -> None:
         """See the port."""
         if len(note) > NOTE_BYTES_MAX:
             raise LimitExceeded(f"the note of {instance_id} is over {NOTE_BYTES_MAX} bytes", what="note_bytes")
         async with self._write_lock:
-            if not self._now().heartbeat(self._clock.monotonic(), instance_id, incarnation, note):
+            state = self._now()
+            index = state.index
+            if not state.heartbeat(self._clock.monotonic(), instance_id, incarnation, note):
                 raise SessionLost(f"the registration of {instance_id} lapsed", instance=instance_id)
-            self._wake()
+            if state.index != index:
+                self._wake([("services", state.service_of(instance_id))])
 
     async def deregister(self, instance_id: str, incarnation: int) -> None:
         """See the port."""
@@ -88,12 +98,13 @@ class MemoryRegistry:
 
     async def services(self, service: str, *, after: int = -1, wait_ms: int = 0) -> View[ServiceInstance]:
         """See the port."""
-        return await self._wait(lambda: View(*self._now().services(service)), after, wait_ms)
+        return await self._wait(("services", service), lambda: View(*self._now().services(service)), after, wait_ms)
 
     async def open_session(self, name: str, *, ttl_ms: int) -> str:
         """See the port."""
         session = new_uuid()
         self._now().open_session(self._clock.monotonic(), session, name, ttl_ms)
+        self._expire_in_time()
         return session
 
     async def renew_session(self, session: str) -> None:
@@ -148,7 +159,7 @@ class MemoryRegistry:
                 self._state.apply(change)
         finally:
             self._committing = False
-        self._wake()
+        self._wake([topic for topic in self._waiting if topic[0] == "scan" and change.key.startswith(topic[1])])
         ended_by = cancelled or failure
         if ended_by is not None:
             raise ended_by
@@ -159,21 +170,40 @@ class MemoryRegistry:
             self._wake()
         return self._state
 
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _wake(self, topics: Iterable[_Topic] | None = None) -> None:
+        """Let those who wait for these topics look again; None is everybody."""
+        for topic in tuple(self._waiting) if topics is None else topics:
+            event = self._waiting.pop(topic, None)
+            if event is not None:
+                event.set()
 
-    async def _wait(self, read: Callable[[], View[T]], after: int, wait_ms: int) -> View[T]:
+    def _expire_in_time(self) -> None:
+        """See to it that whatever ends first ends on time while somebody waits."""
+        deadline = self._state.next_deadline()
+        if deadline is None or not self._waiting or (self._expiring is not None and deadline >= self._expires_at):
+            return
+        if self._expiring is not None:
+            self._expiring.cancel()
+        self._expires_at = deadline
+        wait_ms = max(1, deadline - self._clock.monotonic())
+        self._expiring = asyncio.get_running_loop().call_later(wait_ms / 1000, self._expire)
+
+    def _expire(self) -> None:
+        self._expiring = None
+        self._now()
+        self._expire_in_time()
+
+    async def _wait(self, topic: _Topic, read: Callable[[], View[T]], after: int, wait_ms: int) -> View[T]:
         give_up = self._clock.monotonic() + wait_ms
         while (view := read()).index == after:
-            now = self._clock.monotonic()
-            if now >= give_up:
+            left_ms = give_up - self._clock.monotonic()
+            if left_ms <= 0:
                 break
-            next_deadline = self._state.next_deadline()
-            wake_at = give_up if next_deadline is None else min(give_up, next_deadline)
+            event = self._waiting.setdefault(topic, asyncio.Event())
+            self._expire_in_time()
             try:
-                async with asyncio.timeout(max(wake_at - now, 1) / 1000):
-                    await self._changed.wait()
+                async with asyncio.timeout(left_ms / 1000):
+                    await event.wait()
             except TimeoutError:
                 continue
         return view

@@ -18,7 +18,7 @@ from base.errors import DeadlineExceeded, Overloaded, PeerUnavailable, RemotePro
 from base.http import HttpServer
 from base.metrics import Metrics
 from base.peer import Method, PeerClient, PeerServer
-from base.peer.link import SILENCE_S, WRITE_TIMEOUT_S, StreamLimits
+from base.peer.link import SILENT_TICKS, STUCK_TICKS, StreamLimits
 from base.peer.server import PEER_PATH
 from base.peer.upgrade import HEAD_BYTES_MAX, PROTOCOL, connect
 from base.peer.wire import FRAME_BYTES_MAX, KEEPALIVE, FrameReader, encode_frame, encode_push, encode_request
@@ -26,7 +26,7 @@ from base.peer.wire import FRAME_BYTES_MAX, KEEPALIVE, FrameReader, encode_frame
 ECHO = Method("test.echo", str, str)
 TELL = Method("test.tell", str, str)
 
-QUICK = StreamLimits(tick_s=0.01)
+QUICK = StreamLimits(tick_s=0.05)
 SWITCHED = f"HTTP/1.1 101 Switching Protocols\r\nupgrade: {PROTOCOL}\r\nConnection: upgrade\r\n\r\n".encode()
 
 LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -206,7 +206,7 @@ def test_two_that_have_nothing_to_say_stay_connected(new_loop: NewLoop) -> None:
             )
             running = tasks.create_task(client.run())
             await client.call(ECHO, "", deadline_ms=5_000)
-            await asyncio.sleep(3 * SILENCE_S * QUICK.tick_s)
+            await asyncio.sleep(3 * SILENT_TICKS * QUICK.tick_s)
             assert await client.call(ECHO, "still", deadline_ms=5_000) == "still"
             assert len(ups) == 1
             running.cancel()
@@ -217,7 +217,7 @@ def test_two_that_have_nothing_to_say_stay_connected(new_loop: NewLoop) -> None:
 @LOOPS
 def test_who_asks_and_does_not_read_is_no_longer_heard_then_cut_off(new_loop: NewLoop) -> None:
     """Replies are owed, so what bounds them is that no more requests are read."""
-    limits = StreamLimits(queue_bytes_max=1_000_000, tick_s=0.01)
+    limits = StreamLimits(queue_bytes_max=1_000_000, tick_s=0.05)
 
     async def scenario() -> None:
         async with serving(limits) as served, served.foreign() as foreign:
@@ -358,7 +358,7 @@ def test_what_comes_with_the_101_finds_the_new_streams_state(new_loop: NewLoop) 
 @LOOPS
 def test_a_peer_that_does_not_read_costs_a_bounded_queue_and_is_cut_off(new_loop: NewLoop) -> None:
     """What does not fit is refused, and after the write timeout the stream ends; its calls' outcome is unknown."""
-    limits = StreamLimits(queue_bytes_max=2_000_000, tick_s=0.02)
+    limits = StreamLimits(queue_bytes_max=2_000_000, tick_s=0.1)
 
     async def scenario() -> None:
         async with answering(SWITCHED, limits=limits) as client, asyncio.TaskGroup() as tasks:
@@ -376,7 +376,7 @@ def test_a_peer_that_does_not_read_costs_a_bounded_queue_and_is_cut_off(new_loop
                 await asyncio.sleep(0)
             started = loop.time()
             assert isinstance(await call, PeerUnavailable)
-            assert loop.time() - started > limits.tick_s * (WRITE_TIMEOUT_S - 5)
+            assert loop.time() - started > limits.tick_s * (STUCK_TICKS - 1)
             running.cancel()
 
     run(new_loop, scenario())

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def roadstead(*arguments: str, stdin: str = "", **environment: str) -> subproces
         check=False,
         env={**os.environ, **environment},
     )
+
+
+def free_range(count: int = 20) -> int:
+    """The first of some ports of which none is in use, and none is given to whoever asks for any."""
+    for first in range(21_000, 29_000, count):
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError("no free ports")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +97,7 @@ def test_a_folder_in_use_and_a_port_in_use_are_one_line_each(system: System, tmp
     assert used.returncode == 2
     assert f"is in use by process {system.endpoints.pid}; stop it, or choose another with --data" in used.stderr
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", free_range()))
         taken.listen()
         port = taken.getsockname()[1]
         clash = roadstead("up", "--port", str(port), "--data", str(tmp_path / "data"))
