@@ -1,18 +1,27 @@
-"""Which event loop runs everything: uvloop where it exists, which costs less CPU per socket event."""
+"""Which event loop runs everything: uvloop where it exists, which costs less CPU per socket event.
+
+The garbage collector looks for cycles more rarely than by default, every 700 new objects: what lives long here is in
+large dictionaries and hardly ever in cycles, and looking took an eighth of the CPU of a busy status node.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 __all__ = ["run"]
+
+GC_THRESHOLDS = (20_000, 20, 20)
+"""New objects before the youngest are looked through, about a millisecond; and how often the older ones are beside."""
 
 T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, as `asyncio.run` does."""
+    gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         return runner.run(main)
 

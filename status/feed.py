@@ -63,8 +63,7 @@ class EventFeed:
                 self._log.owned(turn.partition, turn.owner_epoch)
             else:
                 self._log.released(turn.partition)
-        if changes:
-            self._log.extend(changes, self._clock.realtime())
+        self._log.extend(changes, self._clock.realtime())
         if self._waits:
             self._wake()
 

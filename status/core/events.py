@@ -11,12 +11,13 @@ follows `Page.next` never misses that a session came or went, over crashes and m
 
 Each event has a `user_seq`, which grows for each user whoever the owner is. From the top it is made of the owner's
 epoch, which grows with each change of the owner; the owner's incarnation, which grows when it restarts and keeps its
-partitions; and a count of the partition's events in that life. A resync carries that of the newest event that it
-includes. So a reader keeps the greatest that it saw of each partition, and ignores an event that is not greater and a
+partitions; and the event's position in the log of that life. A resync carries the end of the log at which it was
+expanded. So a reader keeps the greatest that it saw of each partition, and ignores an event that is not greater and a
 resync that is smaller: then repeats do no harm, nor do news of two owners that are read in the wrong order. Readers
 have it as a text that compares like the number, since many keep numbers as floats of 53 bits.
 
-Sessions stay packed in the log: most events are never read, and to log one costs half a microsecond.
+Most events are never read, so to log one costs next to nothing: what happened in one millisecond is one *block*, kept
+as it was told, with packed sessions. Whose event it is, and with which number, is made of its position when it is read.
 
 ```
     position    41      42      43      44        45      46
@@ -36,9 +37,12 @@ Invariants:
 from __future__ import annotations
 
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Generic, Literal, TypeVar
+from itertools import islice, pairwise
+from typing import Annotated, Final, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -66,13 +70,14 @@ CURSOR_CHARS_MAX = 8_000
 """Servers and proxies take a request line of about 8 kB."""
 
 _LIFE_BITS = 24
-_COUNT_BITS = 40
-"""A partition with a thousand events a second takes 35 years to count through them."""
+_POSITION_BITS = 48
+"""A log with a hundred thousand events a second takes 89 years to come to its end."""
 
 Item = TypeVar("Item")
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 EventKind = Literal["connect", "state", "disconnect"]
+_NEVER = Timestamp(0)
 # By the number of what a merge changed: the members of an enumeration hash slowly.
 _KIND_OF: Final[tuple[EventKind | None, ...]] = (None, "connect", "state", "disconnect", None)
 assert len(_KIND_OF) == len(Merged)
@@ -123,16 +128,28 @@ class Page(Generic[Item]):
     is_at_end: bool
 
 
+_Change = tuple[int, str, bytes, Merged]
+"""Partition, user, the packed session, what happened to it."""
+
+
 @dataclass(slots=True)
-class _Partition:
-    """A partition that the node owns or owned: the newest `user_seq`, and its live resync's position, 0 for none."""
+class _Span:
+    """A time in which the node speaks for a partition: after position `since`, up to `until`, None while it does.
 
-    user_seq: int
-    resync_at: int
+    `base` is what each `user_seq` begins with.
+    """
+
+    base: int
+    since: int
+    until: int | None = None
 
 
-# An event as the log keeps it: all that is in a SessionEvent, and nothing that the garbage collector has to look at.
-_Logged = tuple[int, int, EventKind, Timestamp, str, bytes]
+class _Block(NamedTuple):
+    """What happened at one time, from position `first` on. A number is a partition that the node owns from there on."""
+
+    first: int
+    at: Timestamp
+    items: list[_Change | int]
 
 
 class EventLog:
@@ -146,9 +163,10 @@ class EventLog:
         self._incarnation = incarnation
         self._capacity = capacity
         self._head = 0
-        # The item of position p is at (p - 1) % capacity; a number is a partition's resync.
-        self._ring: list[_Logged | int] = []
-        self._partitions: dict[int, _Partition] = {}
+        self._blocks: deque[_Block] = deque()
+        # The last one is live if its `until` is None; older ones go when nothing of their time is held any more.
+        self._spans: dict[int, list[_Span]] = {}
+        self._spoken_for: set[int] = set()
 
     @property
     def head(self) -> Place:
@@ -160,30 +178,30 @@ class EventLog:
 
         `owner_epoch` must be greater than that of every other node that spoke for the partition before.
         """
-        known = self._partitions.get(partition, _Partition(0, 0))
-        first = ((owner_epoch << _LIFE_BITS) + self._incarnation) << _COUNT_BITS
-        assert known.user_seq >> _LIFE_BITS + _COUNT_BITS <= owner_epoch, "an owner's epoch never falls"
-        self._append(partition)
-        self._partitions[partition] = _Partition(max(first, known.user_seq), self._head)
+        self.released(partition)
+        self._append([partition], self._blocks[-1].at if self._blocks else _NEVER)
+        base = ((owner_epoch << _LIFE_BITS) + self._incarnation) << _POSITION_BITS
+        spans = [span for span in self._spans.get(partition, ()) if span.until is None or span.until > self._tail]
+        assert not spans or spans[-1].base <= base, "an owner's epoch never falls"
+        self._spans[partition] = [*spans, _Span(base, self._head)]
+        self._spoken_for.add(partition)
 
     def released(self, partition: int) -> None:
         """This node no longer speaks for the partition: the next owner's log goes on."""
-        if known := self._partitions.get(partition):
-            known.resync_at = 0
+        if partition in self._spoken_for:
+            self._spoken_for.remove(partition)
+            self._spans[partition][-1].until = self._head
 
-    def extend(self, changes: Iterable[tuple[int, str, bytes, Merged]], at: Timestamp) -> None:
+    def extend(self, changes: Sequence[_Change], at: Timestamp) -> None:
         """Add what happened, in order: partition, user, the packed session, what it changed.
 
         What happened where this node does not speak for the partition is left out: a resync will include it.
         """
-        partitions, append = self._partitions, self._append
-        for partition, user, entry, merged in changes:
-            known = partitions.get(partition)
-            if known is not None and known.resync_at:
-                kind = _KIND_OF[merged]
-                assert kind is not None, "nobody is told of what nobody can see"
-                known.user_seq += 1
-                append((partition, known.user_seq, kind, at, user, entry))
+        spoken_for = self._spoken_for
+        if not spoken_for.issuperset([change[0] for change in changes]):
+            changes = [change for change in changes if change[0] in spoken_for]
+        if changes:
+            self._append(changes, at)
 
     def read(
         self, place: Place | None, limit: int, open_sessions: Callable[[int], int] = lambda _: 0
@@ -205,59 +223,87 @@ class EventLog:
             items.append(self._resync(partition))
             size += 1 + open_sessions(partition)
         after = place.after
-        while after < self._head and size < limit:
-            after += 1
-            item = self._ring[(after - 1) % self._capacity]
-            if isinstance(item, tuple):
-                partition, user_seq, kind, at, user, entry = item
-                items.append(SessionEvent(partition, _text(user_seq), kind, at, user, entry))
+        for position, at, item in self._logged_after(after):
+            if size >= limit:
+                break
+            after = position
+            if not isinstance(item, tuple):
+                if item in self._spoken_for and self._spans[item][-1].since == position:
+                    items.append(self._resync(item))
+                    size += 1 + open_sessions(item)
+            else:
+                items.append(self._event(position, at, item))
                 size += 1
-            elif self._partitions[item].resync_at == after:
-                items.append(self._resync(item))
-                size += 1 + open_sessions(item)
         return Page(tuple(items), Place(self.feed, after), is_at_end=after == self._head)
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
-        return {"head": self._head, "events": len(self._ring), "partitions": len(self._owned_from(0))}
+        return {"head": self._head, "events": self._head - self._tail, "partitions": len(self._spoken_for)}
 
     def check_invariants(self) -> None:
         """Assert what one state shows of I1, I2 and I4."""
-        assert len(self._ring) == min(self._head, self._capacity), "I1"
-        newest: dict[int, int] = {}
-        for position in range(self._head - len(self._ring) + 1, self._head + 1):
-            item = self._ring[(position - 1) % self._capacity]
-            if isinstance(item, tuple):
-                partition, user_seq, *_ = item
-                assert newest.get(partition, 0) < user_seq <= self._partitions[partition].user_seq, "I2"
-                newest[partition] = user_seq
-            else:
-                assert self._partitions[item].resync_at in (0, *range(position, self._head + 1)), "I4"
+        at = self._blocks[0].first if self._blocks else self._head + 1
+        assert at <= self._tail + 1, "I1"
+        for block in self._blocks:
+            assert block.items, "I1"
+            assert block.first == at, "I1"
+            at += len(block.items)
+        assert at == self._head + 1, "I1"
+        for partition, spans in self._spans.items():
+            assert [span.until is None for span in spans] == [False] * (len(spans) - 1) + [
+                partition in self._spoken_for
+            ], "I4"
+            for earlier, later in pairwise(spans):
+                assert earlier.base <= later.base, "I2"
+                assert earlier.until is not None, "I4"
+                assert earlier.since <= earlier.until < later.since, "I2"
 
     # ---------------------------------------------------------------- inside
 
-    def _append(self, item: _Logged | int) -> None:
-        if len(self._ring) < self._capacity:
-            self._ring.append(item)
+    @property
+    def _tail(self) -> int:
+        """The position before the oldest that is held."""
+        return max(0, self._head - self._capacity)
+
+    def _append(self, items: Sequence[_Change | int], at: Timestamp) -> None:
+        blocks = self._blocks
+        if blocks and blocks[-1].at == at:
+            blocks[-1].items.extend(items)
         else:
-            self._ring[self._head % self._capacity] = item
-        self._head += 1
+            blocks.append(_Block(self._head + 1, at, list(items)))
+        self._head += len(items)
+        while len(blocks) > 1 and blocks[1].first <= self._tail + 1:
+            blocks.popleft()
+
+    def _logged_after(self, after: int) -> Iterator[tuple[int, Timestamp, _Change | int]]:
+        """Yield what was logged after a position that is held, with its position and time."""
+        blocks = self._blocks
+        index = bisect_right(blocks, after + 1, key=lambda block: block.first) - 1
+        for block in islice(blocks, max(0, index), None):
+            begin = max(0, after + 1 - block.first)
+            for offset, item in enumerate(islice(block.items, begin, None), begin):
+                yield block.first + offset, block.at, item
+
+    def _event(self, position: int, at: Timestamp, change: _Change) -> SessionEvent:
+        partition, user, entry, merged = change
+        kind = _KIND_OF[merged]
+        assert kind is not None, "nobody is told of what nobody can see"
+        base = next(span.base for span in reversed(self._spans[partition]) if span.since < position)
+        return SessionEvent(partition, _text(base + position), kind, at, user, entry)
 
     def _is_held(self, place: Place) -> bool:
-        return place.feed == self.feed and self._head - len(self._ring) <= place.after <= self._head
+        return place.feed == self.feed and self._tail <= place.after <= self._head
 
     def _owned_from(self, first: int | None) -> list[int]:
-        if first is None:
-            return []
-        return sorted(one for one, known in self._partitions.items() if one >= first and known.resync_at)
+        return [] if first is None else sorted(one for one in self._spoken_for if one >= first)
 
     def _resync(self, partition: int) -> Resync:
-        return Resync(partition, _text(self._partitions[partition].user_seq))
+        return Resync(partition, _text(self._spans[partition][-1].base + self._head))
 
 
 def _text(user_seq: int) -> str:
     """Return a sequence as readers have it; all are equally long."""
-    return f"{user_seq:024x}"
+    return f"{user_seq:026x}"
 
 
 # ---------------------------------------------------------------- several nodes

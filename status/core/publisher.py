@@ -19,9 +19,10 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import Protocol
 
 import msgspec
@@ -39,7 +40,10 @@ BEAT_MS = 1_000
 SPREAD_MS = BEAT_MS // 10
 RETRY_MS = 100
 ENTRIES_PER_BEAT = 2_000
-"""A beat ends after the partition that reaches this."""
+BYTES_PER_BEAT = 1_000_000
+"""A beat ends after the partition, or the change, that reaches one of these."""
+PENDING_MAX = 20_000
+"""More changes than this do not wait for an owner that does not answer: it is told everything instead."""
 AUDIT_PARTITIONS = 64
 """How many partitions one audit covers."""
 AUDITS_PER_BEAT = 16
@@ -92,6 +96,8 @@ class _Link:
     """Partitions that came to this owner, to be audited before it is relied on."""
     turn: list[int] = field(default_factory=list)
     """What is left of this turn of the regular audit."""
+    audit_at: Instant = Instant(0)
+    """When to go on with it: under load there are many beats a second."""
     stamp: Stamp = field(default_factory=Stamp)
     """The last one that it gave."""
     unshown: dict[_Session, int] = field(default_factory=dict)
@@ -299,6 +305,10 @@ class Publisher:
         for session, seq in zip(flight.told, flight.seqs, strict=True):
             if session.seq == seq:
                 self._put(session)
+        if len(link.pending) > PENDING_MAX:
+            # It may be away for long, and closed sessions are kept for nothing else. The floor says the same of them.
+            link.full |= {session.partition for session in link.pending.values()}
+            link.pending.clear()
 
     def next_deadline(self) -> Instant | None:
         """Return when `beats` has something to do; None when it waits for answers only."""
@@ -359,23 +369,24 @@ class Publisher:
 
     def _beat(self, now: Instant, link: _Link, table: PartitionTable) -> Beat:
         full: list[int] = []
-        told: list[_Session] = []
         sessions: list[_Session] = []
+        size = 0
         for partition in link.full:
-            if len(sessions) >= ENTRIES_PER_BEAT:
+            if len(sessions) >= ENTRIES_PER_BEAT or size >= BYTES_PER_BEAT:
                 break
             full.append(partition)
-            sessions.extend(self._members[partition].values())
+            members = self._members[partition].values()
+            sessions.extend(members)
+            size += sum([len(session.entry) for session in members])
         link.full.difference_update(full)
         listed = frozenset(full)
         covered = [key for key, session in link.pending.items() if session.partition in listed] if listed else []
-        told += [link.pending.pop(key) for key in covered]
-        left = max(0, ENTRIES_PER_BEAT - len(sessions))
-        news = list(link.pending.values())[:left]
-        link.pending = dict(islice(link.pending.items(), left, None)) if len(link.pending) > left else {}
-        sessions += news
-        told += news
-        asked = self._due_audits(link)
+        told = [link.pending.pop(key) for key in covered]
+        if link.pending:
+            news = self._take_news(link, max(0, ENTRIES_PER_BEAT - len(sessions)), max(0, BYTES_PER_BEAT - size))
+            sessions += news
+            told += news
+        asked = self._due_audits(now, link)
         beat = Beat(
             self._incarnation,
             table.epoch,
@@ -392,7 +403,20 @@ class Publisher:
         return beat
 
     @staticmethod
-    def _due_audits(link: _Link) -> list[list[int]]:
+    def _take_news(link: _Link, entries_max: int, bytes_max: int) -> list[_Session]:
+        """Take waiting changes, the oldest first: as many as the beat has room for, by bytes one at least."""
+        if not entries_max:
+            return []
+        waiting = link.pending
+        news = list(islice(waiting.values(), entries_max))
+        ends = list(accumulate([len(session.entry) for session in news]))
+        if ends and ends[-1] > bytes_max:
+            del news[bisect_left(ends, bytes_max) + 1 :]
+        link.pending = dict(islice(waiting.items(), len(news), None)) if len(news) < len(waiting) else {}
+        return news
+
+    @staticmethod
+    def _due_audits(now: Instant, link: _Link) -> list[list[int]]:
         """Return the partitions to audit now, in groups: those that came here, and the next in turn.
 
         Not while changes wait, since the digests count them.
@@ -402,6 +426,9 @@ class Publisher:
         came = sorted(link.audits - link.full)[: AUDITS_PER_BEAT * AUDIT_PARTITIONS]
         link.audits.difference_update(came)
         groups = [came[start : start + AUDIT_PARTITIONS] for start in range(0, len(came), AUDIT_PARTITIONS)]
+        if now < link.audit_at:
+            return groups
+        link.audit_at = Instant(now + BEAT_MS - SPREAD_MS)
         if not link.turn:
             link.turn = sorted(link.owned)
         turn = [one for one in link.turn[:AUDIT_PARTITIONS] if one in link.owned and one not in link.full]

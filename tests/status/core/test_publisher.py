@@ -26,7 +26,9 @@ from status.core.publisher import (
     AUDIT_PARTITIONS,
     AUDITS_PER_BEAT,
     BEAT_MS,
+    BYTES_PER_BEAT,
     ENTRIES_PER_BEAT,
+    PENDING_MAX,
     RETRY_MS,
     SPREAD_MS,
     Answered,
@@ -341,8 +343,57 @@ def test_more_changes_than_fit_go_with_the_next_beat():
     beat = beat_to(publisher)
     assert (len(beat.entries), beat.audits) == (ENTRIES_PER_BEAT, ())
     publisher.answered(NOW, A, beat, reply())
-    beat = beat_to(publisher)
+    beat = beat_to(publisher, now=Instant(NOW + BEAT_MS))
     assert (len(beat.entries), len(beat.audits)) == (1, 1)
+
+
+def test_beats_are_bounded_by_bytes_too():
+    """An audience may make an entry long, and a beat that is too large would be refused for ever."""
+    publisher = settled()
+    audience = Audience("listed", tuple(f"{number:0128d}" for number in range(100)))
+    for number in range(200):
+        publisher.open(msgspec.structs.replace(opened(f"s{number}", user=user_in(0)), audience=audience))
+    sizes = []
+    for _ in range(3):
+        beat = beat_to(publisher)
+        sizes.append(len(beat.entries))
+        assert sum(map(len, beat.entries)) < BYTES_PER_BEAT + 20_000
+        publisher.answered(NOW, A, beat, reply())
+    assert (sum(sizes), sizes[2]) == (200, 200 - 2 * sizes[0])
+    publisher.answered(NOW, A, beat_to(publisher, now=Instant(NOW + 2 * BEAT_MS)), reply(mismatched=(0, 2)))
+    publisher.open(opened("t", user=user_in(2)))
+    full = beat_to(publisher)
+    assert unpack_partitions(full.floors).tolist() == [0], "a partition is told whole, and nothing beside so much"
+    assert len(full.entries) == 200
+
+
+def test_a_full_beat_takes_no_changes():
+    """They wait for the next one."""
+    publisher = settled()
+    for number in range(ENTRIES_PER_BEAT):
+        publisher.open(opened(f"s{number}", user=user_in(0)))
+    publisher.answered(NOW, A, beat_to(publisher), reply(mismatched=(0,)))
+    publisher.open(opened("t", user=user_in(2)))
+    beat = beat_to(publisher)
+    assert (len(beat.entries), unpack_partitions(beat.floors).tolist()) == (ENTRIES_PER_BEAT, [0])
+
+
+def test_what_waits_for_an_owner_that_is_away_is_bounded():
+    """Beyond that its partitions are told in full, which says the same of sessions that ended."""
+    publisher = settled()
+    for number in range(PENDING_MAX // 2 + 1):
+        publisher.open(opened(f"s{number}", user=user_in(0)))
+    publisher.failed(NOW, A, beat_to(publisher))
+    assert publisher.statistics()[A]["pending"] == PENDING_MAX // 2 + 1
+    for number in range(PENDING_MAX // 2 + 1):
+        publisher.close(closed(f"s{number}", user=user_in(0)), Timestamp(1))
+        publisher.open(opened(f"t{number}", user=user_in(0)))
+    publisher.failed(NOW, A, beat_to(publisher, now=Instant(NOW + RETRY_MS)))
+    assert publisher.statistics()[A]["pending"] == 0
+    publisher.check_invariants()
+    beat = beat_to(publisher, now=Instant(NOW + 2 * RETRY_MS))
+    assert unpack_partitions(beat.floors).tolist() == [0]
+    assert len(beat.entries) == PENDING_MAX // 2 + 1
 
 
 # ---------------------------------------------------------------- answers that are no confirmation
@@ -363,7 +414,7 @@ def test_what_was_not_answered_is_told_again_soon():
     publisher = settled(opened("s"))
     publisher.open(opened("s", 2))
     publisher.open(opened("t"))
-    beat = beat_to(publisher)
+    beat = beat_to(publisher, now=Instant(NOW + BEAT_MS))
     publisher.open(opened("t", 2))
     publisher.failed(NOW, A, beat)
     assert publisher.relies_on(A) == frozenset()
@@ -478,7 +529,7 @@ def test_partitions_that_came_to_an_owner_are_audited_before_they_are_relied_on(
     assert publisher.relies_on(B) == {1, 3}
     publisher.adopt(NOW, TABLE.with_changes([Take(0, B)]).with_changes([Take(1, A)]).with_changes([Take(1, B)]))
     assert publisher.relies_on(B) == {3}
-    beat = beat_to(publisher, B)
+    beat = beat_to(publisher, B, Instant(NOW + RETRY_MS + BEAT_MS))
     assert (unpack_partitions(beat.audits[0].partitions).tolist(), beat.audits[0].entries) == ([0, 1], 1)
     publisher.failed(NOW, B, beat)
     assert publisher.relies_on(B) == frozenset()
@@ -507,15 +558,15 @@ def test_audits_take_turns():
     publisher = new_publisher(table)
     publisher.answered(NOW, A, beat_to(publisher), reply())
     asked = []
-    for _ in range(3):
-        beat = beat_to(publisher, now=Instant(NOW + 2 * BEAT_MS))
+    for turn in range(2, 5):
+        beat = beat_to(publisher, now=Instant(NOW + turn * BEAT_MS))
         asked.append([unpack_partitions(audit.partitions).tolist() for audit in beat.audits])
         publisher.answered(NOW, A, beat, reply())
     first = list(range(AUDIT_PARTITIONS))
     assert asked == [[[AUDIT_PARTITIONS]], [first], [[AUDIT_PARTITIONS]]]
     came = [Take(partition, A) for partition in range(AUDIT_PARTITIONS + 1, count)]
     publisher.adopt(NOW, table.with_changes(came))
-    assert len(beat_to(publisher).audits) == AUDITS_PER_BEAT + 1
+    assert len(beat_to(publisher, now=Instant(NOW + 5 * BEAT_MS)).audits) == AUDITS_PER_BEAT + 1
 
 
 def test_what_must_be_told_in_full_is_not_audited_before():
@@ -527,7 +578,7 @@ def test_what_must_be_told_in_full_is_not_audited_before():
     assert list(unpack_partitions(beat.audits[0].partitions)) == [0]
     publisher.adopt(NOW, TABLE.with_changes([Begin(1, A)]))
     publisher.answered(NOW, A, beat, reply(mismatched=(0, 2)))
-    assert beat_to(publisher).audits[0].entries == ENTRIES_PER_BEAT
+    assert beat_to(publisher, now=Instant(NOW + BEAT_MS)).audits[0].entries == ENTRIES_PER_BEAT
     assert publisher.answered(NOW, A, beat, reply()) == Answered()
 
 
