@@ -404,8 +404,8 @@ class Publisher:
 
     @staticmethod
     def _take_news(link: _Link, entries_max: int, bytes_max: int) -> list[_Session]:
-        """Take waiting changes, the oldest first: as many as the beat has room for, by bytes one at least."""
-        if not entries_max:
+        """Take waiting changes, the oldest first: as many as the beat has room for, the last one may exceed it."""
+        if not (entries_max and bytes_max):
             return []
         waiting = link.pending
         news = list(islice(waiting.values(), entries_max))
