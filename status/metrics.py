@@ -31,6 +31,12 @@ class StatusMetrics:
             "Partitions here that are not completely known yet; a user not found in them is unknown, not offline.",
             lambda: statistics()["recovering"],
         )
+        metrics.gauge(
+            "status_in_doubt",
+            "1 while most access nodes seem to have died at once, which is rather a fault of this node: then nobody is said"
+            " to be offline, until they are heard again or the registry does not list them any more.",
+            lambda: statistics()["in_doubt"],
+        )
 
 
 class FeedMetrics:

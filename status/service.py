@@ -321,7 +321,7 @@ class StatusNode:
         now = self._clock.monotonic()
         lag_ms = now - self._observed - TICK_MS
         if lag_ms > STALL_MS:
-            self._ownership.stalled(now)
+            self._ownership.stalled(lag_ms)
             self._metrics.stalls.inc(lag_ms)
             self.node.log.warning("stall_noticed", lag_ms=lag_ms)
         self._observed = now

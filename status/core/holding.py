@@ -40,6 +40,7 @@ class Held:
     awaited: set[NodeId] | None = None
     """Access nodes that did not tell all yet; None before the node began to recover, empty when it is complete."""
     grace_until: Instant = Instant(0)
+    """Until when silence is no proof here, in listened time: who is silent may have vouched at the last owner."""
     vouch_from: Epoch = Epoch(0)
     vouches: dict[NodeId, tuple[Incarnation, Instant]] = field(default_factory=dict)
     outgoing: Outgoing | None = None

@@ -21,7 +21,8 @@ Nearly always all lives with entries here vouch for them. Then a partition is *c
 Invariants:
     I1  Answers and acceptance need: owner in the newest table read, a serving lease, no seal, no pending barrier.
     I2  A store is served only if it is complete: kept since the owner epoch in the table, promoted, or recovered.
-    I3  Offline is never said of an entry before its access node had a lease's time to speak, here or at the last owner.
+    I3  Offline is never said of an entry before its access node had a lease's time to speak, here or at the last owner;
+        and of nobody while most access nodes seem to have died at once.
     I4  A sealed store does not change; after a read abort only new beats vouch for it.
     I5  A clean partition is served, complete, and each life with entries in it vouches by its beats.
 
@@ -122,6 +123,9 @@ class Ownership:
         self._vouching = self.vouching_kind(incarnation, self.sources, lease_ms)
         self._sweep = Sweep(self.sources, self._vouching, seen_ms)
         self._had_lease = False
+        self._listened_at = Instant(0)
+        self.is_in_doubt = False
+        """Whether most access nodes seem to have died at once, as of the last round: rather it is this node's fault."""
         self._round_at = Instant(0)
         self._held: dict[int, Held] = {}
         self._moves: dict[int, Move] = {}
@@ -184,21 +188,25 @@ class Ownership:
         """
         table = self.table
         has_lease = table is not None and self._is_leased(now, table)
-        if has_lease and not self._had_lease:
-            # While it had no lease it heard nobody, so nobody is convicted for that silence (I3).
-            self.stalled(now)
+        if has_lease:
+            if not self._had_lease:
+                # While it had no lease it heard nobody, so nobody is convicted for that silence (I3).
+                self.stalled(now - self._listened_at)
+            self._listened_at = now
         self._had_lease = has_lease
         if has_lease and now >= self._round_at:
             self._round_at = Instant(now + ROUND_MS)
             for partition in tuple(self._recovering):
                 self._recover(now, partition, self._held[partition])
-            for beats in self._vouching.convict(now):
+            self.is_in_doubt = self._vouching.is_in_doubt(now, self.access)
+            for beats in self._vouching.convict(now, self.access):
                 self._sweep.begin(beats.source, self._held)
             self._sweep_out(now, at)
 
-    def stalled(self, now: Instant) -> None:
-        """This node did not run for a while: the silence was its own, so nobody is convicted for it (I3)."""
-        self._vouching.stalled(now)
+    def stalled(self, lag_ms: int) -> None:
+        """This node did not run for so long: the silence was its own, so nobody is convicted for it (I3)."""
+        self._vouching.stalled(lag_ms)
+        self._listened_at = Instant(self._listened_at + lag_ms)
 
     # ---------------------------------------------------------------- beats and lookups
 
@@ -247,8 +255,11 @@ class Ownership:
             except KeyError:
                 pass  # one of them is not
         roles = {partition: self.role(now, partition) for partition in set(partitions)}
+        is_in_doubt = self._vouching.is_in_doubt(now, self.access)
         return [
-            self._show(now, self._held[partition], user, is_serving=roles[partition] is Role.SERVING)
+            self._show(
+                now, self._held[partition], user, is_serving=roles[partition] is Role.SERVING and not is_in_doubt
+            )
             if roles[partition] in {Role.SERVING, Role.RECOVERING}
             else REFUSED
             for partition, user in zip(partitions, users, strict=True)
@@ -374,6 +385,7 @@ class Ownership:
             "recovering": len(self._recovering),
             "access_nodes": len(self._vouching),
             "sweeping": len(self._sweep),
+            "in_doubt": int(self.is_in_doubt),
         }
 
     def check_invariants(self) -> None:
@@ -411,7 +423,7 @@ class Ownership:
             held = self._held[partition] = self._promoted(held, move) or Held(self._new_store())
             held.owned_since = since
             held.vouch_from = self.table.partition_epoch(partition)
-            held.grace_until = Instant(now + self._vouching.grace_ms)
+            held.grace_until = self._vouching.grace_from(now)
         outgoing = held.outgoing
         if outgoing is not None and (move is None or move.move_id != outgoing.move_id):
             # Aborted. What was refused while sealed may have been a close, so older beats vouch no more (I4).
@@ -465,9 +477,10 @@ class Ownership:
         if move is not None and move.stage in CLOSED_STAGES:
             return
         if held.awaited is None:
-            held.awaited = set(self.access)
+            # Also whom the registry does not list: a registration may lapse while its process lives.
+            held.awaited = {*self.access, *self._vouching.nodes()}
             held.vouch_from = self.table.partition_epoch(partition)
-            held.grace_until = Instant(now + self._vouching.grace_ms)
+            held.grace_until = self._vouching.grace_from(now)
         elif self._is_complete(now, held):
             held.awaited.clear()
             self._recovering.discard(partition)
@@ -477,7 +490,7 @@ class Ownership:
             self._try_clean(partition)
 
     def _is_complete(self, now: Instant, held: Held) -> bool:
-        return not held.awaited or now >= self._vouching.grace_until(held.grace_until)
+        return not any(self._vouching.is_awaited(now, node, held.grace_until) for node in held.awaited or ())
 
     # ---------------------------------------------------------------- taking in
 
@@ -561,7 +574,7 @@ class Ownership:
                 continue  # that life is over, and its sockets with it
             if self._is_vouched(now, held, entry):
                 shown.append(entry)
-            elif now < self._vouching.silence_counts_from(life, held.vouch_from, held.grace_until):
+            elif not self._vouching.proves_silence(now, life, held.vouch_from, held.grace_until):
                 is_serving = False
         if shown:
             return shown[0] if len(shown) == 1 else tuple(shown)

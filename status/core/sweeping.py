@@ -41,7 +41,7 @@ class Store(Protocol):
 
     @property
     def grace_until(self) -> Instant:
-        """Until when another owner's vouches may count in it."""
+        """Until when another owner's vouches may count in it, in listened time (`vouching`)."""
         ...
 
     def is_moving(self) -> bool:
@@ -75,9 +75,6 @@ class Sweep:
 
     def __len__(self) -> int:
         return len(self._left)
-
-    def __contains__(self, source: bytes) -> bool:
-        return source in self._left
 
     def begin(self, source: bytes, stores: Mapping[int, Store]) -> None:
         """Begin to sweep a life out, or begin anew."""
@@ -116,7 +113,7 @@ class Sweep:
             if now >= self._forget_at and not store.is_moving():
                 self._forget_at = Instant(now + FORGET_MS)
                 store.records.forget_seen(Timestamp(at - self._seen_ms))
-            for source in store.records.sources() if now >= self._vouching.grace_until(store.grace_until) else ():
+            for source in store.records.sources() if self._vouching.listened(now) >= store.grace_until else ():
                 # It came with the partition, and its life was over, or never heard of here.
                 if not self._vouching.is_known(self._sources.life(source)) and source not in self._left:
                     self.begin(source, stores)
@@ -128,12 +125,13 @@ class Sweep:
         kept: list[int] = []
         is_over = self._vouching.is_over(self._sources.life(source))
         partitions = self._left[source]
+        listened = self._vouching.listened(now)
         while partitions and budget.entries > 0:
             partition = partitions.pop()
             store = stores.get(partition)
             if store is None:
                 continue
-            if store.is_moving() or (not is_over and now < self._vouching.grace_until(store.grace_until)):
+            if store.is_moving() or (not is_over and listened < store.grace_until):
                 kept.append(partition)
                 continue
             budget.entries -= len(store.records.users) + 1

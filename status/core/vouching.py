@@ -5,7 +5,9 @@ echoes: so one that was long on its way vouches for as little as it knows. It vo
 when it is known here, and told all since then.
 
 Silence is proof too, of the contrary: who vouched here and fell silent for a lease's time has no lease. But not the
-silence of while this node itself was stopped or heard nobody, and not of who never spoke here yet.
+silence of while this node itself was stopped or heard nobody, so silence is counted in *listened* time, which stands
+still then; not of who never spoke here yet; and not if most fall silent at once: then it is likely this node that is
+cut off, and what it says is in *doubt* until they are heard, or the registry does not list them any more.
 
 ```
     heard ──▶ vouches until its lease ends ──▶ silent: not shown ──▶ convicted: forgotten, a beat begins anew
@@ -15,10 +17,12 @@ Invariants:
     I1  Of each access node the newest life that was heard counts; an older one is never heard again.
     I2  Nothing vouches longer than a lease's time, less the drift, after an answer of this node that it echoes.
     I3  Nobody is convicted before a lease's time, plus the drift, in which this node was there to listen.
+    I4  Nobody is convicted in doubt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +36,8 @@ __all__ = ["LEASE_MS", "Beats", "Noted", "Vouching"]
 LEASE_MS = 3_000
 """How long an access node's sessions are shown without a beat, by any clock; a beat vouches for that less the drift."""
 DRIFT_PERCENT = 10
+DOUBT_MIN = 2
+"""One access node that falls silent says nothing about who listens, be it the only one."""
 
 
 @dataclass(slots=True)
@@ -43,11 +49,11 @@ class Beats:
     since: Instant
     """Since when it is known; what it told before was forgotten."""
     heard_at: Instant
-    vouched_at: Instant
-    """When the last beat came that vouched."""
+    """When it was heard last, in listened time."""
     epoch: Epoch
     until: Instant
-    convicted_at: Instant
+    silent_from: Instant | None = None
+    """From when on its silence is proof, in listened time; None if it never vouched."""
 
 
 class Noted(NamedTuple):
@@ -71,12 +77,19 @@ class Vouching:
         self._incarnation = incarnation
         self._sources = sources
         self._beats: dict[NodeId, Beats] = {}
-        self._blind_from = Instant(0)
-        """The last instant before which this node may have missed beats."""
+        self._deaf_ms = 0
 
-    def stalled(self, now: Instant) -> None:
-        """This node heard nobody for a while: the silence was its own."""
-        self._blind_from = now
+    def stalled(self, lag_ms: int) -> None:
+        """This node heard nobody for so long: the silence was its own."""
+        self._deaf_ms += lag_ms
+
+    def listened(self, now: Instant) -> Instant:
+        """Return the listened time: how long this node was there to hear anybody."""
+        return Instant(now - self._deaf_ms)
+
+    def grace_from(self, now: Instant) -> Instant:
+        """Return until when, in listened time, the silence of who may have spoken elsewhere until now is no proof."""
+        return Instant(self.listened(now) + self.grace_ms)
 
     def of(self, node: NodeId) -> Beats | None:
         """Return what is known of the access node."""
@@ -86,15 +99,15 @@ class Vouching:
         """Take note of a beat, which must not be of an older life than known."""
         beats = replaced = self._beats.get(node)
         is_new = beats is None or beat.incarnation > beats.life.incarnation
+        listened = self.listened(now)
         if beats is None or is_new:
             life = Life(node, beat.incarnation)
             source = self._sources.prefix(life)
-            beats = self._beats[node] = Beats(life, source, now, now, Instant(-1), beat.epoch, Instant(0), Instant(0))
-        beats.heard_at = now
+            beats = self._beats[node] = Beats(life, source, now, listened, beat.epoch, Instant(0))
+        beats.heard_at = listened
         until = self.vouches_until(beats, beat)
         if until > now:
-            beats.vouched_at = now
-        beats.convicted_at = max(beats.convicted_at, until)
+            beats.silent_from = Instant(max(beats.silent_from or 0, until - self._deaf_ms))
         is_newer = beat.epoch > beats.epoch
         if is_newer:
             beats.epoch, beats.until = beat.epoch, until
@@ -141,26 +154,48 @@ class Vouching:
         beats = self._beats.get(life.node)
         if beats is None:
             return True  # not heard yet: the last owner may have vouched for it
-        return beats.life == life and now < self._convicted_from(beats)
+        return beats.life == life and self.listened(now) < self._convicted_from(beats)
 
-    def grace_until(self, until: Instant) -> Instant:
-        """Return until when silence proves nothing: `until`, or longer if this node heard nobody."""
-        return Instant(max(until, self._blind_from + self.grace_ms))
+    def is_awaited(self, now: Instant, node: NodeId, grace_until: Instant) -> bool:
+        """Return whether the access node may still tell what it has: it is heard, or its silence proves nothing yet.
 
-    def silence_counts_from(self, life: Life, vouch_from: Epoch, grace_until: Instant) -> Instant:
-        """Return from when on it is proven that nobody vouches for a life's entries (I3)."""
+        `grace_until` is in listened time.
+        """
+        beats = self._beats.get(node)
+        if beats is not None:
+            grace_until = Instant(max(grace_until, beats.heard_at + self.grace_ms))
+        return self.listened(now) < grace_until
+
+    def proves_silence(self, now: Instant, life: Life, vouch_from: Epoch, grace_until: Instant) -> bool:
+        """Return whether it is proven that nobody vouches for a life's entries (I3). `grace_until` as above."""
         beats = self._beats.get(life.node)
-        by_beats = self.by_beats(life, vouch_from)
-        if by_beats is not None and by_beats.vouched_at >= self._blind_from:
-            return by_beats.convicted_at  # it spoke here, and fell silent
-        return max(self.grace_until(grace_until), beats.convicted_at if beats is not None else Instant(0))
+        silent_from = beats.silent_from if beats is not None else None
+        if silent_from is None or self.by_beats(life, vouch_from) is None:
+            silent_from = max(grace_until, silent_from or grace_until)  # it did not speak here yet, or of this
+        return self.listened(now) >= silent_from
 
-    def convict(self, now: Instant) -> list[Beats]:
-        """Forget the lives that were silent for so long that nobody vouches for them anywhere; return them."""
-        gone = [beats for beats in self._beats.values() if now >= self._convicted_from(beats)]
+    def is_in_doubt(self, now: Instant, listed: Collection[NodeId]) -> bool:
+        """Return whether most of the access nodes fell silent that the registry still lists."""
+        listened = self.listened(now)
+        silent = sum(
+            beats.silent_from is not None and listened >= beats.silent_from and beats.life.node in listed
+            for beats in self._beats.values()
+        )
+        return silent >= DOUBT_MIN and silent * 2 > len(self._beats)
+
+    def convict(self, now: Instant, listed: Collection[NodeId]) -> list[Beats]:
+        """Forget the lives that were silent for so long that nobody vouches for them anywhere; return them (I4)."""
+        listened = self.listened(now)
+        gone = [beats for beats in self._beats.values() if listened >= self._convicted_from(beats)]
+        if gone and self.is_in_doubt(now, listed):
+            return []
         for beats in gone:
             del self._beats[beats.life.node]
         return gone
+
+    def nodes(self) -> Iterable[NodeId]:
+        """Return the access nodes that are heard here."""
+        return self._beats.keys()
 
     def vouches(self, vouch_from: Epoch) -> dict[NodeId, tuple[Incarnation, Instant]]:
         """Return which lives vouch until when for a partition, by tables of that epoch or newer ones."""
@@ -177,7 +212,8 @@ class Vouching:
         """Assert what one state shows."""
         for node, beats in self._beats.items():
             assert beats.life.node == node, "I1"
-            assert beats.until <= max(beats.convicted_at, Instant(0)), "I3"
+            silent_from = max(beats.heard_at, beats.silent_from or beats.heard_at)
+            assert beats.until - self._deaf_ms <= silent_from, "I3"
 
     def _convicted_from(self, beats: Beats) -> Instant:
-        return Instant(max(beats.convicted_at, beats.heard_at, self._blind_from) + self.grace_ms)
+        return Instant(max(beats.silent_from or beats.heard_at, beats.heard_at) + self.grace_ms)

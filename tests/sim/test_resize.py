@@ -10,6 +10,7 @@ The seeds are fixed, so that a failure here is a change of the code and never lu
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
@@ -17,6 +18,7 @@ from roadstead.sim.report import Report, Violation
 from roadstead.sim.resize import run_history
 from roadstead.sim.resize_hosts import Guards
 from status.core.faultpoints import POINTS
+from tests.conftest import SEEN_BY_SIMULATOR
 
 PARTS = 10
 SEEDS_PER_PART = 100
@@ -25,13 +27,16 @@ SEEDS_PER_POINT = 20
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_no_lookup_is_ever_wrong(part: int) -> None:
+def test_no_lookup_is_ever_wrong(part: int, record_property: Callable[[str, object], None]) -> None:
     """I1 to I5 and I7 of the status cluster, each checked after every event; and all that was wanted comes true."""
     totals: Counter[str] = Counter()
     for seed in range(part * SEEDS_PER_PART, (part + 1) * SEEDS_PER_PART):
         report = run_history(seed)
         totals.update(report.counts)
     assert totals["lookups"] > 10_000
+    for what in ("lookups", "commit", "recover"):
+        record_property(f"{SEEN_BY_SIMULATOR}: {what}", totals[what])
+    record_property(f"{SEEN_BY_SIMULATOR}: histories", SEEDS_PER_PART)
     for what in ("online", "offline", "unknown", "commit", "parked", "recover"):
         assert totals[what] > 0, f"these histories never saw: {what}"
 

@@ -144,4 +144,9 @@ def slow(node: Ownership, now: Instant, partition: int, user: str) -> Shown:
     role = node.role(now, partition)
     if role not in {Role.SERVING, Role.RECOVERING}:
         return REFUSED
-    return node._show(now, node._held[partition], user, is_serving=role is Role.SERVING)
+    return node._show(
+        now,
+        node._held[partition],
+        user,
+        is_serving=role is Role.SERVING and not node._vouching.is_in_doubt(now, node.access),
+    )

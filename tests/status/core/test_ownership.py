@@ -462,6 +462,7 @@ def test_who_is_silent_for_long_is_swept_out():
         "recovering": 0,
         "access_nodes": 0,
         "sweeping": 0,
+        "in_doubt": 0,
     }
     assert node.says(at(end + ROUND_MS)) == SEEN
     assert changes(node) == [(0, "u", entry(1), Merged.CLOSED)]

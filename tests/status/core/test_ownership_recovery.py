@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from base.ids import Epoch
+from base.ids import Epoch, NodeId
 from status.api import REFUSED, UNKNOWN_SHOWN, Beat, Stamp
 from status.api import pack_partitions as pack
 from status.core.holding import Role
@@ -76,7 +76,7 @@ def test_what_came_before_the_recovery_began_is_told_again():
 
 
 def test_without_a_serving_lease_nothing_is_said_or_taken():
-    """I1; and after it came back nobody is convicted for what was not heard, however long that was (I3)."""
+    """I1; and what was not heard meanwhile proves nothing, however long that was (I3)."""
     for away in (500, 50_000):
         node = serving(entry(1))
         node.is_leased = False
@@ -86,21 +86,106 @@ def test_without_a_serving_lease_nothing_is_said_or_taken():
         assert node.core.left_ms(at(100), GATE, LIFE, Epoch(1)) == 0
         node.is_leased = True
         back = away + VOUCH_MS
-        for late in range(0, GRACE_MS, ROUND_MS):
+        for late in range(0, VOUCH_MS, ROUND_MS):
             node.step(at(back + late))
             assert node.says(at(back + late)) is UNKNOWN_SHOWN
-        assert node.says(at(back + GRACE_MS)) is OFFLINE
+        assert node.says(at(back + VOUCH_MS)) is OFFLINE
         assert node.core.take_changes() == []
 
 
 def test_a_node_that_did_not_run_convicts_nobody():
     """I3: the silence was its own."""
     node = serving(entry(1))
-    node.core.stalled(at(90_000))
+    node.core.stalled(90_000)
     node.step(at(90_000))
     assert node.says(at(90_000)) is UNKNOWN_SHOWN
     assert node.beat(at(90_001), has=(entry(1),)) == Heard()
     assert node.says(at(90_001)) == entry(1)
+
+
+def test_a_node_that_stalls_again_and_again_convicts_the_dead_all_the_same():
+    """I3: a stall gives back the time it took, and no more."""
+    node = serving(entry(1))
+    now = 0
+    for _ in range(20):
+        now += 400
+        node.core.stalled(200)
+        node.step(at(now))
+    assert now - 20 * 200 > VOUCH_MS
+    assert node.says(at(now)) is OFFLINE
+
+
+def test_a_recovery_waits_for_who_is_heard():
+    """However long it takes to tell everything: its silence here would prove something, its slowness does not."""
+    node = Node(A, GATE)
+    node.read(at(0), TABLE)
+    for now in range(0, 3 * GRACE_MS, 300):
+        assert node.beat(at(now)).is_heard
+        assert (node.role(at(now)), node.says(at(now))) == (Role.RECOVERING, UNKNOWN_SHOWN)
+    assert node.beat(at(now), floor=0) == Heard()
+    assert (node.role(at(now)), node.says(at(now))) == (Role.SERVING, OFFLINE)
+
+
+def test_a_recovery_ends_when_who_was_heard_falls_silent():
+    """Its lease is over then."""
+    node = Node(A, GATE)
+    node.read(at(0), TABLE)
+    node.beat(at(1_000))
+    assert node.role(at(1_000 + GRACE_MS - 1)) is Role.RECOVERING
+    assert node.role(at(1_000 + GRACE_MS)) is Role.SERVING
+
+
+def test_a_recovery_waits_for_who_is_not_listed():
+    """Its registration lapsed, and it lives: heard before the partition came, or first after."""
+    node = Node(A)
+    node.read(at(0), table(Take(0, B)))
+    node.beat(at(10), epoch=2)
+    node.read(at(20), table(*AWAY_AND_BACK))
+    assert node.role(at(20)) is Role.RECOVERING
+    assert node.beat(at(30), entry(1), floor=1, epoch=5) == Heard()
+    assert (node.role(at(30)), node.says(at(30))) == (Role.SERVING, entry(1))
+
+
+LISTED = (GATE, NodeId("g2"), NodeId("g3"), NodeId("g4"))
+
+
+def three_heard() -> Node:
+    """A node that hears three of four access nodes, each with a session of a user of its name."""
+    node = Node(A, *LISTED)
+    node.read(at(0), TABLE)
+    for gate in LISTED:
+        assert node.beat(at(0), entry(1), floor=1, node=gate, user=gate) == Heard()
+    for gate in LISTED[:3]:
+        assert node.beat(at(0), node=gate) == Heard()
+    node.core.take_changes()
+    return node
+
+
+def test_if_most_access_nodes_fall_silent_at_once_offline_is_said_of_nobody():
+    """I3: rather it is this node that is cut off. It convicts nobody until the registry does."""
+    node = three_heard()
+    for now in range(0, 4 * GRACE_MS, 300):
+        node.beat(at(now), node=LISTED[3], user=LISTED[3])
+    assert now > VOUCH_MS + GRACE_MS
+    assert node.core.is_in_doubt
+    assert [node.says(at(now), user) for user in LISTED] == [*[UNKNOWN_SHOWN] * 3, entry(1)]
+    assert node.says(at(now), "nobody") is UNKNOWN_SHOWN
+    assert node.core.statistics()["access_nodes"] == 4
+    assert node.core.take_changes() == []
+    node.core.access = frozenset(LISTED[2:])
+    assert [node.says(at(now), user) for user in LISTED] == [*[OFFLINE] * 3, entry(1)]
+    node.step(at(now + ROUND_MS))
+    assert not node.core.is_in_doubt
+    assert node.core.statistics()["access_nodes"] == 1
+
+
+def test_who_is_heard_again_ends_the_doubt():
+    """Then the others' silence is their own."""
+    node = three_heard()
+    node.beat(at(2 * VOUCH_MS), node=LISTED[3], user=LISTED[3])
+    assert node.says(at(2 * VOUCH_MS), LISTED[1]) is UNKNOWN_SHOWN
+    node.beat(at(2 * VOUCH_MS), node=GATE, user=GATE)
+    assert [node.says(at(2 * VOUCH_MS), user) for user in LISTED] == [entry(1), OFFLINE, OFFLINE, entry(1)]
 
 
 def test_who_lost_a_partition_and_missed_it_trusts_nothing_that_it_kept():
