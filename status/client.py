@@ -129,11 +129,13 @@ class StatusClient:
     ) -> dict[str, Shown | UserStatus]:
         """Ask each owner for its users, all at once. Whoever could not be asked about is unknown."""
         owners = table.owners
-        by_owner: dict[int, tuple[list[int], list[str]]] = {owner: ([], []) for owner in range(len(table.nodes))}
-        for user, partition in zip(users, map(partition_of, users), strict=True):
-            partitions, mine = by_owner[owners[partition]]
-            partitions.append(partition)
-            mine.append(user)
+        routed: list[tuple[list[int], list[str]]] = [([], []) for _ in table.nodes]
+        appends = [(partitions.append, mine.append) for partitions, mine in routed]
+        for user in users:
+            partition = partition_of(user)
+            append_partition, append_user = appends[owners[partition]]
+            append_partition(partition)
+            append_user(user)
         asks = [
             self._ask_owner(
                 table.nodes[owner],
@@ -144,7 +146,7 @@ class StatusClient:
                     viewer,
                 ),
             )
-            for owner, (partitions, mine) in by_owner.items()
+            for owner, (partitions, mine) in enumerate(routed)
             for start in range(0, len(mine), LOOKUP_USERS_MAX)
         ]
         if len(asks) == 1:

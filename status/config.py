@@ -12,6 +12,9 @@ from base.config import Section
 
 __all__ = ["StatusConfig"]
 
+LEASE_MS_MIN = 2_700
+"""A beat vouches for 90 % of the lease, from an answer that is up to two beats old when the next one is due (2.2 s)."""
+
 
 class StatusConfig(Section, frozen=True, kw_only=True):
     """The `[status]` section."""
@@ -96,8 +99,8 @@ class StatusConfig(Section, frozen=True, kw_only=True):
 
     def problems(self) -> Iterable[str]:
         """A lease must outlive two lost beats of a second each; Redis must be named to be used."""
-        if self.lease_ms < 2_200:
-            yield f"lease_ms is {self.lease_ms}; below 2200 two late heartbeats would show every user offline"
+        if self.lease_ms < LEASE_MS_MIN:
+            yield f"lease_ms is {self.lease_ms}; below {LEASE_MS_MIN} a late heartbeat would show every user offline"
         if self.backend == "redis":
             yield from self._redis_problems()
 

@@ -37,11 +37,12 @@ from typing import ClassVar, NamedTuple
 
 from base.clock import Instant, Timestamp
 from base.ids import Epoch, Incarnation, NodeId
-from status.api import REFUSED, UNKNOWN_SHOWN, Beat, Shown, Stamp, unpack_partitions
+from status.api import REFUSED, Beat, Shown, Stamp, unpack_partitions
 from status.core.handoff import Chunk, Incoming, Outgoing, Pull, Vouch
 from status.core.holding import Held, Role
 from status.core.partitions import Move, PartitionTable, Stage, changed_since
 from status.core.records import NEVER, Digest, Found, Full, Item, Kind, Life, Merged, PartitionRecords, Sources
+from status.core.showing import Showing
 from status.core.sweeping import SEEN_MS, Sweep
 from status.core.vouching import LEASE_MS, Beats, Vouching
 
@@ -121,6 +122,7 @@ class Ownership:
         self._is_leased = is_leased
         self._new_store = new_store
         self._vouching = self.vouching_kind(incarnation, self.sources, lease_ms)
+        self._showing = Showing(self.sources, self._vouching)
         self._sweep = Sweep(self.sources, self._vouching, seen_ms)
         self._had_lease = False
         self._listened_at = Instant(0)
@@ -133,7 +135,7 @@ class Ownership:
         self._owned: set[int] = set()
         self._accepting: set[int] = set()
         self._sealed: set[int] = set()
-        self._clean: dict[int, Callable[[str], Found | None]] = {}
+        self._clean: dict[int, dict[str, Found]] = {}
         self._unclean: set[int] = set()
         self._recovering: set[int] = set()
         self._staging: set[int] = set()
@@ -251,13 +253,14 @@ class Ownership:
         if self.is_clean(now):
             try:
                 clean = self._clean
-                return [clean[partition](user) for partition, user in zip(partitions, users, strict=True)]
+                # Each object on the way to an entry is a cache miss, and there is nothing else that costs here.
+                return [clean[partition].get(user) for partition, user in zip(partitions, users, strict=True)]
             except KeyError:
                 pass  # one of them is not
         roles = {partition: self.role(now, partition) for partition in set(partitions)}
         is_in_doubt = self._vouching.is_in_doubt(now, self.access)
         return [
-            self._show(
+            self._showing.show(
                 now, self._held[partition], user, is_serving=roles[partition] is Role.SERVING and not is_in_doubt
             )
             if roles[partition] in {Role.SERVING, Role.RECOVERING}
@@ -399,7 +402,7 @@ class Ownership:
         for partition in self._clean:
             held = self._held[partition]
             assert held.awaited is not None, "I5"
-            assert self._is_vouched_by_beats(held) or self._sweep, "I5"
+            assert self._showing.is_vouched_by_beats(held) or self._sweep, "I5"
         self._vouching.check_invariants()
 
     # ---------------------------------------------------------------- owning, sending, staging
@@ -553,45 +556,14 @@ class Ownership:
                 self._try_clean(partition)
         return noted.beats
 
-    def _is_vouched(self, now: Instant, held: Held, entry: bytes) -> bool:
-        life = self.sources.life(entry[:2])
-        beats = self._vouching.by_beats(life, held.vouch_from)
-        if beats is not None:
-            return now < beats.until
-        incarnation, until = held.vouches.get(life.node, (Incarnation(0), Instant(0)))
-        return incarnation == life.incarnation and now < until
-
-    def _show(self, now: Instant, held: Held, user: str, *, is_serving: bool) -> Shown:
-        """Decide entry by entry what to show of a user in a partition that this node serves or recovers."""
-        found = held.records.users.get(user)
-        if found is None or isinstance(found, int):
-            return found if is_serving else UNKNOWN_SHOWN
-        entries = held.records.open_of(user)
-        shown: list[bytes] = []
-        for entry in entries:
-            life = self.sources.life(entry[:2])
-            if self._vouching.is_over(life):
-                continue  # that life is over, and its sockets with it
-            if self._is_vouched(now, held, entry):
-                shown.append(entry)
-            elif not self._vouching.proves_silence(now, life, held.vouch_from, held.grace_until):
-                is_serving = False
-        if shown:
-            return shown[0] if len(shown) == 1 else tuple(shown)
-        return None if is_serving else UNKNOWN_SHOWN
-
     # ---------------------------------------------------------------- clean partitions
-
-    def _is_vouched_by_beats(self, held: Held) -> bool:
-        lives = map(self.sources.life, held.records.sources())
-        return all(self._vouching.by_beats(life, held.vouch_from) is not None for life in lives)
 
     def _try_clean(self, partition: int) -> None:
         """Make the partition clean if it can be (I5). To be asked again until it is."""
         held = self._held[partition]
-        if self._is_vouched_by_beats(held):
+        if self._showing.is_vouched_by_beats(held):
             self._unclean.discard(partition)
-            self._clean[partition] = held.records.users.get
+            self._clean[partition] = held.records.users
         else:
             self._unclean.add(partition)
 

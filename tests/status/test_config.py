@@ -22,7 +22,7 @@ def test_the_defaults_are_good() -> None:
 
 def test_a_lease_must_outlive_two_late_heartbeats() -> None:
     """Else every hiccup shows everybody offline."""
-    assert "2200" in problems("lease_ms=1500")
+    assert "2700" in problems("lease_ms=1500")
 
 
 def test_redis_needs_an_address() -> None:

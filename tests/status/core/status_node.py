@@ -144,7 +144,7 @@ def slow(node: Ownership, now: Instant, partition: int, user: str) -> Shown:
     role = node.role(now, partition)
     if role not in {Role.SERVING, Role.RECOVERING}:
         return REFUSED
-    return node._show(
+    return node._showing.show(
         now,
         node._held[partition],
         user,
