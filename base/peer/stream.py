@@ -83,7 +83,7 @@ class PeerStream:
         self._next_id = 1
         self._expiring: asyncio.TimerHandle | None = None
         self._expires_at = math.inf  # when it runs: not after the nearest deadline
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], Awaitable[Any]] = {}
         self._loop = asyncio.get_running_loop()
         self._log = logger(peer=peer)
         self._link = Link(
@@ -241,7 +241,7 @@ class PeerStream:
             self._require_capacity()
             result = self._invoke(request)
             if hasattr(result, "__await__"):
-                self._spawn(self._answer_later(request, result))
+                self._spawn(self._answer_later(request, result), result)
             else:
                 self._answer(request, result)
         except Exception as error:  # noqa: BLE001 - any failure of a handler becomes the caller's error
@@ -262,7 +262,7 @@ class PeerStream:
             result = self._invoke(push)
             if hasattr(result, "__await__"):
                 self._require_capacity(result)
-                self._spawn(self._finish_push(push.method, result))
+                self._spawn(self._finish_push(push.method, result), result)
         except Exception as error:  # noqa: BLE001 - there is nobody to tell, and the stream lives on
             self._push_failed(push.method, error)
 
@@ -292,10 +292,15 @@ class PeerStream:
         method, serve = found
         return serve(method.decode_request(envelope.body), self.peer)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], result: Awaitable[Any]) -> None:
         task = self._loop.create_task(work)
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        self._serving[task] = result
+        task.add_done_callback(self._served)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        result = self._serving.pop(task)
+        if inspect.iscoroutine(result):
+            result.close()  # nobody began to await it if the stream ended right after the request came
 
     def _answer(self, request: Request, value: object) -> None:
         reply = encode_reply(request.id, value)

@@ -28,7 +28,7 @@ from base.peer import Method, PeerClient, PeerServer, PeerStream
 from base.peer.link import StreamLimits
 from base.peer.server import PEER_PATH
 from base.peer.upgrade import PROTOCOL, connect
-from base.peer.wire import FRAME_BYTES_MAX
+from base.peer.wire import FRAME_BYTES_MAX, Push, Request
 
 
 class Ask(msgspec.Struct, array_like=True):
@@ -382,6 +382,22 @@ async def test_what_is_being_served_is_cancelled_when_the_stream_ends() -> None:
         assert isinstance(await call, PeerUnavailable)
         async with asyncio.timeout(2):
             await served.cancelled.wait()
+
+
+async def test_a_request_that_comes_with_the_end_of_its_stream_is_dropped() -> None:
+    """It was never begun, and nothing of it is left to be warned of."""
+    async with serving() as served, connected(served.url) as client:
+        await client.call(ECHO, Ask(""), deadline_ms=2_000)
+        stream = stream_of(served)
+        for envelope in (
+            Request(9, SLOW.name, 2_000, msgspec.Raw(b"\x91\xa0")),
+            Push(SLOW.name, msgspec.Raw(b"\x91\xa0")),
+        ):
+            stream._receive([envelope])
+        assert stream.statistics()["inflight"] == 2
+        await stream.close()
+        assert stream.statistics()["inflight"] == 0
+        assert not served.entered.is_set()
 
 
 def test_bad_request_is_a_callers_bug() -> None:
