@@ -20,7 +20,7 @@ from im.metrics import ImMetrics
 from roadstead.config import Config
 from roadstead.openapi import document
 from scheduler.metrics import SchedulerMetrics
-from status.metrics import FeedMetrics, PresenceMetrics, StatusMetrics
+from status.metrics import FeedMetrics, PresenceMetrics, ServingMetrics, StatusMetrics
 
 __all__ = ["main", "pages"]
 
@@ -109,7 +109,8 @@ def _declared() -> dict[str, Metrics]:
     AccessMetrics(made["Access node"], connections=lambda: 0).show_presence(
         lambda: {"channels": 0}, lambda: {"users": 0}
     )
-    StatusMetrics(made["Status node"], lambda: {"users": 0, "sessions": 0, "recovering": 0})
+    StatusMetrics(made["Status node"], lambda: {"users": 0, "sessions": 0, "recovering": 0, "in_doubt": 0})
+    ServingMetrics(made["Status node"], granter=lambda: 0, is_registry_reachable=lambda: True)
     feed = FeedMetrics(made["Status node"])
     feed.show_log(lambda: {"head": 0})
     feed.show_readers(lambda: 0)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from base.errors import BadRequest, CasConflict, NotReady
+from base.errors import CasConflict, NotReady
 from base.http import Role, json_body, json_response
 from base.ids import NodeId, name_order
 from base.site import Site
@@ -29,6 +29,7 @@ from status.api import SERVICE
 from status.census import CensusTaker
 from status.core.migration import planned
 from status.core.partitions import PartitionTable
+from status.queries import check_names
 from status.resize import ResizeRequest, nodes_of, plan_of, progress_of, uncommitted, wanted_by, weights_asked
 from status.table import WISH_KEY, TableFollower, Wish
 
@@ -167,8 +168,7 @@ class ResizeApi:
 
     async def _order(self, request: web.Request, kind: type[Order]) -> Order:
         self._credentials.require(request, Role.OPERATOR)
-        if set(request.query):
-            raise BadRequest(f"unknown query parameters: {', '.join(sorted(request.query))}")
+        check_names(request)
         if kind is NothingElse and not await request.read():
             return kind()
         return await json_body(request, kind)

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import msgspec
 from aiohttp import web
 
-from base.errors import BadRequest, Draining, NotFound, RoadsteadError
+from base.errors import Draining, NotFound, RoadsteadError
 from base.http import Credentials, Role, json_response
 from base.log import logger
 from status.api import HEADER_BYTES, SessionView, session_json
@@ -29,6 +29,7 @@ from status.core.events import Cursor, MergedPage
 from status.feed import PAGE_MAX, WAIT_MS_MAX
 from status.feed_reader import FeedReader
 from status.peers import Snapshot, Told
+from status.queries import check_names, number
 
 __all__ = ["EventsApi", "NoEventsApi", "shown"]
 
@@ -56,10 +57,10 @@ class EventsApi:
 
     async def _get_events(self, request: web.Request) -> web.Response:
         self._credentials.require(request, Role.BACKEND)
-        _check_names(request, "cursor", "limit", "wait_ms")
+        check_names(request, "cursor", "limit", "wait_ms")
         cursor = Cursor.decode(request.query.get("cursor", ""))
-        limit = _number(request, "limit", LIMIT, 1, PAGE_MAX)
-        wait_ms = _number(request, "wait_ms", 0, 0, WAIT_MS_MAX)
+        limit = number(request, "limit", LIMIT, 1, PAGE_MAX)
+        wait_ms = number(request, "wait_ms", 0, 0, WAIT_MS_MAX)
         page = await self._reader.poll(cursor, limit, wait_ms)
         return json_response(
             {
@@ -72,7 +73,7 @@ class EventsApi:
 
     async def _get_stream(self, request: web.Request) -> web.StreamResponse:
         self._credentials.require(request, Role.BACKEND)
-        _check_names(request, "cursor")
+        check_names(request, "cursor")
         cursor = Cursor.decode(request.headers.get("Last-Event-ID") or request.query.get("cursor", ""))
         if self._reader.is_closing:
             raise Draining("this node ends")
@@ -121,26 +122,6 @@ class NoEventsApi:
     async def _refuse(self, request: web.Request) -> NoReturn:
         self._credentials.require(request, Role.BACKEND)
         raise NotFound("with this status backend there are no session events; status.backend = cluster has them")
-
-
-# ---------------------------------------------------------------- asking
-
-
-def _check_names(request: web.Request, *known: str) -> None:
-    unknown = sorted(set(request.query) - set(known))
-    if unknown:
-        raise BadRequest(f"unknown query parameters: {', '.join(unknown)}")
-
-
-def _number(request: web.Request, name: str, default: int, least: int, most: int) -> int:
-    text = request.query.get(name, "")
-    if not text:
-        return default
-    # Not int() alone: it takes "1_000" and the digits of any script.
-    value = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
-    if not least <= value <= most:
-        raise BadRequest(f"{name} must be a number from {least} to {most}, not {text[:40]!r}")
-    return value
 
 
 # ---------------------------------------------------------------- answering

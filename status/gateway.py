@@ -18,6 +18,7 @@ from status.api import SERVICE
 from status.events_api import NoEventsApi
 from status.lookup_api import LookupApi
 from status.ports import StatusLookups
+from status.rollcall_api import NoCountApi
 
 __all__ = ["StatusGateway"]
 
@@ -32,6 +33,7 @@ class StatusGateway:
         self._credentials: Credentials = site.credentials
         LookupApi(statuses, site.credentials).add_to(self.node.http.app.router)
         NoEventsApi(site.credentials).add_to(self.node.http.app.router)
+        NoCountApi(site.credentials).add_to(self.node.http.app.router)
         self.node.http.app.router.add_route("*", "/v1/admin/status/{what}", self._refuse)
 
     async def start(self) -> None:

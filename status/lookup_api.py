@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from base.errors import BadRequest, LimitExceeded
+from base.errors import LimitExceeded
 from base.http import Credentials, Role, json_body, json_response
 from base.ids import checked_id
 from status.api import LOOKUP_USERS_MAX, UserStatus, session_json
 from status.ports import StatusLookups
+from status.queries import check_names
 
 __all__ = ["LookupApi"]
 
@@ -42,9 +43,7 @@ class LookupApi:
     async def _get_status(self, request: web.Request) -> web.Response:
         self._credentials.require(request, Role.VIEWER)
         user = checked_id(request.match_info["user"], "user")
-        unknown = sorted(set(request.query) - {"", "viewer"})
-        if unknown:
-            raise BadRequest(f"unknown query parameters: {', '.join(unknown)}")
+        check_names(request, "", "viewer")
         viewer = _checked_viewer(request.query.get("viewer"))
         status = (await self._statuses.lookup([user], viewer=viewer))[user]
         return json_response(_shown(user, status, viewer))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from base.metrics import Metrics
 
-__all__ = ["FeedMetrics", "PresenceMetrics", "StatusMetrics"]
+__all__ = ["FeedMetrics", "PresenceMetrics", "ServingMetrics", "StatusMetrics"]
 
 
 class StatusMetrics:
@@ -24,7 +24,11 @@ class StatusMetrics:
         self.stalls = metrics.counter(
             "status_stalls_ms", "Milliseconds by which this node extended leases for its own lag."
         )
-        metrics.gauge("status_users", "Users with an open session here.", lambda: statistics()["users"])
+        metrics.gauge(
+            "status_users",
+            "Users who are known here: with an open session, or with the time at which they were last seen.",
+            lambda: statistics()["users"],
+        )
         metrics.gauge("status_sessions", "Open sessions here.", lambda: statistics()["sessions"])
         metrics.gauge(
             "status_recovering",
@@ -33,9 +37,29 @@ class StatusMetrics:
         )
         metrics.gauge(
             "status_in_doubt",
-            "1 while most access nodes seem to have died at once, which is rather a fault of this node: then nobody is said"
-            " to be offline, until they are heard again or the registry does not list them any more.",
+            "1 while most access nodes seem to have died at once, which is rather a fault of this node: then nobody is"
+            " said to be offline, until they are heard again or the registry does not list them any more.",
             lambda: statistics()["in_doubt"],
+        )
+
+
+class ServingMetrics:
+    """Of what lets this node answer."""
+
+    def __init__(
+        self, metrics: Metrics, *, granter: Callable[[], int], is_registry_reachable: Callable[[], bool]
+    ) -> None:
+        """`granter`: on whose grant the node answers, as `serving.Granter` numbers it."""
+        metrics.gauge(
+            "status_degraded",
+            "0 while the leader grants this node its serving lease, 1 while only a majority of the status nodes does"
+            " (all is served, nothing can be resized), 2 while nobody does (this node answers nothing).",
+            granter,
+        )
+        metrics.gauge(
+            "status_registry_reachable",
+            "1 if the registry answered when it was last read, 0 if not.",
+            is_registry_reachable,
         )
 
 

@@ -3,6 +3,8 @@
 status.ask         a node asks another for a serving lease, and reports: to the leader always, to all when it must
 status.pull        the target of moves asks their source for what it lacks
 status.census      what the receiver holds, counted
+status.count       how many users and sessions are online in partitions of the receiver
+status.sessions    who of them is behind one access node
 status.events      the receiver's session events after a place in its log
 status.events_end  where that log ends, once that is elsewhere than the sender knows
 """
@@ -17,8 +19,10 @@ from status.core.events import Page, Place, SessionEvent
 from status.core.handoff import Chunk, Pull
 from status.core.migration import NodeReport
 from status.core.partitions import TableDiff
+from status.core.rollcall import Bookmark, Listed
 
 __all__ = ["ASK", "CENSUS", "PULL", "Ask", "Census", "CensusAsk", "Chunks", "Given", "LifeDigest", "Pulls"]
+__all__ += ["COUNT", "SESSIONS", "Count", "CountAsk", "NodeCount", "SessionsAsk", "SessionsPart"]
 __all__ += ["EVENTS", "EVENTS_END", "EventsAsk", "EventsEndAsk", "Snapshot", "Told"]
 
 
@@ -83,6 +87,58 @@ class Census(msgspec.Struct, array_like=True, frozen=True):
     lives: list[LifeDigest]
 
 
+class CountAsk(msgspec.Struct, array_like=True, frozen=True):
+    """How many are online in these partitions, which you own by the table of this epoch?"""
+
+    epoch: Epoch
+    partitions: bytes
+
+
+class NodeCount(msgspec.Struct, array_like=True, frozen=True):
+    """How many users and sessions are behind one access node."""
+
+    node: NodeId
+    users: int
+    sessions: int
+
+
+class Count(msgspec.Struct, array_like=True, frozen=True):
+    """Users online, and users and sessions of each access node.
+
+    `refused` partitions are not counted, `unsure` ones as far as they are known.
+    """
+
+    refused: bytes
+    unsure: bytes
+    users: int
+    nodes: list[NodeCount]
+
+
+class SessionsAsk(msgspec.Struct, array_like=True, frozen=True):
+    """Who is behind the access node `node`, in these partitions, which you own by the table of this epoch?
+
+    They ascend, and are listed from `begin` on, until `limit` sessions are.
+    """
+
+    epoch: Epoch
+    partitions: bytes
+    node: NodeId
+    begin: Bookmark
+    limit: int
+
+
+class SessionsPart(msgspec.Struct, array_like=True, frozen=True):
+    """The sender's part of a page of sessions, up to `reached`; None: of all that it was asked for.
+
+    `refused` partitions are not listed, `unsure` ones as far as they are known.
+    """
+
+    refused: bytes
+    unsure: bytes
+    items: list[Listed]
+    reached: Bookmark | None
+
+
 class EventsAsk(msgspec.Struct, array_like=True, frozen=True):
     """What comes after a place; None is from now on. The item that makes it `limit` or more is the last."""
 
@@ -112,5 +168,7 @@ class EventsEndAsk(msgspec.Struct, array_like=True, frozen=True):
 ASK = Method("status.ask", Ask, Given)
 PULL = Method("status.pull", Pulls, Chunks)
 CENSUS = Method("status.census", CensusAsk, Census)
+COUNT = Method("status.count", CountAsk, Count)
+SESSIONS = Method("status.sessions", SessionsAsk, SessionsPart)
 EVENTS = Method("status.events", EventsAsk, Page[Told])
 EVENTS_END = Method("status.events_end", EventsEndAsk, Place)

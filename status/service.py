@@ -43,6 +43,7 @@ from status.core.handoff import PARK_MS, Parking
 from status.core.ownership import Change, Turn
 from status.core.partitions import PartitionTable
 from status.core.policy import DevicePolicy
+from status.core.serving import Granter
 from status.devices import Devices
 from status.events_api import EventsApi
 from status.feed import EventFeed
@@ -50,8 +51,10 @@ from status.feed_reader import FeedReader
 from status.leader import Leader
 from status.lookup_api import LookupApi
 from status.member import Member
-from status.metrics import FeedMetrics, PresenceMetrics, StatusMetrics
+from status.metrics import FeedMetrics, PresenceMetrics, ServingMetrics, StatusMetrics
 from status.ports import Contacts, NoContacts
+from status.rollcall import RollCall
+from status.rollcall_api import RollCallApi
 from status.sights import Sights
 from status.table import TableFollower
 from status.watching import Watching
@@ -106,6 +109,14 @@ class StatusNode:
         census.serve(self.node.peers)
         LookupApi(self._client, site.credentials).add_to(self.node.http.app.router)
         ResizeApi(site, self._table, census).add_to(self.node.http.app.router)
+        rollcall = RollCall(site, self._ownership, self._table, self._member.pool, observe=self._catch_up)
+        rollcall.serve(self.node.peers)
+        RollCallApi(rollcall, site.credentials).add_to(self.node.http.app.router)
+        ServingMetrics(
+            self.node.metrics,
+            granter=self._granter,
+            is_registry_reachable=lambda: self._table.is_registry_reachable,
+        )
         metrics = FeedMetrics(self.node.metrics)
         self._feed = EventFeed(site, self._ownership, metrics, catch_up=self._catch_up)
         self._feed.serve(self.node.peers)
@@ -168,6 +179,8 @@ class StatusNode:
             "partitions": table.counts().get(self._site.name, 0) if table else 0,
             "moves": len(table.moves) if table else 0,
             "is_leading": self._leader.is_leading,
+            "granter": self._granter().name.lower(),
+            "is_registry_reachable": self._table.is_registry_reachable,
             "table": self._ownership.statistics(),
             "events": self._feed.statistics(),
             "watches": self._watching.statistics(),
@@ -296,6 +309,9 @@ class StatusNode:
             self._devices.tick(now)
             self._watching.tick(now)
             await asyncio.sleep(TICK_MS / 1000)
+
+    def _granter(self) -> Granter:
+        return self._member.lease.granter(self._clock.monotonic(), self._table.table)
 
     def _unpark(self) -> None:
         for parked in self._parking.expire(self._clock.monotonic()):

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import msgspec
 
+from base.errors import StoreError
 from base.ids import Epoch, NodeId
 from base.log import logger
 from base.registry import Entry, View, follow
@@ -40,6 +41,15 @@ class Wish(msgspec.Struct, frozen=True):
     abort: Epoch = Epoch(0)
 
 
+class _Head(msgspec.Struct):
+    """As much of a table as tells whether it is newer."""
+
+    epoch: Epoch
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
+
+
 def encode_table(table: PartitionTable) -> bytes:
     """Return the table as the registry keeps it."""
     return msgspec.msgpack.encode(table)
@@ -62,6 +72,8 @@ class TableFollower:
         self.wish = Wish()
         self.wish_index = 0
         """The registry's index of the wish, to change it by compare-and-set."""
+        self.is_registry_reachable = True
+        """Whether the registry answered when it was last read; a read that waits for changes counts when it ends."""
         self._site = site
         self._recent: dict[Epoch, PartitionTable] = {}
         self._diffs: dict[Epoch, TableDiff] = {}
@@ -80,7 +92,7 @@ class TableFollower:
 
     async def run(self) -> None:
         """Follow the registry until cancelled."""
-        async for view in follow(self._site.registry.scan, PREFIX, self._site.clock):
+        async for view in follow(self._scan, PREFIX, self._site.clock, on_outage=self._outage):
             self._take(view)
 
     async def read(self) -> None:
@@ -124,9 +136,22 @@ class TableFollower:
             known = self._diffs[epoch] = diff(old, self.table)
         return known
 
+    async def _scan(self, prefix: str, /, *, after: int, wait_ms: int) -> View[Entry]:
+        """Read the registry; after an outage without waiting for a change, as its end is news too."""
+        view = await self._site.registry.scan(prefix, after=after, wait_ms=wait_ms if self.is_registry_reachable else 0)
+        self.is_registry_reachable = True
+        return view
+
+    def _outage(self, error: StoreError) -> None:
+        if self.is_registry_reachable:
+            self._log.warning("table_not_followed", error=str(error))
+        self.is_registry_reachable = False
+
     def _take(self, view: View[Entry]) -> None:
         for entry in view.items:
             if entry.key == TABLE_KEY:
+                if self.table is not None and _head_decoder.decode(entry.value).epoch <= self.table.epoch:
+                    continue  # it came another way, and to unpack it costs ten times as much as to see that
                 table = decode_table(entry.value)
                 if self.offer(table):
                     self._log.debug("table_adopted", epoch=table.epoch, moves=len(table.moves))

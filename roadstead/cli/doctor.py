@@ -26,23 +26,35 @@ PROBE_USER = "roadstead-doctor"
 AGREE_TRIES = 20
 AGREE_PAUSE_S = 0.1
 FILES_WANTED = 16_384
+LEASES_ADVICE = "bring the registry back, or the status nodes that are away; until then nothing can be resized"
 FILES_ADVICE = f"raise it: `ulimit -n {FILES_WANTED}`; each connection takes one"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One check: what was looked at, whether it is well, what was seen, what to do if it is not."""
+    """One check: what was looked at, whether it is well, what was seen, what to do if it is not.
+
+    A warning is ok, since everything is served, and there is something to do all the same.
+    """
 
     check: str
     is_ok: bool
     seen: str
     advice: str = ""
+    is_warning: bool = False
+
+
+class Degraded(RoadsteadError):
+    """Everything is served, and something that it stands on is away."""
 
 
 @click.command("doctor")
 @data_option
 @json_option
 def command(data: DataFolder, as_json: bool) -> None:
-    """Check a running system: every node, one table, one message all the way. Exit code 1 if anything is wrong."""
+    """Check a running system: every node, one table, one message all the way. Exit code 1 if anything is wrong.
+
+    A warning is not wrong: everything is served.
+    """
     findings = asyncio.run(_examine(data.endpoints(), data.secrets()))
     if as_json:
         print_json(findings)
@@ -59,6 +71,7 @@ async def _examine(endpoints: Endpoints, secrets: Secrets) -> list[Finding]:
     findings.append(
         await _checked("status nodes agree on the table", partial(_tables, endpoints), "look at the status nodes' logs")
     )
+    findings.append(await _checked("status nodes have a leader", partial(_leases, endpoints), LEASES_ADVICE))
     findings.append(
         await _checked("a message arrives", partial(_round_trip, endpoints, secrets), "see the failed checks above")
     )
@@ -68,6 +81,8 @@ async def _examine(endpoints: Endpoints, secrets: Secrets) -> list[Finding]:
 async def _checked(check: str, look: Callable[[], Coroutine[Any, Any, str]], advice: str) -> Finding:
     try:
         return Finding(check, is_ok=True, seen=await look())
+    except Degraded as warning:
+        return Finding(check, is_ok=True, seen=str(warning), advice=advice, is_warning=True)
     except (RoadsteadError, TimeoutError) as error:
         return Finding(check, is_ok=False, seen=str(error) or type(error).__name__, advice=advice)
 
@@ -108,6 +123,26 @@ async def _tables(endpoints: Endpoints) -> str:
     return f"epoch {newest}, {partitions} partitions over {owners} nodes{resizing}"
 
 
+async def _leases(endpoints: Endpoints) -> str:
+    """Every node that owns partitions answers by the leader's grant. A change of the leader takes a moment."""
+    for _ in range(AGREE_TRIES):
+        nodes = [node for node in await _status_nodes(endpoints) if "granter" in node]
+        granters = {node["node"]: node["granter"] for node in nodes if node["partitions"]}
+        unled = [node for node, granter in granters.items() if granter != "leader"]
+        away = [node["node"] for node in nodes if not node["is_registry_reachable"]]
+        if not nodes:
+            return "this status backend needs none"
+        if not unled and not away:
+            return f"{next((node['node'] for node in nodes if node['is_leading']), 'a node of another process')} leads"
+        await asyncio.sleep(AGREE_PAUSE_S)
+    silent = [node for node in unled if granters[node] == "nobody"]
+    if silent:
+        raise RoadsteadError(f"{', '.join(silent)}: may not answer, by the leader or by a majority of the nodes")
+    seen = [f"{', '.join(unled)}: by the grants of a majority of the nodes only"] if unled else []
+    seen += [f"{', '.join(away)}: cannot read the registry"] if away else []
+    raise Degraded("; ".join(seen))
+
+
 async def _status_nodes(endpoints: Endpoints) -> list[Any]:
     return [await call_api("GET", f"{url}/debug/statistics") for url in endpoints.status.values()]
 
@@ -146,6 +181,6 @@ def _show(findings: list[Finding]) -> None:
     for column in ("", "check", "seen", "what to do"):
         table.add_column(column)
     for finding in findings:
-        mark = "[green]ok[/]" if finding.is_ok else "[red]bad[/]"
-        table.add_row(mark, finding.check, finding.seen, "" if finding.is_ok else finding.advice)
+        mark = "[yellow]warn[/]" if finding.is_warning else "[green]ok[/]" if finding.is_ok else "[red]bad[/]"
+        table.add_row(mark, finding.check, finding.seen, finding.advice)
     Console().print(table)

@@ -1,6 +1,6 @@
 """`roadstead status`: who is online, who owns what.
 
-Its other commands are in `resize`, `digest`, `events`, `watch` and `serve`.
+Its other commands are in `count`, `sessions`, `resize`, `digest`, `events`, `watch` and `serve`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from rich.table import Table
 
 from base.clock import SystemClock
 from roadstead.cli.common import data_option, json_option, print_json, status_call
+from roadstead.cli.count import count
 from roadstead.cli.digest import digest
 from roadstead.cli.events import events
 from roadstead.cli.resize import abort, pause, progress, resize, resume
 from roadstead.cli.serve import serve
+from roadstead.cli.sessions import sessions
 from roadstead.cli.watch import watch
 from roadstead.deployment import DataFolder
 
@@ -32,7 +34,7 @@ def command() -> None:
     """Ask the status cluster, and resize it."""
 
 
-for _one in (resize, progress, pause, resume, abort, digest, events, serve, watch):
+for _one in (count, sessions, resize, progress, pause, resume, abort, digest, events, serve, watch):
     command.add_command(_one)
 
 

@@ -14,8 +14,11 @@ from im.service import OFFSET_MAX
 from roadstead.config import Config
 from roadstead.openapi.schemas import Schema, integer, ref, text
 from status.core.events import CURSOR_CHARS_MAX
+from status.core.rollcall import CURSOR_CHARS_MAX as LISTING_CHARS_MAX
 from status.events_api import LIMIT
 from status.feed import PAGE_MAX, WAIT_MS_MAX
+from status.rollcall import PAGE_MAX as LISTED_MAX
+from status.rollcall_api import LIMIT as LISTED
 
 __all__ = ["EVERY_NODE", "JSON", "OPERATIONS", "Operation"]
 
@@ -150,6 +153,17 @@ _STATUSES: tuple[Operation, ...] = (
         answer=ref("UserStatuses"),
         errors=(Code.BAD_REQUEST, Code.LIMIT_EXCEEDED),
     ),
+    Operation(
+        method="get",
+        path="/v1/status/count",
+        name="countOnline",
+        served_by="status",
+        summary="How many users and sessions are online, in all and behind each access node",
+        description=f"Looks at every user, so ask every few seconds at most. {_CLUSTER_ONLY}",
+        key=Role.VIEWER,
+        answer=ref("OnlineCount"),
+        errors=(Code.BAD_REQUEST, Code.NOT_FOUND, Code.NOT_READY),
+    ),
 )
 
 _FEED_ERRORS = (Code.BAD_REQUEST, Code.NOT_FOUND, Code.LIMIT_EXCEEDED, Code.NOT_READY, Code.OVERLOADED)
@@ -221,10 +235,33 @@ def _order(what: str, summary: str, answer: str, *, body: str = "NothingElse") -
     )
 
 
+_SESSIONS = Operation(
+    method="get",
+    path="/v1/admin/status/sessions",
+    name="getSessions",
+    served_by="status",
+    summary="A page of the users and sessions behind an access node",
+    description="In the order of partitions, and of users within one. A session that is open during the whole listing "
+    f"is in it, unless a page says that it misses its partition. {_CLUSTER_ONLY}",
+    key=Role.OPERATOR,
+    parameters=(
+        _query("node", ref("Id"), "The access node. One that there is not has no sessions.") | {"required": True},
+        _query(
+            "limit",
+            integer(least=1, most=LISTED_MAX, default=LISTED),
+            "About how many sessions: a page may be shorter before the end, and a user's sessions are never parted.",
+        ),
+        _query("cursor", text(default="", maxLength=LISTING_CHARS_MAX), "What the last page gave; empty: begin."),
+    ),
+    answer=ref("SessionPage"),
+    errors=(Code.BAD_REQUEST, Code.NOT_FOUND, Code.NOT_READY),
+)
+
 _ADMIN: tuple[Operation, ...] = (
     _look("table", "getTable", "Who owns what", "PartitionTable"),
     _look("resize", "getResize", "How far a resize is", "ResizeProgress"),
     _look("digest", "getDigest", "What is held of each access node", "Digest"),
+    _SESSIONS,
     _order("resize", "Change nodes and weights, or only plan it", "ResizePlan", body="ResizeRequest"),
     _order("pause", "Begin no moves and seal nothing more", "ResizeProgress"),
     _order("resume", "Go on", "ResizeProgress"),

@@ -161,6 +161,39 @@ def _statuses() -> dict[str, Schema]:
         "Session": _object(_session(), "One open session."),
         "UserStatus": _object(shown, "A user's status.", optional=("sessions",)),
         "UserStatuses": _object({"statuses": _many(ref("UserStatus"), "One a user, in the order asked.")}),
+        "OnlineCount": _object(_count(), "How many are online: those of whom a lookup would say it."),
+        "SessionPage": _object(_session_page(), "A page of the sessions behind an access node."),
+    }
+
+
+def _count() -> dict[str, Schema]:
+    each = {
+        "node": text(),
+        "users": integer("Users with a session there; who has sessions behind two access nodes is one of each."),
+        "sessions": integer(),
+    }
+    return {
+        "epoch": integer("The number of the partition table by which it was counted."),
+        "is_exact": _YES_NO | _meant("Whether all partitions were counted completely."),
+        "unknown": _many(text(), "Status nodes that did not answer: nobody of their partitions is counted."),
+        "partitions": integer("How many partitions were counted completely.", most=PARTITIONS),
+        "users": integer(),
+        "sessions": integer(),
+        "access_nodes": _many(_object(each), "Those that are registered, and those that have sessions."),
+    }
+
+
+def _session_page() -> dict[str, Schema]:
+    partition = integer(most=PARTITIONS - 1)
+    return {
+        "node": text("The access node."),
+        "is_registered": _YES_NO | _meant("Whether there is an access node of that name now."),
+        "sessions": _many(ref("UserSession"), "A user's sessions follow each other."),
+        "cursor": _either(text(), _NULL, meaning="Hand it back for the next page; null at the end."),
+        "missing_partitions": _many(
+            partition, "Partitions within the page that are not, or not completely, listed in it."
+        ),
+        "unknown": _many(text(), "Status nodes that did not answer."),
     }
 
 

@@ -31,13 +31,14 @@ for configurations that fence their predecessors; D. Ongaro, "Raft" (2014), 4.3,
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from enum import IntEnum
 
 from base.clock import Instant
 from base.core.lease import HeldLease
 from base.ids import Epoch, NodeId
 from status.core.partitions import PartitionTable
 
-__all__ = ["ASK_MS", "SERVING_MS", "LeaderGrants", "Promises", "ServingLease", "is_fenced", "is_majority"]
+__all__ = ["ASK_MS", "SERVING_MS", "Granter", "LeaderGrants", "Promises", "ServingLease", "is_fenced", "is_majority"]
 
 ASK_MS = 400
 SERVING_MS = 2_000
@@ -51,6 +52,16 @@ assert ASK_MS * 3 < SERVING_MS, "two lost questions must not cost a lease"
 def is_majority(nodes: Collection[NodeId], some: Collection[NodeId]) -> bool:
     """Return whether more than half of `nodes` are among `some`; of no nodes, none is needed."""
     return not nodes or 2 * sum(node in some for node in nodes) > len(nodes)
+
+
+class Granter(IntEnum):
+    """On whose grant a node may answer; the greater, the worse."""
+
+    LEADER = 0
+    PEERS = 1
+    """Only a majority of the table's nodes: the leader or the registry is out of reach, and no table can be written."""
+    NOBODY = 2
+    """It answers nothing."""
 
 
 class ServingLease:
@@ -95,6 +106,12 @@ class ServingLease:
     def is_valid(self, now: Instant, table: PartitionTable) -> bool:
         """Return whether the node may answer, under this table, for what it owns in it (I1, I2)."""
         return self._by_leader.is_valid(now) or self.is_by_majority(now, table)
+
+    def granter(self, now: Instant, table: PartitionTable | None) -> Granter:
+        """Return on whose grant the node may answer under this table; without one, on nobody's."""
+        if table is None or not self.is_valid(now, table):
+            return Granter.NOBODY
+        return Granter.LEADER if self._by_leader.is_valid(now) else Granter.PEERS
 
     def is_by_majority(self, now: Instant, table: PartitionTable) -> bool:
         """Return whether a majority of the table's nodes, this one included, granted a lease at its epoch."""

@@ -22,8 +22,8 @@ from status.service import StatusNode
 from status.table import WISH_KEY, Wish
 
 SETTLE_S = 30.0
-LEASE_MS = 2_200
-KEY, VIEWER_KEY = "backend-key", "viewer-key"
+LEASE_MS = 2_700
+KEY, VIEWER_KEY, OPERATOR_KEY = "backend-key", "viewer-key", "operator-key"
 
 
 class Access:
@@ -76,7 +76,7 @@ class Cluster:
             registry=self.registry,
             clock=SystemClock(),
             peer_key="peer-key",
-            credentials=Credentials({KEY: Role.BACKEND, VIEWER_KEY: Role.VIEWER}),
+            credentials=Credentials({KEY: Role.BACKEND, VIEWER_KEY: Role.VIEWER, OPERATOR_KEY: Role.OPERATOR}),
             config=NodeConfig(registration_ttl_ms=60_000),
         )
 

@@ -12,6 +12,7 @@ from status.core.partitions import Members, PartitionTable, Take
 from status.core.serving import (
     SERVING_MS,
     SILENCE_MS,
+    Granter,
     LeaderGrants,
     Promises,
     ServingLease,
@@ -75,6 +76,18 @@ def test_a_node_outside_the_table_has_no_majority():
     for node in (A, B):
         lease.granted_by_peer(number, node, Epoch(1))
     assert not lease.is_by_majority(at(0), TABLE)
+
+
+def test_on_whose_grant_a_node_answers_is_told():
+    """The leader's counts first; a majority is as good for readers, and a sign that something is away."""
+    lease = ServingLease(A)
+    assert lease.granter(at(0), None) is lease.granter(at(0), TABLE) is Granter.NOBODY
+    lease.granted_by_leader(lease.ask(at(0)), Epoch(1))
+    lease.granted_by_peer(lease.ask(at(1_000)), B, Epoch(1))
+    assert lease.granter(at(1_799), TABLE) is Granter.LEADER
+    assert lease.granter(at(1_800), TABLE) is Granter.PEERS
+    assert lease.granter(at(1_800), NEXT) is Granter.NOBODY, "granted at another epoch"
+    assert lease.granter(at(2_800), TABLE) is Granter.NOBODY
 
 
 def test_peers_are_asked_when_the_leaders_lease_is_half_over():
