@@ -6,6 +6,10 @@ A client's way in, each step before the next, because each closes a gap:
     3. the status backend confirms the session: from here on the message services find it
     4. the timeline is read: it has everything that was stored before anybody could find the session
     5. the connect reply carries what was missed; later entries follow in order
+
+What a command opens (a session, a subscription) is closed by `gone`, when the socket is gone: so nothing is opened
+after that. A command's task may begin or go on later than that; it asks the session whether its client still waits,
+with nothing to wait for between the question and the opening.
 """
 
 from __future__ import annotations
@@ -206,7 +210,7 @@ class Clients:
         started = self._clock.stopwatch()
         session = client.session
         try:
-            result = await self._connect(client, request)
+            result = await self._connect(client, command_id, request)
         except Unauthenticated as error:
             self._refused("unauthenticated", error)
             self._carry_out(client, session.close(Close.INVALID_TOKEN))
@@ -219,15 +223,20 @@ class Clients:
             self._leave(client)
             self._carry_out(client, session.refused(command_id, ClientError.INTERNAL.wire))
         else:
+            if result is None:
+                self._metrics.connects.labels(self._node, "gone").inc()
+                return
             self._metrics.connects.labels(self._node, "accepted").inc()
             self._metrics.handshake.observe(self._clock.stopwatch() - started)
             self._carry_out(client, session.accepted(self._clock.monotonic(), command_id, result))
             for start in result.subs.values():
                 self.inboxes.started(session.id, start.offset)
 
-    async def _connect(self, client: _Client, request: ConnectRequest) -> ConnectResult:
-        """Steps 1 to 4 of a client's way in, see the module."""
+    async def _connect(self, client: _Client, command_id: int, request: ConnectRequest) -> ConnectResult | None:
+        """Steps 1 to 4 of a client's way in, see the module. None if the client went: what was opened, `gone` ends."""
         session = client.session
+        if not session.is_waiting(command_id):
+            return None
         ticket = self._admit(request.token)
         client.ticket_id = ticket.jti
         self._conn_seq += 1
@@ -242,7 +251,10 @@ class Clients:
         )
         client.opened = opened = self.presences.connecting(opened, bytes(request.data))
         self.inboxes.hub.attach(session.id, ticket.sub)
-        if not await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms):
+        is_confirmed = await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms)
+        if not session.is_waiting(command_id):
+            return None
+        if not is_confirmed:
             self._metrics.unpublished.inc()
         channel = CHANNEL_PREFIX + ticket.sub
         start = await self.inboxes.read_start(ticket.sub, request.subs.get(channel, Position()))
@@ -284,7 +296,7 @@ class Clients:
         result: RpcResult | ReplyError
         try:
             if request.method == METHOD_PREFIX + "set":
-                data = await self._set_presence(client, bytes(request.data))
+                data = await self._set_presence(client, command_id, bytes(request.data))
             elif request.method == METHOD_PREFIX + "get":
                 data = await self.presences.get(opened.user, bytes(request.data))
             else:
@@ -298,11 +310,11 @@ class Clients:
         self._metrics.rpcs.observe(self._clock.stopwatch() - started)
         self._carry_out(client, client.session.finish(command_id, "rpc", result))
 
-    async def _set_presence(self, client: _Client, data: bytes) -> bytes:
+    async def _set_presence(self, client: _Client, command_id: int, data: bytes) -> bytes:
         """Change what others see of the session; the answer comes when they do."""
         assert client.opened is not None
         opened = self.presences.changed(client.opened, data)
-        if client.session.is_closed():
+        if not client.session.is_waiting(command_id):
             raise NotReady("the connection is closed")  # and nothing of it may be reported any more
         client.opened = opened
         if not await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms):
@@ -316,6 +328,8 @@ class Clients:
         """
         opened = client.opened
         assert opened is not None
+        if not client.session.is_waiting(command_id):
+            return
         result: SubscribeResult | ReplyError
         is_presence = request.channel.startswith(PRESENCE_PREFIX)
         if request.channel != CHANNEL_PREFIX + opened.user and not is_presence:

@@ -59,7 +59,7 @@ __all__ += [
 ]
 __all__ += ["OFFLINE", "REFUSED", "UNKNOWN", "UNKNOWN_SHOWN", "Stamp"]
 __all__ += ["EVICT", "NOTICE", "WATCH", "WATCHED", "Evict", "Notices", "Watch", "WatchReply", "Watched", "WatchedReply"]
-__all__ += ["audience_of"]
+__all__ += ["audience_of", "is_public", "said_at"]
 
 assert sys.byteorder == "little", "partition numbers travel as the machine has them"
 
@@ -86,7 +86,7 @@ class Opened(msgspec.Struct, tag="o", array_like=True, frozen=True, gc=False):
     audience: Audience | None = None
 
     def leaves_trace(self) -> bool:
-        """Return whether the end of the session may show as when the user was last seen: not to who was hidden."""
+        """Return whether its end may show as when the user was last seen: not if it is one that hides the user."""
         return self.state != "invisible" and (self.audience is None or self.audience.mode == "everyone")
 
 
@@ -117,7 +117,8 @@ class SessionView(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class UserStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A user's status. `unknown` is said while the owner cannot tell; it never means offline.
 
-    `last_seen` is when the last session ended, None while one is open or where that is not known any more.
+    `last_seen` is when everybody could see the user last, in ms since the Unix epoch: for most, when the last session
+    ended. None while a session is open that the reader may see, or where that is not known any more.
     """
 
     state: Literal["online", "away", "busy", "invisible", "offline", "unknown"]
@@ -241,11 +242,29 @@ def status_of(shown: Shown) -> UserStatus:
     return UserStatus(max(views, key=lambda view: _RANK[view.state]).state, views)
 
 
+def said_at(view: SessionView | None) -> tuple[bool, int, int, str]:
+    """Return by which the sessions of a user have their say on the audience: of those that say it, the greatest.
+
+    None, and whatever says nothing, is the least.
+    """
+    if view is None or view.audience is None:
+        return False, 0, 0, ""
+    return True, view.last_active, view.since, view.session
+
+
 def audience_of(status: UserStatus) -> Audience:
-    """Return who may see the user: of the sessions that say it, the one reported last decides."""
-    said = [view for view in status.sessions if view.audience is not None]
-    newest = max(said, key=lambda view: (view.last_active, view.since, view.session), default=None)
+    """Return who may see the user: of the sessions that say it, the one reported last decides.
+
+    `status` must have every session that there may be, also those of access nodes that are late: whoever leaves one
+    out may show a user to those whom it denies.
+    """
+    newest = max(status.sessions, key=said_at, default=None)
     return EVERYONE if newest is None or newest.audience is None else newest.audience
+
+
+def is_public(status: UserStatus) -> bool:
+    """Return whether everybody sees that the user is there."""
+    return bool(status.sessions) and status.state != "invisible" and audience_of(status).mode == "everyone"
 
 
 def session_json(view: SessionView) -> dict[str, Any]:

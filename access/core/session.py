@@ -8,7 +8,8 @@
 
 The shell gives it what arrives (`receive`), the results of what it asked for, and the time (`tick`); it returns
 effects to carry out in their order. Commands are answered in any order, as the protocol allows, but started in
-theirs.
+theirs. What the shell starts may go on after the client went: before it opens anything that the end of the session has
+to close, it asks whether anybody still waits for it (`is_waiting`).
 
 | phase      | connect      | subscribe, rpc, unsubscribe | send       | other commands | pong       | not a command |
 |------------|--------------|-----------------------------|------------|----------------|------------|---------------|
@@ -22,6 +23,7 @@ Invariants:
     I2  At most `inflight_max` commands are under way; one more is answered with error 111.
     I3  Every started command gets exactly one reply, unless the session closes before.
     I4  An open session that did not answer a ping in time is closed with 3012.
+    I5  Nobody waits for a command before its start, after its reply, or after the close.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Authenticate:
-    """Check the token, then call `accepted`, `refused` or `reject`."""
+    """Check the token, then call `accepted` or `refused`, or `close`. Not if nobody waits for it any more."""
 
     command_id: int
     request: ConnectRequest
@@ -98,7 +100,10 @@ class StartRpc:
 
 @dataclass(frozen=True, slots=True)
 class StartSubscribe:
-    """Read the channel from the asked position, then `finish` with the result or an error."""
+    """Read the channel from the asked position, then `finish` with the result or an error.
+
+    Not if nobody waits for it any more.
+    """
 
     command_id: int
     request: SubscribeRequest
@@ -171,6 +176,7 @@ class Session:
         if self.phase is not Phase.CONNECTING:
             return []
         self.phase = Phase.OPEN
+        self._inflight.clear()
         self._deadline = Instant(now + self._policy.ping_interval_ms)
         return [Write(encode_reply(command_id, "connect", result))]
 
@@ -179,17 +185,22 @@ class Session:
         if self.phase is not Phase.CONNECTING:
             return []
         self.phase = Phase.AWAITING
+        self._inflight.clear()
         return [Write(encode_reply(command_id, "error", error))]
 
     def finish(
         self, command_id: int, kind: str, result: RpcResult | SubscribeResult | ReplyError | None
     ) -> list[Effect]:
         """A started command is done. `result` None stands for an empty one."""
-        if self.phase is not Phase.OPEN or command_id not in self._inflight:
+        if self.phase is not Phase.OPEN or not self.is_waiting(command_id):
             return []
         self._inflight.remove(command_id)
         name = "error" if isinstance(result, ReplyError) else kind
         return [Write(encode_reply(command_id, name, result if result is not None else {}))]
+
+    def is_waiting(self, command_id: int) -> bool:
+        """Return whether the client waits for the reply to a command, the connect too: it is there, and had none."""
+        return command_id in self._inflight
 
     def close(self, close: Close) -> list[Effect]:
         """End the session from this side: shutdown, slow consumer, bad ticket."""
@@ -197,7 +208,7 @@ class Session:
 
     def gone(self) -> None:
         """The socket is gone: nothing can be written any more."""
-        self.phase = Phase.CLOSED
+        self._end()
 
     def is_closed(self) -> bool:
         """Return whether the session is over."""
@@ -209,6 +220,7 @@ class Session:
             return self._step_open(now, kind, command)
         if self.phase is Phase.AWAITING and command.connect is not None and command.id > 0:
             self.phase = Phase.CONNECTING
+            self._inflight.add(command.id)
             return [Authenticate(command.id, command.connect)]
         return self._close(Close.BAD_REQUEST)
 
@@ -238,5 +250,9 @@ class Session:
         return [effect]
 
     def _close(self, close: Close) -> list[Effect]:
-        self.phase = Phase.CLOSED
+        self._end()
         return [Disconnect(close)]
+
+    def _end(self) -> None:
+        self.phase = Phase.CLOSED
+        self._inflight.clear()

@@ -1,6 +1,7 @@
 """What one status node knows about the connections of one partition, in a form that can be moved at any time.
 
-Each connection has one *entry*, a few bytes that its access node packed and that nobody unpacks before a reader does:
+Each connection has one *entry*, a few bytes that its access node packed and that nobody unpacks before a reader does,
+except of users who hide:
 
     source 2 | conn 6 | seq 6 | kind 1 | body        big-endian numbers, so that bytes compare like them
 
@@ -16,19 +17,29 @@ time before it, also for those that a new owner has never seen.
 The digest (count and XOR of hashes of the open entries) is kept up to date with each change: two stores with equal
 digests hold the same open connections, which costs 16 bytes to find out.
 
+A user who has no connection any more is kept as the time of the last one's end. Of a user who has hidden ones, that
+time is kept beside them: when *everybody* could see the user last. It is the end of the last visible connection, or
+the moment at which the user hid, by the clock of the access node that reported it. Nothing that a hidden connection
+does changes it, so that it looks as if there was none. Only what happens to users with hidden connections is looked at
+in this way, and only for them anything more is kept.
+
 Invariants:
     I1  Per connection the greatest seq ever merged is kept, or a tombstone, or a floor at least as great.
     I2  Merging the same entries and floors in another order, or twice, gives the same open entries.
     I3  A tombstone is kept at least `TOMBSTONE_MS`, and is part of every snapshot.
     I4  The digests equal those computed anew from the open entries.
+    I5  A time is kept beside the open entries of a user exactly if one of them is hidden and not everybody sees the
+        user. It is 0 where it is not known, and else the greatest merged since everybody saw the user last.
 
 I2 holds for entries and tombstones in any order; a floor must come after the entries that it stands above, which the
-numbered stream of a handoff sees to. A user who has no connection any more is kept as the time of the last one's end.
+numbered stream of a handoff sees to. Where several entries of a user come or go at once (a snapshot, a full list, a
+purge), whichever decides on the audience comes first and goes last: else the user would be visible for no time at all,
+and that would leave a time behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
@@ -38,6 +49,7 @@ from xxhash import xxh3_64_intdigest
 
 from base.clock import Instant, Timestamp
 from base.ids import Incarnation, NodeId
+from status.api import SessionView, is_public, said_at, status_of
 
 __all__ = [
     "TOMBSTONE_MS",
@@ -71,9 +83,9 @@ class Kind(IntEnum):
     FLOOR = 3
     """In a handoff: all up to this seq is known. No connection."""
     SEEN = 4
-    """In a handoff: the user's last connection ended at the time in the body. No connection."""
+    """In a handoff: everybody could see the user last at the time in the body. No connection."""
     HIDDEN = 5
-    """As OPEN, but not everybody may see it: however it ends, it leaves no time behind."""
+    """As OPEN, but not everybody may see it: however it ends, it leaves no time behind. The body must be a session."""
 
 
 class Life(NamedTuple):
@@ -84,7 +96,7 @@ class Life(NamedTuple):
 
 
 Found = bytes | tuple[bytes, ...] | int
-"""What is known of a user: the entry of the one open connection, those of several, or when the last one ended."""
+"""What is known of a user: the entry of the one open connection, those of several, or the time of last sight."""
 
 Item = tuple[str, bytes]
 """What a handoff streams, in order: a user and an entry; the user is empty where the entry is not about one."""
@@ -97,7 +109,7 @@ class Full(NamedTuple):
     """
 
     floor: int
-    items: Sequence[Item]
+    items: list[Item]
     ended_at: Timestamp
 
 
@@ -183,9 +195,9 @@ class Sources:
 
 
 class PartitionRecords:
-    """The entries of one partition. A merge costs a dictionary look and a hash."""
+    """The entries of one partition. A merge costs a dictionary look and a hash; more where a user hides."""
 
-    __slots__ = ("_closed", "_digests", "_floors", "_keeps_tombstones", "users")
+    __slots__ = ("_closed", "_digests", "_floors", "_hidden", "_keeps_tombstones", "users")
 
     def __init__(self, *, keeps_tombstones: bool = True) -> None:
         """`keeps_tombstones` is False only where a test shows what happens without them."""
@@ -194,23 +206,22 @@ class PartitionRecords:
         self._closed: dict[bytes, Instant] = {}
         self._floors: dict[bytes, bytes] = {}
         self._digests: dict[bytes, tuple[int, int]] = {}
+        self._hidden: dict[str, int | None] = {}
+        """Users with hidden connections: when everybody could see them last, None where everybody does (I5)."""
         self._keeps_tombstones = keeps_tombstones
 
     def merge(self, now: Instant, user: str, entry: bytes) -> Merged:
         """Take in one entry, tombstone, floor or time of last sight."""
         kind = entry[14]
-        if kind == _OPEN or kind == _HIDDEN:  # noqa: PLR1714, SIM109 - the first one decides nearly always
+        if kind == _OPEN:
             return self._open(user, entry)
         if kind == _CLOSED:
             return self._close(now, user, entry)
         if kind == _FLOOR:
             return self._raise_floor(entry[:2], entry[8:14])
-        known = self.users.get(user, 0)
-        seen = msgspec.msgpack.decode(entry[15:], type=int)
-        if not isinstance(known, int) or seen <= known:
-            return Merged.STALE
-        self.users[user] = seen
-        return Merged.NOTED
+        if kind == _HIDDEN:
+            return self._hide(user, entry)
+        return self._note_seen(user, msgspec.msgpack.decode(entry[15:], type=int))
 
     def replace(self, now: Instant, source: bytes, full: Full) -> list[tuple[str, bytes, Merged, bytes]]:
         """Take in everything that one life of an access node has here.
@@ -219,15 +230,15 @@ class PartitionRecords:
         """
         news = []
         named = set()
-        for user, entry in full.items:
+        for user, entry in _in_order_of_say(full.items, newest_first=True):
             named.add(entry[:8])
             merged = self.merge(now, user, entry)
             if merged:
                 news.append((user, entry, merged, entry))
         last = full.floor.to_bytes(6, "big")
         closing = msgspec.msgpack.encode(full.ended_at)
-        for user, entry in [(user, entry) for user, entry in self.entries(source) if entry[:8] not in named]:
-            if entry[8:14] <= last:
+        for user, entry in _in_order_of_say(self.entries(source), newest_first=False):
+            if entry[:8] not in named and entry[8:14] <= last:
                 tombstone = b"%b%b%c%b" % (entry[:8], last, Kind.CLOSED, closing)
                 news.append((user, tombstone, self._close(now, user, tombstone), entry))
         if self._raise_floor(source, last):
@@ -236,7 +247,7 @@ class PartitionRecords:
 
     def purge(self, source: bytes, at: Timestamp) -> list[Item]:
         """Drop all that is known of one life of an access node: nobody vouches for it. Return what was open."""
-        gone = self.entries(source)
+        gone = _in_order_of_say(self.entries(source), newest_first=False)
         for user, entry in gone:
             self._remove(user, entry, at)
         self._floors.pop(source, None)
@@ -269,6 +280,15 @@ class PartitionRecords:
             return (found,)
         return found if isinstance(found, tuple) else ()
 
+    def last_visible(self, user: str) -> Timestamp | None:
+        """Return when everybody could see the user last, in ms since the Unix epoch.
+
+        None where everybody can, by the open entries, or where it is not known.
+        """
+        found = self.users.get(user)
+        seen = found if isinstance(found, int) else self._hidden.get(user)
+        return Timestamp(seen) if seen else None
+
     def digest(self, source: bytes) -> Digest:
         """Return the digest of one life of an access node."""
         return Digest(*self._digests.get(source, _NO_ENTRIES))
@@ -300,7 +320,10 @@ class PartitionRecords:
             elif isinstance(held, tuple):
                 items.extend((user, entry) for entry in held)
             else:
-                items.append((user, _NO_SOURCE + _NO_CONN + _MIN_SEQ + _SEEN + msgspec.msgpack.encode(held)))
+                items.append((user, _seen_at(held)))
+        if self._hidden:
+            items = _in_order_of_say(items, newest_first=True)
+            items.extend((user, _seen_at(seen)) for user, seen in self._hidden.items() if seen)
         items.extend(("", key + _MIN_SEQ + bytes([Kind.CLOSED])) for key in self._closed)
         items.extend(("", source + _NO_CONN + seq + bytes([Kind.FLOOR])) for source, seq in self._floors.items())
         return items
@@ -317,11 +340,14 @@ class PartitionRecords:
         return len(old)
 
     def forget_seen(self, before: Timestamp) -> int:
-        """Forget users whose last connection ended before that; return how many."""
+        """Forget when users were visible last if it was before that; return how many."""
         old = [user for user, held in self.users.items() if isinstance(held, int) and held < before]
         for user in old:
             del self.users[user]
-        return len(old)
+        hidden = [user for user, seen in self._hidden.items() if seen and seen < before]
+        for user in hidden:
+            self._hidden[user] = 0
+        return len(old) + len(hidden)
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
@@ -329,7 +355,7 @@ class PartitionRecords:
         return {"entries": entries, "tombstones": len(self._closed), "users": len(self.users)}
 
     def check_invariants(self) -> None:
-        """Assert I4, and what one state shows of I1."""
+        """Assert I4, and what one state shows of I1 and I5."""
         entries = self.entries()
         assert len({entry[:8] for _, entry in entries}) == len(entries), "I1"
         assert not any(entry[:8] in self._closed for _, entry in entries), "I1"
@@ -337,29 +363,79 @@ class PartitionRecords:
         assert self._digests.keys() >= {*self._floors, *(key[:2] for key in self._closed)}, "or a purge forgets them"
         for source in {*self._digests, *(entry[:2] for _, entry in entries)}:
             assert self.digest(source) == digest_of(entry[2:] for _, entry in entries if entry[:2] == source), "I4"
+        assert self._hidden.keys() == {user for user, entry in entries if entry[14] == _HIDDEN}, "I5"
+        for user, seen in self._hidden.items():
+            assert (seen is None) == is_public(status_of(self.open_of(user))), "I5"
 
     # ---------------------------------------------------------------- inside
 
     def _open(self, user: str, entry: bytes) -> Merged:
         users, source = self.users, entry[:2]
         found = users.get(user)
-        current = b"" if found is None or isinstance(found, int) else self.find(user, entry)
+        if found is not None and not isinstance(found, int):
+            return self._open_beside(user, entry, found)
+        floor = self._floors.get(source)
+        if (floor is not None and entry[8:14] <= floor) or (self._closed and entry[:8] in self._closed):
+            return _STALE
+        users[user] = entry
+        count, xor = self._digests.get(source, _NO_ENTRIES)
+        self._digests[source] = (count + 1, xor ^ xxh3_64_intdigest(entry[2:]))
+        return _OPENED
+
+    def _open_beside(self, user: str, entry: bytes, found: bytes | tuple[bytes, ...]) -> Merged:
+        """Take in an open entry of a user who has some."""
+        key = entry[:8]
+        others = found if isinstance(found, tuple) else (found,)
+        current = next((other for other in others if other[:8] == key), b"")
         if current:
             if entry[8:14] <= current[8:14]:
                 return _STALE
             self._count(current, -1)
+        elif entry[8:14] <= self._floors.get(entry[:2], b"") or key in self._closed:
+            return _STALE
+        if found is current:
+            self.users[user] = entry
         else:
-            floor = self._floors.get(source)
-            if (floor is not None and entry[8:14] <= floor) or (self._closed and entry[:8] in self._closed):
-                return _STALE
-        if found is None or isinstance(found, int) or found is current:
-            users[user] = entry
-        else:
-            others = found if isinstance(found, tuple) else (found,)
-            users[user] = (*(other for other in others if other is not current), entry)
-        count, xor = self._digests.get(source, _NO_ENTRIES)
-        self._digests[source] = (count + 1, xor ^ xxh3_64_intdigest(entry[2:]))
+            self.users[user] = (*(other for other in others if other is not current), entry)
+        self._count(entry, 1)
+        if user in self._hidden:
+            self._settle(user, self._hidden[user], _changed_at(entry))
         return _CHANGED if current else _OPENED
+
+    def _hide(self, user: str, entry: bytes) -> Merged:
+        """Take in a hidden entry."""
+        found = self.users.get(user, 0)
+        merged = self._open(user, entry)
+        if merged is not _STALE and user not in self._hidden:
+            # Until now there was no hidden one: everybody saw the user, or knew the last sight.
+            self._settle(user, found if isinstance(found, int) else None, _changed_at(entry))
+        return merged
+
+    def _settle(self, user: str, seen: int | None, at: int) -> None:
+        """Keep what is to be kept of a user with hidden entries, one of which came, changed or went at `at` (I5).
+
+        `seen` is when everybody could see the user last, as of before that; None if everybody could.
+        """
+        entries = self.open_of(user)
+        if any(entry[14] == _HIDDEN for entry in entries):
+            last = at if seen is None else seen
+            self._hidden[user] = None if is_public(status_of(entries)) else last
+            return
+        del self._hidden[user]
+        if not entries:
+            self.users.pop(user, None)  # nobody may learn when a hidden one ended
+            if seen:
+                self.users[user] = seen
+
+    def _note_seen(self, user: str, seen: int) -> Merged:
+        known = self._hidden[user] if user in self._hidden else self.users.get(user, 0)
+        if not isinstance(known, int) or seen <= known:
+            return Merged.STALE
+        if user in self._hidden:
+            self._hidden[user] = seen
+        else:
+            self.users[user] = seen
+        return Merged.NOTED
 
     def _close(self, now: Instant, user: str, entry: bytes) -> Merged:
         key = entry[:8]
@@ -389,11 +465,13 @@ class PartitionRecords:
         if isinstance(found, tuple):
             left = tuple(other for other in found if other is not entry)
             self.users[user] = left if len(left) > 1 else left[0]
-        elif at and entry[14] != _HIDDEN:
+        elif at:
             self.users[user] = at
         else:
             del self.users[user]
         self._count(entry, -1)
+        if user in self._hidden:
+            self._settle(user, self._hidden[user], at)
 
     def _count(self, entry: bytes, by: int) -> None:
         count, xor = self._digests.get(entry[:2], _NO_ENTRIES)
@@ -403,6 +481,38 @@ class PartitionRecords:
 _NO_ENTRIES = (0, 0)
 _OPEN, _CLOSED, _FLOOR = int(Kind.OPEN), int(Kind.CLOSED), int(Kind.FLOOR)  # plain numbers compare faster
 _HIDDEN = int(Kind.HIDDEN)
+_OPEN_KINDS = frozenset({_OPEN, _HIDDEN})
 _STALE, _OPENED, _CHANGED = Merged.STALE, Merged.OPENED, Merged.CHANGED
 _NO_SOURCE = bytes(2)
 _SEEN = bytes([Kind.SEEN])
+
+
+def _seen_at(seen: int) -> bytes:
+    """Return the entry of a time of last sight."""
+    return _NO_SOURCE + _NO_CONN + _MIN_SEQ + _SEEN + msgspec.msgpack.encode(seen)
+
+
+def _view_of(entry: bytes) -> SessionView:
+    return status_of(entry).sessions[0]
+
+
+def _changed_at(entry: bytes) -> int:
+    """Return when the session became what it is, by its access node."""
+    view = _view_of(entry)
+    return max(view.since, view.last_active)
+
+
+def _in_order_of_say(items: list[Item], *, newest_first: bool) -> list[Item]:
+    """Return items with the open entries of users who hide in the order of their say on the audience.
+
+    Of entries that come newest first, or go newest last, no part is visible unless the whole is. Costs a pass.
+    """
+    hiding = {user for user, entry in items if entry[14] == _HIDDEN}
+    if not hiding:
+        return items
+
+    def say(item: Item) -> tuple[bool, int, int, str]:
+        user, entry = item
+        return said_at(_view_of(entry) if user in hiding and entry[14] in _OPEN_KINDS else None)
+
+    return sorted(items, key=say, reverse=newest_first)

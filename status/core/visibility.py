@@ -1,25 +1,29 @@
 """Who may see a user's status, and what each viewer sees.
 
-A user has an *audience*. Who is not in it sees what everybody sees of a user who never came: offline, no time. The
-owner of the user applies this before anything leaves it, so that no other node, log or client can tell the difference.
+A user has an *audience*. Who is not in it sees what there would be to see if the user had left when everybody could
+see the user last: offline, and that time. The owner of the user applies this before anything leaves it, so that no
+other node, log or client can tell the difference.
 
-That holds while the owner is recovering, too. It then cannot tell "offline" from "not heard of yet", and says unknown
-of every user without a known session. A denied viewer that is told offline at such a time would know that it is denied.
+That holds at all times. While the owner cannot tell "offline" from "not heard of yet", it says unknown of every user
+without a known session: a denied viewer that is told offline at such a time would know that it is denied. While it only
+waits for the access node of a hidden session, it says offline of those who have none, and so to the denied.
 
 Of several sessions the best state stands for all: busy, since it asks not to be disturbed wherever it was set, then
 online, then away. An invisible session is there for the user and for trusted services only.
 
 Invariants:
     I1  A user and a trusted service see everything.
-    I2  What a denied viewer sees depends on nothing but whether the owner is complete.
+    I2  What a denied viewer sees depends on nothing but whether the owner is complete, and `last_seen`.
     I3  "invisible" is shown to nobody but the user and trusted services.
     I4  `sight` shows each viewer what `seen_by` does.
+    I5  What others see of a user with invisible sessions only is what they see of a user without any.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -28,10 +32,12 @@ from base.clock import Timestamp
 from base.errors import BadRequest, LimitExceeded
 from base.ids import checked_id
 
-__all__ = ["AUDIENCE_MAX", "EVERYONE", "OFFLINE", "UNKNOWN", "Audience", "IsContact", "Known", "Presence", "Sight"]
-__all__ += ["best_of", "checked_audience", "may_see", "seen_by", "sight"]
+__all__ = ["AUDIENCE_BYTES_MAX", "AUDIENCE_MAX", "EVERYONE", "OFFLINE", "UNKNOWN", "Audience", "Divided", "IsContact"]
+__all__ += ["Known", "Presence", "Sight", "best_of", "checked_audience", "may_see", "seen_by", "sight"]
 
 AUDIENCE_MAX = 1_000
+AUDIENCE_BYTES_MAX = 16_000
+"""An audience is part of its session's entry, which is kept in memory, copied and sent as a whole."""
 
 Mode = Literal["everyone", "contacts", "listed", "nobody"]
 SessionState = Literal["online", "away", "busy", "invisible"]
@@ -74,13 +80,36 @@ _RANKS: dict[SessionState, int] = {"busy": 3, "online": 2, "away": 1, "invisible
 class Known(NamedTuple):
     """What the owner knows of a user.
 
-    `states` are those of the open sessions. `last_seen` is when the user was last *visible*: neither an invisible
-    session nor its end may change it, or they would show. `is_complete`: that no session is known means there is none.
+    `states` are those of the open sessions, `late` those of sessions of which it cannot tell whether they are still
+    open. `last_seen` is when everybody could see the user last: neither a hidden session nor its end may change it, or
+    they would show. `is_complete`: of who has no session at all it can tell.
     """
 
     states: tuple[SessionState, ...] = ()
     last_seen: Timestamp | None = None
     is_complete: bool = True
+    late: tuple[SessionState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """A sight where viewers see different things: the user, who may see the user, and who may not.
+
+    It asks `is_contact` when it is called, and nothing else that can change.
+    """
+
+    user: str
+    audience: Audience
+    is_contact: IsContact
+    whole: Presence
+    allowed: Presence
+    denied: Presence
+
+    def __call__(self, viewer: str) -> Presence:
+        """Return what the viewer sees."""
+        if viewer == self.user:
+            return self.whole
+        return self.allowed if may_see(viewer, self.user, self.audience, self.is_contact) else self.denied
 
 
 def checked_audience(mode: Mode, users: Iterable[str] = ()) -> Audience:
@@ -88,13 +117,17 @@ def checked_audience(mode: Mode, users: Iterable[str] = ()) -> Audience:
 
     Raises:
         BadRequest: one of the ids must not cross our boundary, or users go with a mode that lists none.
-        LimitExceeded: more than 1,000 users.
+        LimitExceeded: more than 1,000 users, or ids of more than 16,000 bytes together (in UTF-8).
     """
     listed = {checked_id(user, "user") for user in users}
     if listed and mode != "listed":
         raise BadRequest(f"the audience {mode!r} takes no users")
     if len(listed) > AUDIENCE_MAX:
         raise LimitExceeded("too many users in an audience", what="audience", limit=AUDIENCE_MAX, seen=len(listed))
+    size = sum(len(user.encode()) for user in listed)
+    if size > AUDIENCE_BYTES_MAX:
+        message = "the ids in an audience are too long together"
+        raise LimitExceeded(message, what="audience_bytes", limit=AUDIENCE_BYTES_MAX, seen=size)
     return Audience(mode, tuple(sorted(listed)))
 
 
@@ -116,42 +149,34 @@ def best_of(states: Iterable[SessionState]) -> SessionState | None:
 def seen_by(viewer: str | None, user: str, known: Known, audience: Audience, is_contact: IsContact) -> Presence:
     """Return what the viewer sees of the user. None is a trusted service."""
     if not may_see(viewer, user, audience, is_contact):
-        return _denied(known)
+        return _absent(known)
     return _allowed(known) if viewer not in (None, user) else _whole(known)
 
 
 def sight(user: str, known: Known, audience: Audience, is_contact: IsContact) -> Sight:
-    """Return what users who look see of the user: one presence if all see the same, as they mostly do.
-
-    The function that it may return asks `is_contact` when it is called, and nothing else that can change.
-    """
-    whole, allowed, denied = _whole(known), _allowed(known), _denied(known)
+    """Return what users who look see of the user: one presence if all see the same, as they mostly do."""
+    whole, allowed, denied = _whole(known), _allowed(known), _absent(known)
     if whole == allowed and (audience.mode == "everyone" or allowed == denied):
         return allowed
-
-    def presence_for(viewer: str) -> Presence:
-        if viewer == user:
-            return whole
-        return allowed if may_see(viewer, user, audience, is_contact) else denied
-
-    return presence_for
+    return Divided(user, audience, is_contact, whole, allowed, denied)
 
 
 def _whole(known: Known) -> Presence:
     best = best_of(known.states)
-    return _absent(known) if best is None else _PRESENCES[best]
+    if best is None:
+        return UNKNOWN if known.late else _absent(known)
+    return _PRESENCES[best]
 
 
 def _allowed(known: Known) -> Presence:
     best = best_of(known.states)
-    return _absent(known) if best in (None, "invisible") else _PRESENCES[best]
+    if best in (None, "invisible"):
+        return UNKNOWN if best_of(known.late) not in (None, "invisible") else _absent(known)
+    return _PRESENCES[best]
 
 
 def _absent(known: Known) -> Presence:
+    """Return what there would be to see of the user without the hidden sessions, if there are no others (I2, I5)."""
     if not known.is_complete:
         return UNKNOWN
     return OFFLINE if known.last_seen is None else Presence("offline", known.last_seen)
-
-
-def _denied(known: Known) -> Presence:
-    return OFFLINE if known.is_complete else UNKNOWN

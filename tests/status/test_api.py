@@ -19,6 +19,7 @@ from status.api import (
     State,
     UserStatus,
     audience_of,
+    is_public,
     pack_partitions,
     status_of,
     unpack_partitions,
@@ -87,3 +88,15 @@ def test_the_session_that_spoke_last_decides_on_the_audience():
     assert audience_of(OFFLINE) == audience_of(UserStatus("online", (silent,))) == EVERYONE
     assert audience_of(UserStatus("online", (late, silent, early))) == listed
     assert audience_of(UserStatus("online", (early, silent))) == nobody
+
+
+def test_who_is_public_is_there_for_everybody():
+    """Somebody has to be there, not invisible, and the last word on the audience must not deny anybody."""
+    nobody = msgspec.structs.replace(view("b"), audience=Audience("nobody"), last_active=Timestamp(10))
+    later = msgspec.structs.replace(view("c"), audience=EVERYONE, last_active=Timestamp(11))
+    assert is_public(status_of(entry(view("a"))))
+    assert is_public(status_of((entry(view("a")), entry(view("b", "invisible")))))
+    assert is_public(status_of((entry(nobody), entry(later))))
+    assert not is_public(OFFLINE)
+    assert not is_public(status_of(entry(view("a", "invisible"))))
+    assert not is_public(status_of((entry(view("a")), entry(nobody))))

@@ -202,16 +202,17 @@ async def test_a_viewer_may_look_at_itself(connect: Connect) -> None:
 # ---------------------------------------------------------------- who may see
 
 
-async def test_an_invisible_user_looks_offline_and_leaves_no_time_behind(system: System, connect: Connect) -> None:
-    """To the channel, to presence.get and over HTTP; the services see the truth."""
+async def test_an_invisible_user_looks_like_one_who_left(system: System, connect: Connect) -> None:
+    """To the channel, to presence.get and over HTTP, then and later; the services see the truth."""
     alice, bob = await connect("alice"), await connect("bob")
     look = await look_at(alice, "bob")
     await set_presence(bob, state="invisible")
     await look.has("online", "offline")
     assert await get_presence(alice, "bob", "nobody") == [("bob", "offline"), ("nobody", "offline")]
     assert await get_presence(bob, "bob") == [("bob", "invisible")]
-    never = {"state": "offline", "last_seen": None}
-    assert await view(system, "bob", "alice") == {"user": "bob", **never}
+    left = look.seen[-1]
+    assert left["last_seen"] > 0
+    assert await view(system, "bob", "alice") == {"user": "bob", **left}
     assert (await system.status("bob"))["state"] == "invisible"
     await bob.sdk.disconnect()
 
@@ -219,18 +220,18 @@ async def test_an_invisible_user_looks_offline_and_leaves_no_time_behind(system:
         return (await system.status("bob"))["state"] == "offline"
 
     await eventually(gone)
-    assert await view(system, "bob", "alice") == {"user": "bob", **never}
-    assert (await system.status("bob"))["last_seen"] is None
-    assert look.seen[1:] == [never]
+    assert await view(system, "bob", "alice") == {"user": "bob", **left}
+    assert (await system.status("bob"))["last_seen"] == left["last_seen"]
+    assert look.seen[1:] == [left]
 
 
 async def test_an_audience_decides_who_sees(system: System, connect: Connect) -> None:
-    """Listed, nobody, contacts of whom there are none, everyone: the denied see what the never seen looks like."""
+    """Listed, nobody, contacts of whom there are none, everyone: the denied see what one who left looks like."""
     alice, cleo, bob = [await connect(user) for user in ("alice", "cleo", "bob")]
     alices, cleos = await look_at(alice, "bob"), await look_at(cleo, "bob")
     await set_presence(bob, audience={"mode": "listed", "users": ["cleo", "zoe"]})
     await alices.has("online", "offline")
-    assert alices.seen[-1]["last_seen"] is None
+    assert alices.seen[-1]["last_seen"] > 0
     assert [await get_presence(one, "bob") for one in (alice, cleo)] == [[("bob", "offline")], [("bob", "online")]]
     for mode in ("nobody", "contacts"):
         await set_presence(bob, audience={"mode": mode})
@@ -564,13 +565,13 @@ async def test_a_bad_presence_is_refused(connect: Connect, data: Any) -> None:
 
 
 async def test_calls_are_bounded(connect: Connect) -> None:
-    """100 users a call, 1,000 in an audience; no such method."""
+    """100 users a call, 1,000 and 16,000 bytes in an audience; no such method."""
     alice = await connect("alice")
     assert len(await get_presence(alice, *(f"u{n}" for n in range(100)))) == 100
     assert await rpc_error(alice, "presence.get", {"users": [f"u{n}" for n in range(101)]}) == 106
     assert await rpc_error(alice, "presence.get", {"users": []}) == 107
-    listed = [f"u{n}" for n in range(1_001)]
-    assert await rpc_error(alice, "presence.set", {"audience": {"mode": "listed", "users": listed}}) == 106
+    for listed in ([f"u{n}" for n in range(1_001)], [f"{n:0128d}" for n in range(126)]):
+        assert await rpc_error(alice, "presence.set", {"audience": {"mode": "listed", "users": listed}}) == 106
     assert await rpc_error(alice, "presence.dance", {}) == 104
 
 

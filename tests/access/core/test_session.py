@@ -332,6 +332,45 @@ def test_a_socket_that_is_gone_ends_the_session_without_a_word(session: Session)
     assert session.phase is Phase.CLOSED
 
 
+# ---------------------------------------------------------------- who still waits
+
+
+def test_a_client_waits_from_the_start_of_a_command_to_its_reply():
+    """I5: the connect too, refused or accepted."""
+    session = session_in(Phase.AWAITING)
+    assert not session.is_waiting(1)
+    session.receive(at(0), command(1, "connect"))
+    assert (session.is_waiting(1), session.is_waiting(2)) == (True, False)
+    session.refused(1, ClientError.INTERNAL.wire)
+    assert not session.is_waiting(1)
+    session.receive(at(0), command(2, "connect"))
+    session.accepted(at(0), 2, WELCOME)
+    assert not session.is_waiting(2)
+    session.receive(at(0), command(3, "subscribe"))
+    assert session.is_waiting(3)
+    session.finish(3, "subscribe", DONE)
+    assert not session.is_waiting(3)
+
+
+@pytest.mark.parametrize("end", ["gone", "close", "nonsense"])
+@pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.OPEN])
+def test_nobody_waits_after_the_end(phase: Phase, end: str):
+    """I5: whoever ended it; what was started must open nothing any more."""
+    session = session_in(phase)
+    command_id = 1
+    if phase is Phase.OPEN:
+        command_id = 2
+        session.receive(at(0), command(command_id, "subscribe"))
+    assert session.is_waiting(command_id)
+    if end == "gone":
+        session.gone()
+    elif end == "close":
+        session.close(Close.SHUTDOWN)
+    else:
+        session.receive(at(0), "nonsense")
+    assert not session.is_waiting(command_id)
+
+
 # ---------------------------------------------------------------- random histories
 
 
@@ -487,6 +526,14 @@ class SessionAgainstTwin(RuleBasedStateMachine):
         assert self.session.is_closed() or self.is_welcome or self.now < 1_000
         if self.pinged_at is not None and not self.session.is_closed():
             assert self.now < self.pinged_at + self.policy.pong_deadline_ms
+
+    @invariant()
+    def a_client_waits_for_what_is_under_way(self) -> None:
+        """I5."""
+        waiting = {one for one, _ in self.under_way()} if not self.session.is_closed() else set()
+        if self.session.phase is Phase.CONNECTING:
+            waiting = {self.connects[-1]}
+        assert {one for one in range(10) if self.session.is_waiting(one)} == waiting
 
     @invariant()
     def it_is_closed_with_one_code(self) -> None:

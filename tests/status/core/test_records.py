@@ -34,8 +34,22 @@ A, B = b"\x00\x01", b"\x00\x02"
 AT = Timestamp(77)
 
 
-def opened(conn: int, seq: int, *, source: bytes = A) -> bytes:
-    return source + packed(conn, seq, Kind.OPEN, b"session %d %d" % (conn, seq))
+def opened(conn: int, seq: int, *, source: bytes = A, mode: str = "") -> bytes:
+    """An entry that everybody may see, of which the session says so or nothing."""
+    body = (f"s{conn}", "phone", "ios", "gate", "online", seq, seq, (mode, ()) if mode else None)
+    return source + packed(conn, seq, Kind.OPEN, msgspec.msgpack.encode(body))
+
+
+def hidden(
+    conn: int, seq: int, *, source: bytes = A, state: str = "online", mode: str = "nobody", at: int = 0
+) -> bytes:
+    """An entry that not everybody may see, as of `at`, by default its number; without a mode it names no audience."""
+    body = (f"s{conn}", "phone", "ios", "gate", state, 1, at or seq, (mode, ()) if mode else None)
+    return source + packed(conn, seq, Kind.HIDDEN, msgspec.msgpack.encode(body))
+
+
+def invisible(conn: int, seq: int, *, source: bytes = A) -> bytes:
+    return hidden(conn, seq, source=source, state="invisible", mode="")
 
 
 def closed(conn: int, seq: int, *, source: bytes = A, at: int = 0) -> bytes:
@@ -150,23 +164,6 @@ def test_a_user_is_kept_as_the_end_of_the_last_connection():
     assert records.users == {}
 
 
-def test_the_end_of_a_hidden_connection_leaves_no_time_behind():
-    """Whoever says so: the connection, a full list, a purge. While it is open it is like any other."""
-    hidden = A + packed(1, 1, Kind.HIDDEN, b"session")
-    records = store(hidden)
-    assert (records.users["u"], records.digest(A).entries) == (hidden, 1)
-    records.merge(NOW, "u", closed(1, 2, at=AT))
-    assert "u" not in records.users
-    records = store(hidden)
-    records.purge(A, AT)
-    assert "u" not in records.users
-    records = store(opened(1, 1), A + packed(1, 2, Kind.HIDDEN, b"session"), opened(2, 3))
-    records.merge(NOW, "u", closed(2, 4, at=AT))
-    records.merge(NOW, "u", closed(1, 5, at=AT))
-    assert "u" not in records.users
-    assert store(hidden, opened(1, 2), closed(1, 3, at=AT)).users["u"] == AT
-
-
 def test_the_later_sight_wins_and_an_open_connection_over_any():
     """As a handoff brings them, in any order."""
     records = store(seen(50), seen(40))
@@ -185,6 +182,113 @@ def test_users_who_were_not_seen_for_long_are_forgotten():
     records.merge(NOW, "w", opened(1, 1))
     assert records.forget_seen(Timestamp(60)) == 1
     assert set(records.users) == {"v", "w"}
+
+
+# ---------------------------------------------------------------- users who hide
+
+
+def test_a_hidden_connection_is_like_any_other_while_it_is_open():
+    """It counts, it is found, and it changes."""
+    records = store(hidden(1, 1))
+    assert (records.users["u"], records.digest(A).entries) == (hidden(1, 1), 1)
+    assert records.merge(NOW, "u", hidden(1, 2)) is Merged.CHANGED
+    assert not records.merge(NOW, "u", hidden(1, 1))
+    assert records.merge(NOW, "u", closed(1, 3)) is Merged.CLOSED
+    assert not records.merge(NOW, "u", hidden(1, 4))
+    assert (records.users, records.last_visible("u")) == ({}, None)
+
+
+def test_a_hidden_connection_changes_nothing_of_when_its_user_was_seen():
+    """I5: neither its begin nor its end, whoever says it: the connection, a full list, a purge."""
+    for entry in (hidden(1, 9), invisible(1, 9)):
+        records = store(seen(7), entry)
+        assert records.last_visible("u") == 7
+        assert not records.merge(NOW, "u", seen(7))
+        records.merge(NOW, "u", closed(1, 10, at=AT))
+        assert records.users == {"u": 7}
+        records = store(seen(7), entry)
+        records.replace(NOW, A, Full(10, [], AT))
+        assert records.users == {"u": 7}
+        records = store(seen(7), entry)
+        records.purge(A, AT)
+        assert records.users == {"u": 7}
+    assert store(seen(7)).last_visible("u") == 7
+    assert store(seen(7), opened(1, 1)).last_visible("u") is None
+
+
+def test_who_hides_left_at_that_moment():
+    """By a change, a new connection that denies, or the last visible one's end; and what follows is not told."""
+    for leaves in (
+        [hidden(1, 5)],
+        [hidden(2, 5)],
+        [invisible(1, 5), invisible(2, 6)],
+        [invisible(2, 4), closed(1, 5, at=5)],
+    ):
+        records = store(opened(1, 1), *leaves)
+        assert records.last_visible("u") == 5
+        for conn in (1, 2):
+            records.merge(NOW, "u", closed(conn, 9, at=AT))
+        assert records.users == {"u": 5}
+
+
+def test_who_is_seen_by_another_connection_is_seen():
+    """An invisible one does not hide the others, nor does one whose audience a later one replaced."""
+    for hides in (invisible(2, 2), hidden(2, 2, at=1)):
+        records = store(seen(7), hides, opened(1, 3, mode="everyone"))
+        assert records.last_visible("u") is None
+        assert not records.merge(NOW, "u", seen(8))
+        records.merge(NOW, "u", closed(1, 4, at=AT))
+        assert records.last_visible("u") == AT
+    records = store(hidden(2, 2), opened(1, 3), closed(2, 4), closed(1, 5, at=AT))
+    assert records.users == {"u": AT}
+
+
+def test_who_shows_again_is_like_everybody_else():
+    """The time of before is forgotten, as it is of who connects."""
+    records = store(opened(1, 1), hidden(1, 5), opened(1, 6))
+    assert records.last_visible("u") is None
+    records.merge(NOW, "u", closed(1, 7, at=AT))
+    assert records.users == {"u": AT}
+
+
+def test_times_of_hidden_users_merge_and_are_forgotten():
+    """The greatest stays, in any order; an old one is dropped, and nothing is left but the connection."""
+    for order in permutations([seen(6), seen(7), hidden(1, 1)]):
+        records = store(*order)
+        assert records.last_visible("u") == 7
+        assert records.forget_seen(Timestamp(7)) == 0
+        assert records.forget_seen(Timestamp(8)) == 1
+        assert records.forget_seen(Timestamp(8)) == 0
+        assert records.last_visible("u") is None
+        records.check_invariants()
+        records.merge(NOW, "u", closed(1, 2, at=AT))
+        assert records.users == {}
+
+
+def test_what_comes_or_goes_at_once_is_visible_only_if_the_whole_is():
+    """I5 over a full list, its end, a purge and a copy: the connection that denies comes first and goes last."""
+    entries = [opened(1, 1), invisible(2, 2), hidden(3, 3), hidden(4, 4, mode="contacts")]
+    for order in permutations(entries):
+        records = store(seen(1))
+        records.replace(NOW, A, Full(4, [("u", entry) for entry in order], AT))
+        assert records.last_visible("u") == 1
+        copy = PartitionRecords()
+        for user, entry in records.snapshot():
+            copy.merge(NOW, user, entry)
+        copy.check_invariants()
+        assert copy.snapshot() == records.snapshot()
+        assert copy.last_visible("u") == 1
+        records.replace(NOW, A, Full(5, [], AT))
+        assert records.users == {"u": 1}
+        copy.purge(A, AT)
+        assert copy.users == {"u": 1}
+
+
+def test_a_tombstone_in_a_full_list_is_no_session():
+    """It has no say on the audience."""
+    records = store(hidden(1, 1))
+    records.replace(NOW, A, Full(3, [("u", closed(1, 2)), ("u", hidden(2, 3))], AT))
+    assert records.open_of("u") == (hidden(2, 3),)
 
 
 # ---------------------------------------------------------------- full lists and lives
@@ -304,6 +408,11 @@ def test_wrong_states_are_found_out():
     records._closed[opened(1, 1)[:8]] = NOW
     with pytest.raises(AssertionError, match="I1"):
         records.check_invariants()
+    records = store(hidden(1, 1))
+    for wrong in ({}, {"u": None}):
+        records._hidden = dict(wrong)
+        with pytest.raises(AssertionError, match="I5"):
+            records.check_invariants()
 
 
 # ---------------------------------------------------------------- sources

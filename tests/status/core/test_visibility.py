@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from base.clock import Timestamp
 from base.errors import BadRequest, LimitExceeded
 from status.core.visibility import (
+    AUDIENCE_BYTES_MAX,
     AUDIENCE_MAX,
     EVERYONE,
     OFFLINE,
@@ -74,6 +75,16 @@ def test_an_audience_that_cannot_be_is_refused():
     assert caught.value.detail == {"what": "audience", "limit": AUDIENCE_MAX, "seen": AUDIENCE_MAX + 1}
 
 
+def test_the_ids_of_an_audience_are_bounded_together():
+    """In bytes, whatever they are made of: 125 of the longest ids fill it."""
+    longest = [f"{number:03}" + "\u00e9" * 62 + "x" for number in range(126)]
+    assert AUDIENCE_BYTES_MAX == 125 * 128
+    assert len(checked_audience("listed", longest[:125]).users) == 125
+    with pytest.raises(LimitExceeded) as caught:
+        checked_audience("listed", longest)
+    assert caught.value.detail == {"what": "audience_bytes", "limit": AUDIENCE_BYTES_MAX, "seen": 126 * 128}
+
+
 # ---------------------------------------------------------------- presences
 
 
@@ -106,12 +117,26 @@ def test_who_is_visible_somewhere_is_visible():
     assert seen_by("friend", "u", Known(("invisible", "away")), EVERYONE, is_contact) == Presence("away")
 
 
-@pytest.mark.parametrize("known", [Known(), Known((), SEEN), Known(("online",), SEEN), Known(("invisible",))])
-def test_a_denied_viewer_sees_somebody_who_never_came(known: Known):
-    """I2: the same value, without a time."""
-    assert seen_by("stranger", "u", known, NOBODY, is_contact) == OFFLINE == Presence("offline", None)
+@pytest.mark.parametrize("known", [Known(), Known(("online",)), Known(("invisible",)), Known(late=("busy",))])
+@pytest.mark.parametrize("last_seen", [None, SEEN])
+def test_a_denied_viewer_sees_somebody_who_left(known: Known, last_seen: Timestamp | None):
+    """I2: the same value as of who has no session, with the time of when everybody could see the user last."""
+    known = known._replace(last_seen=last_seen)
+    absent = seen_by("friend", "u", Known((), last_seen), EVERYONE, is_contact)
+    assert seen_by("stranger", "u", known, NOBODY, is_contact) == absent == Presence("offline", last_seen)
     unsure = known._replace(is_complete=False)
     assert seen_by("stranger", "u", unsure, NOBODY, is_contact) == UNKNOWN
+
+
+def test_a_session_that_is_late_is_unknown_to_who_may_see_it():
+    """Everybody else sees that nobody is there (I2, I5)."""
+    late = Known((), SEEN, late=("away",))
+    assert seen_by("friend", "u", late, EVERYONE, is_contact) == UNKNOWN
+    assert seen_by("stranger", "u", late, NOBODY, is_contact) == Presence("offline", SEEN)
+    invisible = Known((), SEEN, late=("invisible",))
+    assert seen_by("friend", "u", invisible, EVERYONE, is_contact) == Presence("offline", SEEN)
+    assert seen_by("u", "u", invisible, EVERYONE, is_contact) == UNKNOWN
+    assert seen_by("friend", "u", Known(("busy",), late=("away",)), EVERYONE, is_contact) == Presence("busy")
 
 
 def test_who_is_not_known_to_be_there_is_unknown_until_the_owner_is_complete():
@@ -127,7 +152,8 @@ def test_what_all_see_alike_is_one_presence():
     assert sight("u", Known((), SEEN), EVERYONE, is_contact) == Presence("offline", SEEN)
     assert sight("u", Known(), NOBODY, is_contact) == OFFLINE
     assert sight("u", Known((), SEEN, is_complete=False), NOBODY, is_contact) == UNKNOWN
-    assert callable(sight("u", Known((), SEEN), NOBODY, is_contact))
+    assert sight("u", Known((), SEEN), NOBODY, is_contact) == Presence("offline", SEEN)
+    assert callable(sight("u", Known(("online",)), NOBODY, is_contact))
     assert callable(sight("u", Known(("invisible",)), EVERYONE, is_contact))
 
 
@@ -135,19 +161,29 @@ def test_what_all_see_alike_is_one_presence():
     viewer=st.sampled_from(["u", "friend", "listed", "stranger"]),
     mode=st.sampled_from(["everyone", "contacts", "listed", "nobody"]),
     states=st.lists(st.sampled_from(["online", "away", "busy", "invisible"]), max_size=3),
+    late=st.lists(st.sampled_from(["online", "invisible"]), max_size=2),
     last_seen=st.none() | st.just(SEEN),
     is_complete=st.booleans(),
 )
 def test_a_sight_shows_each_viewer_what_that_viewer_sees(
-    viewer: str, mode: Mode, states: list[SessionState], last_seen: Timestamp | None, *, is_complete: bool
+    viewer: str,
+    mode: Mode,
+    states: list[SessionState],
+    late: list[SessionState],
+    last_seen: Timestamp | None,
+    *,
+    is_complete: bool,
 ):
-    """I4, I2 and I3 over everything there is."""
-    known = Known(tuple(states), last_seen, is_complete)
+    """I4, I2, I3 and I5 over everything there is."""
+    known = Known(tuple(states), last_seen, is_complete, tuple(late))
+    absent = Known((), last_seen, is_complete)
     audience = Audience(mode, ("listed",) if mode == "listed" else ())
     seen = sight("u", known, audience, is_contact)
     shown = seen if isinstance(seen, Presence) else seen(viewer)
     assert shown == seen_by(viewer, "u", known, audience, is_contact)
     if not may_see(viewer, "u", audience, is_contact):
-        assert shown == (OFFLINE if is_complete else UNKNOWN)
+        assert shown == seen_by("friend", "u", absent, EVERYONE, is_contact)
+    if viewer != "u" and not {*states, *late} - {"invisible"}:
+        assert shown == seen_by("friend", "u", absent, EVERYONE, is_contact)
     assert viewer == "u" or shown.state != "invisible"
     assert shown.last_seen is None or shown.state == "offline"
