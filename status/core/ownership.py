@@ -31,7 +31,7 @@ It does not ask for leases (`serving`), nor send pulls (its shell does, with `ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -133,7 +133,7 @@ class Ownership:
         self._moves: dict[int, Move] = {}
         # Indexes of `_held`: owned partitions, and of those the ones whose news are taken, the lease given (I1).
         self._owned: set[int] = set()
-        self._accepting: set[int] = set()
+        self._accepting: dict[int, Held] = {}
         self._sealed: set[int] = set()
         self._clean: dict[int, dict[str, Found]] = {}
         self._unclean: set[int] = set()
@@ -225,7 +225,6 @@ class Ownership:
             return Heard(is_heard=False, is_fenced=True)
         if self.table is None or beat.epoch > self.table.epoch or not self._had_lease:
             return Heard(is_heard=False)  # ahead of us: read the newer table first
-        partitions = unpack_partitions(beat.partitions)
         beats = self._vouched(now, node, beat)
         refused: set[int] = set()
         full: dict[int, list[Item]] = {}
@@ -234,16 +233,7 @@ class Ownership:
                 full[partition] = []
             else:
                 refused.add(partition)
-        # By the newest table all that is accepted came here before; else each partition has to be looked at.
-        is_newest = beat.epoch == self.table.epoch
-        accepting, source = self._accepting, beats.source
-        for partition, user, entry in zip(partitions, beat.users, beat.entries, strict=True):
-            if partition in full:
-                full[partition].append((user, source + entry))
-            elif partition in accepting if is_newest else self._accepts(partition, beat.epoch):
-                self._take(now, partition, user, source + entry)
-            else:
-                refused.add(partition)
+        refused |= self._take_in(now, beats.source, beat, full)
         for partition, items in full.items():
             self._replace(now, partition, beats, Full(beat.floor, items, at))
         return Heard(refused=sorted(refused), mismatched=self._audited(node, beats.source, beat))
@@ -409,16 +399,15 @@ class Ownership:
 
     def _forget_indexes(self, partition: int) -> None:
         self._clean.pop(partition, None)
-        for index in (self._owned, self._accepting, self._sealed, self._unclean, self._recovering, self._staging):
+        self._accepting.pop(partition, None)
+        for index in (self._owned, self._sealed, self._unclean, self._recovering, self._staging):
             index.discard(partition)
 
     def _own(self, now: Instant, partition: int, move: Move | None) -> None:
         assert self.table is not None
         self._owned.add(partition)
         is_closed = move is not None and move.stage in CLOSED_STAGES
-        if not is_closed:
-            self._accepting.add(partition)
-        elif move is not None and move.stage is Stage.SEAL:
+        if move is not None and move.stage is Stage.SEAL:
             self._sealed.add(partition)
         since = self.table.owner_epoch(partition)
         held = self._held.get(partition)
@@ -427,6 +416,8 @@ class Ownership:
             held.owned_since = since
             held.vouch_from = self.table.partition_epoch(partition)
             held.grace_until = self._vouching.grace_from(now)
+        if not is_closed:
+            self._accepting[partition] = held
         outgoing = held.outgoing
         if outgoing is not None and (move is None or move.move_id != outgoing.move_id):
             # Aborted. What was refused while sealed may have been a close, so older beats vouch no more (I4).
@@ -501,16 +492,33 @@ class Ownership:
         """Return whether news of the partition are taken, the lease given; not those of before it came here (I1)."""
         return partition in self._accepting and epoch >= self._held[partition].vouch_from
 
-    def _take(self, now: Instant, partition: int, user: str, entry: bytes) -> None:
-        held = self._held[partition]
-        before = held.records.find(user, entry) if entry[14] == _CLOSED else entry
-        merged = held.records.merge(now, user, entry)
-        if merged is _STALE:
-            return
-        if held.outgoing is not None:
-            held.outgoing.changed(user, entry)
-        if merged is not _NOTED:
-            self._changes.append((partition, user, before, merged))
+    def _take_in(self, now: Instant, source: bytes, beat: Beat, full: Mapping[int, list[Item]]) -> set[int]:
+        """Merge the changes of a beat, but for those that belong to full lists; return the refused partitions."""
+        assert self.table is not None
+        refused: set[int] = set()
+        partitions = unpack_partitions(beat.partitions)
+        takes = self._accepting
+        if beat.epoch != self.table.epoch:
+            takes = {one: self._held[one] for one in set(partitions) if self._accepts(one, beat.epoch)}
+        append = self._changes.append
+        for partition, user, packed in zip(partitions, beat.users, beat.entries, strict=True):
+            entry = source + packed
+            held = takes.get(partition)
+            if held is None:
+                refused.add(partition)
+            elif full and partition in full:
+                full[partition].append((user, entry))
+            else:
+                # What follows is most of what a status node does, so it is written out.
+                records = held.records
+                before = records.find(user, entry) if entry[14] == _CLOSED else entry
+                merged = records.merge(now, user, entry)
+                if merged is not _STALE:
+                    if held.outgoing is not None:
+                        held.outgoing.changed(user, entry)
+                    if merged is not _NOTED:
+                        append((partition, user, before, merged))
+        return refused
 
     def _replace(self, now: Instant, partition: int, beats: Beats, full: Full) -> None:
         held = self._held[partition]

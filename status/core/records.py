@@ -194,18 +194,27 @@ class Sources:
         self._next = (int.from_bytes(prefix, "big") + 1) % (1 << 16)
 
 
+class _Told:
+    """What one life of an access node told: up to which seq it is all, and the digest of what is open."""
+
+    __slots__ = ("entries", "floor", "xor")
+
+    def __init__(self) -> None:
+        self.floor = b""
+        self.entries = self.xor = 0
+
+
 class PartitionRecords:
     """The entries of one partition. A merge costs a dictionary look and a hash; more where a user hides."""
 
-    __slots__ = ("_closed", "_digests", "_floors", "_hidden", "_keeps_tombstones", "users")
+    __slots__ = ("_closed", "_hidden", "_keeps_tombstones", "_told", "users")
 
     def __init__(self, *, keeps_tombstones: bool = True) -> None:
         """`keeps_tombstones` is False only where a test shows what happens without them."""
         self.users: dict[str, Found] = {}
         """For reading only, and as cheap as a dictionary is. Not every connection in it need be vouched for."""
         self._closed: dict[bytes, Instant] = {}
-        self._floors: dict[bytes, bytes] = {}
-        self._digests: dict[bytes, tuple[int, int]] = {}
+        self._told: dict[bytes, _Told] = {}
         self._hidden: dict[str, int | None] = {}
         """Users with hidden connections: when everybody could see them last, None where everybody does (I5)."""
         self._keeps_tombstones = keeps_tombstones
@@ -250,15 +259,14 @@ class PartitionRecords:
         gone = _in_order_of_say(self.entries(source), newest_first=False)
         for user, entry in gone:
             self._remove(user, entry, at)
-        self._floors.pop(source, None)
-        self._digests.pop(source, None)
+        self._told.pop(source, None)
         for key in [key for key in self._closed if key[:2] == source]:
             del self._closed[key]
         return gone
 
     def entries(self, source: bytes | None = None) -> list[Item]:
         """Return the open entries with their users, of one life of an access node or of all. Costs a pass."""
-        if source is not None and not self.digest(source).entries:
+        if source is not None and (source not in self._told or not self._told[source].entries):
             return []
         found = []
         for user, held in self.users.items():
@@ -291,25 +299,26 @@ class PartitionRecords:
 
     def digest(self, source: bytes) -> Digest:
         """Return the digest of one life of an access node."""
-        return Digest(*self._digests.get(source, _NO_ENTRIES))
+        told = self._told.get(source)
+        return Digest(0, 0) if told is None else Digest(told.entries, told.xor)
 
     def mark(self, sources: Sources, gone: frozenset[Life] = frozenset()) -> Digest:
         """Return a digest of all but the gone, which another process with other numbers computes alike."""
         count = xor = 0
-        for prefix, (entries, hashes) in self._digests.items():
+        for prefix, told in self._told.items():
             life = sources.life(prefix)
-            if entries and life not in gone:
-                count += entries
-                xor ^= xxh3_64_intdigest(f"{life.node}\0{life.incarnation}\0{entries}\0{hashes}".encode())
+            if told.entries and life not in gone:
+                count += told.entries
+                xor ^= xxh3_64_intdigest(f"{life.node}\0{life.incarnation}\0{told.entries}\0{told.xor}".encode())
         return Digest(count, xor)
 
     def knows(self, source: bytes) -> bool:
         """Return whether anything is kept of one life of an access node: an entry, a tombstone or a floor."""
-        return source in self._digests
+        return source in self._told
 
     def sources(self) -> list[bytes]:
         """Return the lives of access nodes that have open entries here."""
-        return [source for source, (entries, _) in self._digests.items() if entries]
+        return [source for source, told in self._told.items() if told.entries]
 
     def snapshot(self) -> list[Item]:
         """Return everything, tombstones included, and the floors last. Copies no entry."""
@@ -325,7 +334,11 @@ class PartitionRecords:
             items = _in_order_of_say(items, newest_first=True)
             items.extend((user, _seen_at(seen)) for user, seen in self._hidden.items() if seen)
         items.extend(("", key + _MIN_SEQ + bytes([Kind.CLOSED])) for key in self._closed)
-        items.extend(("", source + _NO_CONN + seq + bytes([Kind.FLOOR])) for source, seq in self._floors.items())
+        items.extend(
+            ("", source + _NO_CONN + told.floor + bytes([Kind.FLOOR]))
+            for source, told in self._told.items()
+            if told.floor
+        )
         return items
 
     def expire(self, now: Instant) -> int:
@@ -351,7 +364,7 @@ class PartitionRecords:
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
-        entries = sum(entries for entries, _ in self._digests.values())
+        entries = sum(told.entries for told in self._told.values())
         return {"entries": entries, "tombstones": len(self._closed), "users": len(self.users)}
 
     def check_invariants(self) -> None:
@@ -360,8 +373,8 @@ class PartitionRecords:
         assert len({entry[:8] for _, entry in entries}) == len(entries), "I1"
         assert not any(entry[:8] in self._closed for _, entry in entries), "I1"
         assert all(len(held) > 1 for held in self.users.values() if isinstance(held, tuple)), "one needs no tuple"
-        assert self._digests.keys() >= {*self._floors, *(key[:2] for key in self._closed)}, "or a purge forgets them"
-        for source in {*self._digests, *(entry[:2] for _, entry in entries)}:
+        assert self._told.keys() >= {key[:2] for key in self._closed}, "or a purge forgets them"
+        for source in {*self._told, *(entry[:2] for _, entry in entries)}:
             assert self.digest(source) == digest_of(entry[2:] for _, entry in entries if entry[:2] == source), "I4"
         assert self._hidden.keys() == {user for user, entry in entries if entry[14] == _HIDDEN}, "I5"
         for user, seen in self._hidden.items():
@@ -374,13 +387,17 @@ class PartitionRecords:
         found = users.get(user)
         if found is not None and not isinstance(found, int):
             return self._open_beside(user, entry, found)
-        floor = self._floors.get(source)
-        if (floor is not None and entry[8:14] <= floor) or (self._closed and entry[:8] in self._closed):
+        told = self._told.get(source) or self._told_by(source)
+        if entry[8:14] <= told.floor or (self._closed and entry[:8] in self._closed):
             return _STALE
         users[user] = entry
-        count, xor = self._digests.get(source, _NO_ENTRIES)
-        self._digests[source] = (count + 1, xor ^ xxh3_64_intdigest(entry[2:]))
+        told.entries += 1
+        told.xor ^= xxh3_64_intdigest(entry[2:])
         return _OPENED
+
+    def _told_by(self, source: bytes) -> _Told:
+        told = self._told[source] = self._told.get(source) or _Told()
+        return told
 
     def _open_beside(self, user: str, entry: bytes, found: bytes | tuple[bytes, ...]) -> Merged:
         """Take in an open entry of a user who has some."""
@@ -391,7 +408,7 @@ class PartitionRecords:
             if entry[8:14] <= current[8:14]:
                 return _STALE
             self._count(current, -1)
-        elif entry[8:14] <= self._floors.get(entry[:2], b"") or key in self._closed:
+        elif entry[8:14] <= self._told_by(entry[:2]).floor or key in self._closed:
             return _STALE
         if found is current:
             self.users[user] = entry
@@ -442,11 +459,11 @@ class PartitionRecords:
         if key in self._closed:
             return Merged.STALE
         current = self.find(user, entry)
-        if not current and entry[8:14] <= self._floors.get(key[:2], b"") and entry[8:14] != _MIN_SEQ:
+        told = self._told.get(key[:2]) or self._told_by(key[:2])
+        if not current and entry[8:14] <= told.floor and entry[8:14] != _MIN_SEQ:
             return Merged.STALE
         if self._keeps_tombstones:
             self._closed[key] = now
-            self._digests.setdefault(key[:2], _NO_ENTRIES)
         if not current:
             return Merged.NOTED
         at = msgspec.msgpack.decode(entry[15:], type=int) if len(entry) > 15 else 0
@@ -454,10 +471,10 @@ class PartitionRecords:
         return Merged.CLOSED
 
     def _raise_floor(self, source: bytes, seq: bytes) -> Merged:
-        if seq <= self._floors.get(source, b""):
+        told = self._told_by(source)
+        if seq <= told.floor:
             return Merged.STALE
-        self._floors[source] = seq
-        self._digests.setdefault(source, _NO_ENTRIES)
+        told.floor = seq
         return Merged.NOTED
 
     def _remove(self, user: str, entry: bytes, at: Timestamp) -> None:
@@ -474,11 +491,11 @@ class PartitionRecords:
             self._settle(user, self._hidden[user], at)
 
     def _count(self, entry: bytes, by: int) -> None:
-        count, xor = self._digests.get(entry[:2], _NO_ENTRIES)
-        self._digests[entry[:2]] = (count + by, xor ^ xxh3_64_intdigest(entry[2:]))
+        told = self._told[entry[:2]]
+        told.entries += by
+        told.xor ^= xxh3_64_intdigest(entry[2:])
 
 
-_NO_ENTRIES = (0, 0)
 _OPEN, _CLOSED, _FLOOR = int(Kind.OPEN), int(Kind.CLOSED), int(Kind.FLOOR)  # plain numbers compare faster
 _HIDDEN = int(Kind.HIDDEN)
 _OPEN_KINDS = frozenset({_OPEN, _HIDDEN})

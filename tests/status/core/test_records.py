@@ -401,7 +401,7 @@ def test_a_snapshot_makes_an_equal_store():
 def test_wrong_states_are_found_out():
     """Checked, not assumed."""
     records = store(opened(1, 1))
-    records._digests[A] = (1, 0)
+    records._told[A].xor = 0
     with pytest.raises(AssertionError, match="I4"):
         records.check_invariants()
     records = store(opened(1, 1))
