@@ -10,8 +10,8 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,7 +34,7 @@ from status.client import StatusClient, StatusPublisher
 from status.config import StatusConfig
 from status.core.partitions import PartitionTable
 from status.service import StatusNode
-from status.table import WISH_KEY, TableFollower, Wish
+from status.table import LEADER_KEY, WISH_KEY, TableFollower, Wish
 
 __all__ = ["Cluster", "Sessions", "bench_site", "churn", "cluster", "has_nodes", "wish"]
 
@@ -70,12 +70,12 @@ class Cluster:
 
     def start_status(self, name: str, *, nodes: int, env: Mapping[str, str] | None = None) -> None:
         """Start a status node; the first table is written when so many `nodes` are there."""
-        self._start(name, _status_process, (self._url, name, nodes, dict(env or {})))
+        self._start(name, _status_process, (self._url, name, nodes), env)
 
-    async def start_access(self, name: str, sessions: Sessions) -> None:
+    async def start_access(self, name: str, sessions: Sessions, *, env: Mapping[str, str] | None = None) -> None:
         """Start an access node, and wait until its sessions are known to their owners."""
         ready = self._spawn.Event()
-        self._start(name, _access_process, (self._url, name, sessions, ready))
+        self._start(name, _access_process, (self._url, name, sessions, ready), env)
         async with asyncio.timeout(READY_S):
             while not ready.is_set():  # noqa: ASYNC110 - another process' event cannot be awaited
                 await asyncio.sleep(0.02)
@@ -83,16 +83,23 @@ class Cluster:
     def kill(self, name: str) -> None:
         """End a process as a power cut would."""
         process = self._processes.pop(name)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
 
-    def is_running(self, name: str) -> bool:
-        """Return whether the process is there; one that died by itself is forgotten."""
-        if self._processes[name].is_alive():
-            return True
-        del self._processes[name]
-        return False
+    def freeze(self, name: str) -> None:
+        """Stop a process where it is, as a stalled machine would."""
+        self._signal(name, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """Let a process that was stopped go on."""
+        self._signal(name, signal.SIGCONT)
+
+    def exit_code(self, name: str) -> int | None:
+        """Return how a process ended by itself, which is forgotten then, or None while it is there."""
+        code = self._processes[name].exitcode
+        if code is not None:
+            del self._processes[name]
+        return code
 
     def cpu_s(self) -> float:
         """CPU seconds of all processes of the cluster so far, user and system."""
@@ -115,15 +122,35 @@ class Cluster:
         for name in list(self._processes):
             self.kill(name)
 
-    def _start(self, name: str, target: object, arguments: tuple[object, ...]) -> None:
+    def _start(self, name: str, target: object, arguments: tuple[object, ...], env: Mapping[str, str] | None) -> None:
         process = self._spawn.Process(target=target, args=arguments, name=name, daemon=True)  # type: ignore[arg-type]
-        process.start()
+        with _environment(env or {}):
+            process.start()
         self._processes[name] = process
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        pid = self._processes[name].pid
+        assert pid is not None
+        os.kill(pid, number)
 
 
 @asynccontextmanager
-async def cluster(nodes: list[str], *, spares: list[str] | None = None) -> AsyncIterator[Cluster]:
-    """Run a registry, and status nodes as processes, of which the first ones are in the table; until the block ends."""
+async def cluster(
+    nodes: list[str],
+    *,
+    spares: list[str] | None = None,
+    leader: str | None = None,
+    env: Mapping[str, Mapping[str, str]] | None = None,
+) -> AsyncIterator[Cluster]:
+    """Run a registry, and status nodes as processes, until the block ends.
+
+    Args:
+        nodes: those in the table.
+        spares: those that are there beside them.
+        leader: which of `nodes` leads, None for any.
+        env: what the environment of each of them has, beside this process's.
+    """
+    env = env or {}
     registry = MemoryRegistry(SystemClock())
     site = bench_site(registry, "registry-1", Incarnation(1))
     served = RegistryNode(site)
@@ -134,12 +161,16 @@ async def cluster(nodes: list[str], *, spares: list[str] | None = None) -> Async
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(one.run()) for one in (served, table, client)]
         try:
+            if leader is not None:
+                made.start_status(leader, nodes=len(nodes), env=env.get(leader))
+                await _until_leads(registry, leader)
             for name in nodes:
-                made.start_status(name, nodes=len(nodes))
+                if name != leader:
+                    made.start_status(name, nodes=len(nodes), env=env.get(name))
             async with asyncio.timeout(READY_S):
                 await client.wait_ready()
             for name in spares or []:
-                made.start_status(name, nodes=len(nodes))
+                made.start_status(name, nodes=len(nodes), env=env.get(name))
             async with asyncio.timeout(READY_S):
                 while len((await registry.services("status")).items) < len(nodes) + len(spares or []):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
@@ -178,8 +209,28 @@ def bench_site(registry: Registry, name: str, incarnation: Incarnation) -> Site:
     )
 
 
-def _status_process(url: str, name: str, nodes: int, env: dict[str, str]) -> None:
+async def _until_leads(registry: Registry, name: str) -> None:
+    async with asyncio.timeout(READY_S):
+        while (entry := await registry.get(LEADER_KEY)) is None or entry.value.decode() != name:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+@contextmanager
+def _environment(env: Mapping[str, str]) -> Iterator[None]:
+    """Have these in the environment, for processes that begin meanwhile: modules read it when they are imported."""
+    before = {key: os.environ.get(key) for key in env}
     os.environ.update(env)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _status_process(url: str, name: str, nodes: int) -> None:
     log.configure(level="warning")
 
     async def run() -> None:
