@@ -543,9 +543,12 @@ class Ownership:
                 if partition not in self._owned:
                     continue
                 held = self._held[partition]
-                entries, hashes = held.records.digest(source)
-                count, xor = count + entries, xor ^ hashes
-                is_told = is_told and not (held.awaited is None or node in held.awaited)
+                told = held.records.told(source)
+                if told is not None:
+                    count += told.entries
+                    xor ^= told.xor
+                if held.awaited is None or node in held.awaited:
+                    is_told = False
             if not is_told or (count, xor) != (audit.entries, audit.xor):
                 mismatched.extend(partitions)
         return mismatched

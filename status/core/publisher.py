@@ -437,9 +437,11 @@ class Publisher:
 
     def _audit(self, partitions: Collection[int]) -> Audit:
         count = xor = 0
+        digests = self._digests
         for partition in partitions:
-            entries, hashes = self._digest(partition)
-            count, xor = count + entries, xor ^ hashes
+            entries, hashes = digests[partition] or self._digest(partition)
+            count += entries
+            xor ^= hashes
         return Audit(pack_partitions(partitions), count, xor)
 
     def _confirm(self, flight: _InFlight, refused: frozenset[int]) -> tuple[dict[_Session, int], list[str]]:

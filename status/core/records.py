@@ -63,7 +63,7 @@ __all__ = [
     "Sources",
     "body_of",
 ]
-__all__ += ["conn_of", "digest_of", "kind_of", "packed", "seq_of"]
+__all__ += ["Told", "conn_of", "digest_of", "kind_of", "packed", "seq_of"]
 
 TOMBSTONE_MS = 60_000
 _HEADER = Struct(">IHIHB")
@@ -194,7 +194,7 @@ class Sources:
         self._next = (int.from_bytes(prefix, "big") + 1) % (1 << 16)
 
 
-class _Told:
+class Told:
     """What one life of an access node told: up to which seq it is all, and the digest of what is open."""
 
     __slots__ = ("entries", "floor", "xor")
@@ -214,7 +214,7 @@ class PartitionRecords:
         self.users: dict[str, Found] = {}
         """For reading only, and as cheap as a dictionary is. Not every connection in it need be vouched for."""
         self._closed: dict[bytes, Instant] = {}
-        self._told: dict[bytes, _Told] = {}
+        self._told: dict[bytes, Told] = {}
         self._hidden: dict[str, int | None] = {}
         """Users with hidden connections: when everybody could see them last, None where everybody does (I5)."""
         self._keeps_tombstones = keeps_tombstones
@@ -296,6 +296,10 @@ class PartitionRecords:
         found = self.users.get(user)
         seen = found if isinstance(found, int) else self._hidden.get(user)
         return Timestamp(seen) if seen else None
+
+    def told(self, source: bytes) -> Told | None:
+        """Return what one life of an access node told, for reading only; None for nothing."""
+        return self._told.get(source)
 
     def digest(self, source: bytes) -> Digest:
         """Return the digest of one life of an access node."""
@@ -395,8 +399,8 @@ class PartitionRecords:
         told.xor ^= xxh3_64_intdigest(entry[2:])
         return _OPENED
 
-    def _told_by(self, source: bytes) -> _Told:
-        told = self._told[source] = self._told.get(source) or _Told()
+    def _told_by(self, source: bytes) -> Told:
+        told = self._told[source] = self._told.get(source) or Told()
         return told
 
     def _open_beside(self, user: str, entry: bytes, found: bytes | tuple[bytes, ...]) -> Merged:
