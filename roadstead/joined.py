@@ -34,6 +34,7 @@ from base.registry.remote import RemoteRegistry
 from base.service import run_services
 from base.site import Site
 from im.api import SERVICE as IM
+from roadstead.agreed import require_agreed
 from roadstead.config import Config
 from scheduler.service import SERVICE as SCHEDULER
 from status.api import SERVICE as STATUS
@@ -70,7 +71,8 @@ async def run_status_node(
     """Run one status node until SIGTERM, SIGINT or `stop`.
 
     Raises:
-        ConfigError: the port or a setting cannot be used, or what was named is no registry.
+        ConfigError: the port or a setting cannot be used, a setting is not as in the system, or what was named is no
+            registry.
         PeerUnavailable: the registry cannot be reached.
         Unauthenticated: the peer key is another one.
         SessionLost: a node of this name is alive, or one that was started later took the name over.
@@ -118,6 +120,7 @@ async def _probe(place: Place) -> None:
 async def _site(config: Config, place: Place, registry: Registry) -> Site:
     try:
         await _require_free(registry, place.name)
+        await require_agreed(registry, config.status)
         incarnation = await next_incarnation(registry, place.name)
     except StoreUnavailable as error:
         if isinstance(error.__cause__, UnknownMethod):

@@ -25,6 +25,7 @@ from base.service import Service, run_services
 from base.site import Site
 from im.service import MessageService
 from im.sqlite import SqliteMessageStore
+from roadstead.agreed import publish_agreed
 from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints, Secrets
 from scheduler.service import Scheduler
@@ -55,6 +56,7 @@ async def run_up(
         except StoreUnavailable as error:
             raise ConfigError([f"the data folder {data.path} cannot be used: {error}"]) from error
         try:
+            await publish_agreed(registry, config.status)
             nodes = await _Wiring(config, secrets, registry, clock).build(store)
 
             def ready() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from base.clock import Instant
 from base.errors import RoadsteadError
@@ -83,19 +84,19 @@ class Devices:
             self._decide(now, user)
 
     def tick(self, now: Instant) -> None:
-        """Decide for partitions that came here, some at a time; tell again who was told and is still there."""
-        for partition in list(self._to_check)[:PARTITIONS_PER_TICK]:
+        """Tell again who was told and is still there; decide for partitions that came here, some at a time."""
+        for (node, session), going in list(self._going.items()):
+            if going.due_at <= now:
+                self._repeat(now, node, session, going)
+        for partition in list(self._to_check)[:PARTITIONS_PER_TICK] if self._has_room() else ():
             del self._to_check[partition]
             store = self._ownership.store(partition)
             users = store.users if store is not None else {}
             for user in [user for user, found in users.items() if isinstance(found, tuple)]:
                 self._decide(now, user)
-        for user in list(self._undecided)[:UNDECIDED_PER_TICK]:
+        for user in list(islice(self._undecided, UNDECIDED_PER_TICK)):
             del self._undecided[user]
             self._decide(now, user)
-        for (node, session), going in list(self._going.items()):
-            if going.due_at <= now:
-                self._repeat(now, node, session, going)
 
     # ---------------------------------------------------------------- inside
 
@@ -115,15 +116,30 @@ class Devices:
         if opened < 2:
             return
         seats = self._shown(now, user)
-        if len(seats) < opened and len(self._undecided) < UNDECIDED_MAX:
-            self._undecided[user] = None
+        is_decided = len(seats) == opened
         for seat in losers(self._policy, seats):
             key = (seat.node, seats[seat])
-            if key not in self._going and len(self._going) < EVICTING_MAX:
-                self._metrics.evictions.inc()
-                self._log.info("session_evicted", user=user, session=seats[seat], peer=seat.node)
-                self._going[key] = _Going(user, seats[seat], REPEATS_MAX, now)
-                self._repeat(now, *key, self._going[key])
+            if key in self._going:
+                continue
+            if len(self._going) >= EVICTING_MAX:
+                is_decided = False
+                break
+            self._metrics.evictions.inc()
+            self._log.info("session_evicted", user=user, session=seats[seat], peer=seat.node)
+            self._going[key] = _Going(user, seats[seat], REPEATS_MAX, now)
+            self._repeat(now, *key, self._going[key])
+        if not is_decided:
+            self._decide_later(user)
+
+    def _decide_later(self, user: str) -> None:
+        if len(self._undecided) < UNDECIDED_MAX:
+            self._undecided[user] = None
+        else:
+            self._to_check[partition_of(user)] = None
+
+    def _has_room(self) -> bool:
+        """Return whether all losers of a partition are likely to find room."""
+        return len(self._going) < EVICTING_MAX and len(self._undecided) < UNDECIDED_MAX
 
     def _repeat(self, now: Instant, node: NodeId, session: str, going: _Going) -> None:
         """Tell the access node, unless the session is gone, or allowed by now, or the node was told often enough."""

@@ -21,26 +21,24 @@ from base.site import Site
 from status.api import SERVICE
 from status.core.faultpoints import crossed_by_all
 from status.core.migration import (
-    AbortAsked,
     Event,
     Migration,
-    Paused,
     Progress,
     Reported,
     TableRead,
-    Tick,
-    Wanted,
+    Wished,
     WriteTable,
 )
-from status.core.partitions import AFTER_COMMIT, PartitionTable, Stage, plan_table
+from status.core.partitions import PartitionTable, Stage, plan_table
 from status.core.serving import LeaderGrants
 from status.peers import Ask
 from status.table import LEADER_KEY, TABLE_KEY, TableFollower, decode_table, encode_table
 
 __all__ = ["Leader"]
 
-RENEW_MS = 400
-SESSION_TTL_MS = 1_800
+RENEW_MS = 300
+SESSION_TTL_MS = 1_500
+"""How long the lock outlives its holder: part of the time for which a dead leader's partitions are unknown."""
 TICK_MS = 100
 IDLE_TICK_MS = 400
 """The same while nothing moves: then only a report, a wish or the silence of a node is news."""
@@ -71,6 +69,8 @@ class Leader:
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
         table.on_wish(self._news.set)
+        self._vacant = asyncio.Event()
+        table.on_vacancy(self._vacant.set)
         self._log = logger(node=site.name)
 
     @property
@@ -110,7 +110,8 @@ class Leader:
             except StoreError as error:
                 self._log.warning("leader_round_failed", error=str(error))
             # While there is no table nobody can be looked up, so look again soon.
-            await asyncio.sleep((RENEW_MS if self._table.table is not None else 20) / 1000)
+            await _wait(self._vacant, RENEW_MS if self._table.table is not None else 20)
+            self._vacant.clear()
 
     async def _campaign(self) -> None:
         asked_at = self._clock.monotonic()
@@ -179,6 +180,8 @@ class Leader:
         if self._migration is None or not self._held.is_valid(now):
             return
         for write in self._migration.step(now, event):
+            for source, target in write.stalled:
+                self._log.warning("moves_stalled", source=source, target=target)
             self._to_write = write
             self._work.set()
 
@@ -187,27 +190,14 @@ class Leader:
             now = self._clock.monotonic()
             table = self._table.table
             if table is not None and self._migration is not None:
-                for event in self._wishes(table):
-                    self._step(now, event)
-                self._step(now, Tick())
+                wish = self._table.wish
+                self._step(now, Wished(wish.weights, wish.is_paused, wish.abort))
             is_idle = table is None or not (table.moves or self._is_unread)
             await _wait(self._news, IDLE_TICK_MS if is_idle else TICK_MS)
             if not is_idle:
                 await _wait(self._urgent, DECIDE_PAUSE_MS)
             self._news.clear()
             self._urgent.clear()
-
-    def _wishes(self, table: PartitionTable) -> list[Event]:
-        """Return what the operators want and the table does not show."""
-        wish = self._table.wish
-        events: list[Event] = []
-        if wish.weights is not None and wish.weights != table.wanted():
-            events.append(Wanted(tuple(sorted(wish.weights.items()))))
-        if any(move.move_id <= wish.abort and move.stage not in AFTER_COMMIT for move in table.moves):
-            events.append(AbortAsked())
-        elif wish.is_paused != table.is_paused:
-            events.append(Paused(wish.is_paused))
-        return events
 
     async def _write_forever(self) -> None:
         """Write what was decided, one table at a time; read what is there whenever that is not known for certain."""

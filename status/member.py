@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import msgspec
+
 from base.clock import Instant
 from base.errors import RoadsteadError
 from base.ids import Epoch, NodeId
@@ -19,7 +21,7 @@ from base.peer import PeerPool
 from base.peer.server import PeerServer
 from base.site import Site
 from status.api import SERVICE
-from status.core.handoff import Chunk, Pull
+from status.core.handoff import Pull, answered
 from status.core.migration import NodeReport, Progress
 from status.core.ownership import Ownership
 from status.core.partitions import PartitionTable
@@ -34,8 +36,6 @@ ASK_DEADLINE_MS = 500
 PULL_DEADLINE_MS = 1_000
 REPORT_PAUSE_MS = 3
 """Between two reports: what happens in this time is told together."""
-PULL_ITEMS = 4_000
-"""How many items one answer has, about: neither end stops for longer than some milliseconds."""
 PULL_PAUSE_MS = 10
 """Between two pulls of what has caught up: only the news of that time is left to copy."""
 
@@ -63,6 +63,9 @@ class Member:
         self._news = asyncio.Event()
         self._staged = asyncio.Event()
         self._asking: set[NodeId] = set()
+        # Answers with copies, by source. That there are more of them is told along, and is no news by itself.
+        self._answers: dict[NodeId, int] = {}
+        self._answers_told: dict[NodeId, int] = {}
         self._log = logger(node=site.name)
 
     def serve(self, peers: PeerServer) -> None:
@@ -97,6 +100,8 @@ class Member:
             now = self._observe()
             report = self._report(now)
             if loop.time() >= due or report != self._reported:
+                self._answers_told = dict(self._answers)
+                report = msgspec.structs.replace(report, answers=self._answers_told)
                 due = loop.time() + ASK_MS / 1000
                 self._reported = report
                 self._ask(now, report, tasks)
@@ -167,6 +172,7 @@ class Member:
             progress,
             frozenset(self.ownership.incomplete(now)),
             {node: epoch for node, (until, epoch) in self.access_epochs.items() if now < until},
+            self._answers_told,
         )
 
     # ---------------------------------------------------------------- copying
@@ -195,6 +201,8 @@ class Member:
             self._log.debug("pull_failed", peer=source, error=str(error))
             return False
         now = self._observe()
+        if any(chunk is not None for chunk in reply.chunks):
+            self._answers[source] = self._answers.get(source, 0) + 1
         has_more = reply.is_cut
         for chunk in reply.chunks:
             if chunk is not None:
@@ -206,10 +214,4 @@ class Member:
     def _pulled(self, pulls: Pulls, peer: str) -> Chunks:
         del peer
         now = self._observe()
-        chunks: list[Chunk | None] = []
-        items = 0
-        for pull in pulls.pulls:
-            chunk = self.ownership.pulled(now, pull) if items < PULL_ITEMS else None
-            items += len(chunk.users) if chunk is not None else 0
-            chunks.append(chunk)
-        return Chunks(chunks, items >= PULL_ITEMS)
+        return Chunks(*answered(pulls.pulls, lambda pull: self.ownership.pulled(now, pull)))

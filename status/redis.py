@@ -11,9 +11,10 @@ script, so replicas hold the same scores; after a failover they are compared wit
 next refresh sessions are shorter or longer by as much as the two differ. A key expires with its last member.
 
 **Misses.** A user without records is offline only if nothing was lost lately. For each lane there is a *witness*, a key
-with a random value, which every lookup reads after its users, in the same pipeline. If it fails or has another value
-than before, the store was away or lost data, and for one time to live, in which every access node has written its
-sessions again, those who are not found are unknown.
+with a random value and the time at which it was made, which every lookup reads after its users, in the same pipeline.
+If it fails or has another value than before, the store was away or lost data, and for one time to live, in which every
+access node has written its sessions again, those who are not found are unknown. So they are to a reader that begins
+within a time to live after the witness was made: it cannot know why there was none before.
 
 What this backend cannot do, and the cluster can:
     - An access node that dies leaves its sessions online for up to the time to live.
@@ -42,7 +43,7 @@ from status.config import StatusConfig
 from status.core.refreshing import BATCH_MAX, LANES, PHASES, RefreshLane, key_of, lane_of, status_of
 from status.redis_link import Call, Failed, RedisLink, Script
 
-__all__ = ["RedisSessionReports", "RedisStatusLookups"]
+__all__ = ["WITNESSES", "RedisSessionReports", "RedisStatusLookups"]
 
 DEADLINE_MS = 1_000
 LOOKUP_DEADLINE_MS = 1_000
@@ -74,11 +75,17 @@ return 1
 # The live members, those that expire first first.
 _READ = Script(_NOW + "return redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', now), '+inf')")
 
-# ARGV: a value if there is none, time to live in ms. Answers the value that is there.
-_WITNESS = Script("""
-if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return redis.call('GET', KEYS[1])
-""")
+# ARGV: a value if there is none, time to live in ms. Answers the value that is there, and how old it is in ms.
+_WITNESS = Script(
+    "if redis.replicate_commands then redis.replicate_commands() end"
+    + _NOW
+    + """
+local made = ARGV[1] .. '@' .. string.format('%.0f', now)
+if not redis.call('SET', KEYS[1], made, 'NX', 'PX', ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+local value = redis.call('GET', KEYS[1])
+return {value, now - (tonumber(string.match(value, '@(%d+)$')) or now)}
+"""
+)
 
 
 @dataclass(slots=True)
@@ -106,7 +113,8 @@ class RedisSessionReports:
             timeout_ms=self._deadline_ms,
         )
         self._lanes = [_Lane(RefreshLane(site.name, site.incarnation)) for _ in range(LANES)]
-        self._confirming: dict[str, asyncio.Future[None]] = {}
+        # By session: the members that somebody waits for, in the order in which they were reported.
+        self._confirming: dict[str, list[tuple[bytes, asyncio.Future[None]]]] = {}
         self._ready = asyncio.Event()
         self._log = logger(node=site.name, backend="redis")
 
@@ -124,24 +132,27 @@ class RedisSessionReports:
         await self._ready.wait()
 
     async def open(self, opened: Opened, *, deadline_ms: int) -> bool:
-        """Report a session; True once Redis has it, False if that took too long (it is still reported)."""
-        confirmed = asyncio.get_running_loop().create_future()
-        self._confirming[opened.session] = confirmed
-        self.report(opened)
+        """Report a session; True once Redis has it, or a later change of it; False if that took too long.
+
+        It is still reported then.
+        """
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._confirming.setdefault(opened.session, [])
+        waiting.append((self._report(opened), confirmed))
         try:
             async with asyncio.timeout(deadline_ms / 1000):
                 await confirmed
         except TimeoutError:
             return False
         finally:
-            self._confirming.pop(opened.session, None)
+            waiting[:] = [one for one in waiting if one[1] is not confirmed]
+            if not waiting and self._confirming.get(opened.session) is waiting:
+                del self._confirming[opened.session]
         return True
 
     def report(self, opened: Opened) -> None:
         """Report a session without waiting."""
-        lane = self._lanes[lane_of(opened.user)]
-        lane.sessions.open(opened)
-        lane.news.set()
+        self._report(opened)
 
     def close(self, closed: Closed) -> None:
         """Report that a session ended; removed at once, or by expiry if Redis is away for that long."""
@@ -162,6 +173,12 @@ class RedisSessionReports:
             for number, lane in enumerate(self._lanes)
         }
 
+    def _report(self, opened: Opened) -> bytes:
+        lane = self._lanes[lane_of(opened.user)]
+        member = lane.sessions.open(opened)
+        lane.news.set()
+        return member
+
     async def _reach(self) -> None:
         await _until_reached(self._link, self._site, self._deadline_ms)
         self._ready.set()
@@ -179,29 +196,45 @@ class RedisSessionReports:
                     lane.news.set()
 
     async def _write_forever(self, lane: _Lane) -> None:
+        """Write what changed and what is due at once, and what failed again and again, with pauses."""
         clock = self._site.clock
         backoff = Backoff(entropy(), base_ms=20, ceiling_ms=self._deadline_ms)
+        retry_at = Instant(0)
         while True:
-            await lane.news.wait()
-            lane.news.clear()
-            while lane.sessions.has_work:
-                error = await self._write_batch(lane)
-                if error is None:
-                    if lane.is_failing:
-                        self._log.info("redis_reached_again")
-                        lane.sessions.resync()  # what was written before may be lost
-                        lane.is_failing = False
-                    backoff.reset()
-                    continue
+            await self._wait_for_work(lane, retry_at)
+            is_retrying = lane.sessions.has_failed and clock.monotonic() >= retry_at
+            error = await self._write_batch(lane, is_retrying=is_retrying)
+            now = clock.monotonic()
+            if error is not None:
                 lane.failures += 1
+                if is_retrying or retry_at <= now:
+                    retry_at = Instant(now + backoff.next_ms())
                 if not lane.is_failing:
                     self._log.warning("redis_write_failed", error=error.reason)
                     lane.is_failing = True
-                await clock.sleep_until(Instant(clock.monotonic() + backoff.next_ms()))
+            elif is_retrying:
+                backoff.reset()
+            if lane.is_failing and error is None and not (lane.sessions.has_failed or lane.sessions.has_work):
+                self._log.info("redis_reached_again")
+                lane.sessions.resync()  # what was written before may be lost
+                lane.is_failing = False
 
-    async def _write_batch(self, lane: _Lane) -> Failed | None:
+    async def _wait_for_work(self, lane: _Lane, retry_at: Instant) -> None:
+        """Return when there is something to write, or to try again."""
+        while not lane.sessions.has_work:
+            lane.news.clear()
+            wait_s = None
+            if lane.sessions.has_failed:
+                wait_s = max(0, retry_at - self._site.clock.monotonic()) / 1000
+            try:
+                async with asyncio.timeout(wait_s):
+                    await lane.news.wait()
+            except TimeoutError:
+                return
+
+    async def _write_batch(self, lane: _Lane, *, is_retrying: bool) -> Failed | None:
         """Write what is due, at most a batch of it; return a failure if there was one."""
-        batch = lane.sessions.next_batch()
+        batch = lane.sessions.next_batch(is_retrying=is_retrying)
         if not batch:
             return None
         calls = [
@@ -215,11 +248,17 @@ class RedisSessionReports:
                 failure = answer
                 lane.sessions.failed(write)
                 continue
-            for session in lane.sessions.written(write):
-                confirmed = self._confirming.get(session)
-                if confirmed is not None and not confirmed.done():
-                    confirmed.set_result(None)
+            for session, member in lane.sessions.written(write):
+                self._confirm(session, member)
         return failure
+
+    def _confirm(self, session: str, member: bytes) -> None:
+        """Tell whoever waits for this member of a session, or for one that it replaced."""
+        waiting = self._confirming.get(session, [])
+        carried = [index for index, (awaited, _) in enumerate(waiting) if awaited == member]
+        for _, confirmed in waiting[: carried[-1] + 1] if carried else ():
+            if not confirmed.done():
+                confirmed.set_result(None)
 
 
 class RedisStatusLookups:
@@ -297,7 +336,7 @@ class RedisStatusLookups:
         calls = [Call(_READ, key_of(user)) for user in users]
         # A value never used before: one that was lost and made again must not look the same.
         value = new_epoch()
-        calls += [Call(_WITNESS, _WITNESSES[lane], (value, WITNESS_TTL_MS)) for lane in lanes]
+        calls += [Call(_WITNESS, WITNESSES[lane], (value, WITNESS_TTL_MS)) for lane in lanes]
         # Below the lookup's own deadline, so that shards that did answer are heard.
         answers = await self._link.execute(calls, deadline_ms=LOOKUP_DEADLINE_MS * 9 // 10)
         for user, answer in zip(users, answers, strict=False):
@@ -306,21 +345,25 @@ class RedisStatusLookups:
         for lane, answer in zip(lanes, answers[len(users) :], strict=True):
             if isinstance(answer, Failed):
                 self._doubt(lane)
-            elif answer != self._witnessed[lane]:
-                if self._witnessed[lane] is not None:
-                    self._doubt(lane)
-                self._witnessed[lane] = answer
+                continue
+            witness, age_ms = answer
+            if witness != self._witnessed[lane]:
+                # Of what was there before this reader, the age says how long ago the store was as good as empty.
+                self._doubt(lane, age_ms if self._witnessed[lane] is None else 0)
+                self._witnessed[lane] = witness
         return answers[: len(users)]
 
-    def _doubt(self, lane: int) -> None:
-        self._doubted_until[lane] = Instant(self._site.clock.monotonic() + self._doubt_ms)
+    def _doubt(self, lane: int, age_ms: int = 0) -> None:
+        """Doubt misses until a time to live after what happened so long ago."""
+        until = Instant(self._site.clock.monotonic() + self._doubt_ms - max(0, age_ms))
+        self._doubted_until[lane] = max(self._doubted_until[lane], until)
 
 
 async def _until_reached(link: RedisLink, site: Site, deadline_ms: int) -> None:
     """Return once Redis answered a read."""
     backoff = Backoff(entropy(), ceiling_ms=deadline_ms)
     while True:
-        (answer,) = await link.execute([Call(_READ, _WITNESSES[0] + b":reach")], deadline_ms=deadline_ms)
+        (answer,) = await link.execute([Call(_READ, WITNESSES[0] + b":reach")], deadline_ms=deadline_ms)
         if not isinstance(answer, Failed):
             return
         logger(node=site.name, backend="redis").warning("redis_unreachable", error=answer.reason)
@@ -339,7 +382,8 @@ def _witness_keys() -> list[bytes]:
     return [b"status-witness:{%s}" % names[lane].encode() for lane in range(LANES)]
 
 
-_WITNESSES = _witness_keys()
+WITNESSES = _witness_keys()
+"""The key of each lane's witness."""
 
 
 def _seen_by(viewer: str, user: str, status: UserStatus) -> UserStatus:

@@ -80,11 +80,16 @@ class TableFollower:
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[PartitionTable], None]] = []
         self._wish_listeners: list[Callable[[], None]] = []
+        self._vacancy_listeners: list[Callable[[], None]] = []
         self._log = logger(node=site.name)
 
     def on_wish(self, listener: Callable[[], None]) -> None:
         """Call the listener each time the operators' wish was read anew."""
         self._wish_listeners.append(listener)
+
+    def on_vacancy(self, listener: Callable[[], None]) -> None:
+        """Call the listener each time it was read that nobody leads any more."""
+        self._vacancy_listeners.append(listener)
 
     def on_change(self, listener: Callable[[PartitionTable], None]) -> None:
         """Call the listener with each newer table, at once."""
@@ -157,6 +162,8 @@ class TableFollower:
                     self._log.debug("table_adopted", epoch=table.epoch, moves=len(table.moves))
             elif entry.key == LEADER_KEY:
                 self.leader = NodeId(entry.value.decode())
+                for listener in self._vacancy_listeners if entry.session is None else ():
+                    listener()
             elif entry.key == WISH_KEY:
                 self._take_wish(entry)
 

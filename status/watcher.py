@@ -1,12 +1,13 @@
 """An access node's watches at the status nodes: the shell around `core.watcher`.
 
-Told by the listener, in order and at once, on the stream's own reading; nothing is queued here.
+The listener is told in order and at once, on the stream's own reading; nothing is queued here. Only "offline" may wait
+a grace, where this node had to ask anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from base.clock import Timestamp
 from base.errors import LimitExceeded, NotReady, RoadsteadError
@@ -17,7 +18,8 @@ from base.site import Site
 from status.api import NOTICE, WATCH, WATCHED, Notices, Watch, WatchedReply, WatchReply
 from status.core.partitions import PartitionTable
 from status.core.visibility import Presence
-from status.core.watcher import Request, Watcher
+from status.core.watcher import Request, Told, Watcher
+from status.core.watches import GRACE_MS
 from status.link import StatusLink
 
 __all__ = ["StatusWatches"]
@@ -29,12 +31,19 @@ RETRY_AFTER_MS = 500
 class StatusWatches:
     """See the module. `run` asks; the link is run by whoever owns it."""
 
-    def __init__(self, site: Site, link: StatusLink, *, users_max: int) -> None:
-        """`users_max`: how many users this node may watch."""
+    def __init__(self, site: Site, link: StatusLink, *, users_max: int, grace_ms: int = GRACE_MS) -> None:
+        """Watch nobody yet.
+
+        Args:
+            site: this node.
+            link: its streams to status nodes.
+            users_max: how many users this node may watch.
+            grace_ms: how long the news that somebody went offline waits here, if this node had to ask anew.
+        """
         self._clock = site.clock
         self._table = link.table
         self._pool = link.pool
-        self._core = Watcher(users_max=users_max)
+        self._core = Watcher(users_max=users_max, grace_ms=grace_ms)
         self._news = asyncio.Event()
         self._waiting: dict[tuple[str, str], list[asyncio.Future[None]]] = {}
         self._listener: Callable[[str, str, str, Timestamp | None], None] | None = None
@@ -52,6 +61,7 @@ class StatusWatches:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._news.clear()
+                self._tell(self._core.due(self._clock.monotonic()))
                 for node, request in self._core.requests(self._clock.monotonic()):
                     tasks.create_task(self._ask(node, request))
                 await self._wait()
@@ -123,7 +133,12 @@ class StatusWatches:
         self._news.set()
 
     def _noticed(self, notices: Notices, node: str) -> None:
-        for told in self._core.noticed(NodeId(node), notices.notices):
+        self._tell(self._core.noticed(self._clock.monotonic(), NodeId(node), notices.notices))
+        if self._core.has_waiting:
+            self._news.set()
+
+    def _tell(self, news: Iterable[Told]) -> None:
+        for told in news:
             for waiting in self._waiting.get((told.user, told.viewer), ()):
                 if not waiting.done():
                     waiting.set_result(None)

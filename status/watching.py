@@ -13,6 +13,7 @@ request, assertion or stream makes it do. The same ends the watches of an access
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from base.clock import Instant
 from base.errors import LimitExceeded, RoadsteadError
@@ -110,8 +111,10 @@ class Watching:
         if silent != self._silent:
             self._silent = silent
             self._to_look = dict.fromkeys(self._watches.watched())
-        for _ in range(min(UNSURE_LOOKS_PER_TICK, len(self._unsure))):
-            self._to_look[self._unsure.popitem()[0]] = None
+        # The oldest first: whoever stays unknown goes to the end, and holds up nobody.
+        for user in list(islice(self._unsure, UNSURE_LOOKS_PER_TICK)):
+            del self._unsure[user]
+            self._to_look[user] = None
         for _ in range(min(LOOKS_PER_TICK, len(self._to_look))):
             user = self._to_look.popitem()[0]
             if self._watches.is_watched(user):

@@ -16,14 +16,16 @@ from roadstead.api import call_api
 from roadstead.config import Config
 from roadstead.deployment import DataFolder
 
-__all__ = ["EXIT_FAILED", "EXIT_PAUSED", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options", "data_option", "exit_code"]
-__all__ += ["json_option", "load_config", "print_json", "status_call"]
+__all__ = ["EXIT_FAILED", "EXIT_PAUSED", "EXIT_STUCK", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options"]
+__all__ += ["data_option", "exit_code", "json_option", "load_config", "print_json", "status_call"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_PAUSED = 4
 """A resize was waited for, and an operator paused it."""
+EXIT_STUCK = 5
+"""A resize was waited for, and cannot be done while a node that it wants is away."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 

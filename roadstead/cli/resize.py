@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from base.clock import SystemClock
+from base.clock import Instant, SystemClock
 from base.errors import PeerError, StoreError, Unavailable
+from base.site import NodeConfig
 from roadstead.cli.common import (
     EXIT_FAILED,
     EXIT_PAUSED,
+    EXIT_STUCK,
     data_option,
     json_option,
     print_json,
@@ -33,6 +35,9 @@ RESIZE = "/v1/admin/status/resize"
 LOOK_S = 0.2
 PATIENCE_MS = 10_000
 """How long to go on looking while no status node answers."""
+AWAY_MS = NodeConfig().registration_ttl_ms
+"""How long a wanted node must have been out of the registry, with nothing moving, to be waited for no more: whoever was
+started again is back by then."""
 
 
 def _weights(_context: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
@@ -77,7 +82,8 @@ def resize(
     """Change which status nodes own partitions, and with which weights, while they serve.
 
     Shows the plan, asks, and waits until all has moved. Ctrl-C ends the waiting, not the resize. Exit code 4: somebody
-    paused it. With --json the plan is one line and the progress at the end another.
+    paused it. Exit code 5: a node that shall own partitions is gone, and nothing moves any more. With --json the plan
+    is one line and the progress at the end another.
     """
     if to is None and not (add or remove or weight):
         raise click.UsageError("say what to change: --to, --add, --remove or --weight")
@@ -113,7 +119,7 @@ def resize(
 def progress(data: DataFolder, as_json: bool) -> None:
     """Watch the resize that is under way until it is done. With --json: print how far it is, and return.
 
-    Exit code 4: it is paused.
+    Exit codes 4 and 5: it is paused, or cannot be done, as with `resize`.
     """
     seen = asyncio.run(status_call(data, "GET", RESIZE))
     if as_json:
@@ -204,7 +210,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 
 def _follow(data: DataFolder, *, total: int, as_json: bool) -> None:
-    """Look on until the resize is done; exit where it is paused or the waiting is interrupted."""
+    """Look on until the resize is done; exit where it is paused or stuck, or the waiting is interrupted."""
     try:
         seen, taken_s = asyncio.run(_look_on(data, total, is_quiet=as_json))
     except KeyboardInterrupt:
@@ -214,15 +220,38 @@ def _follow(data: DataFolder, *, total: int, as_json: bool) -> None:
         print_json(seen)
     elif seen["is_done"]:
         click.echo(f"done: {total} partitions moved in {taken_s:.1f} s; {_owners(seen)}")
-    else:
+    elif seen["is_paused"]:
         click.echo(f"the resize is paused: {_left(seen)}; `roadstead status resume` goes on")
+    else:
+        away = _away(seen)
+        click.echo(
+            f"the resize cannot be done: {', '.join(away)} not there, {_left(seen)}; start again what is not there, "
+            f"or `roadstead status resize {' '.join(f'--remove {node}' for node in away)}`"
+        )
     if not seen["is_done"]:
-        raise click.exceptions.Exit(EXIT_PAUSED)
+        raise click.exceptions.Exit(EXIT_PAUSED if seen["is_paused"] else EXIT_STUCK)
+
+
+class StuckWatch:
+    """Tells a resize that takes its time from one that waits for a node which is gone."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[Any, ...] = ()
+        self._since = Instant(0)
+
+    def is_stuck(self, now: Instant, seen: dict[str, Any]) -> bool:
+        """Return whether, for `AWAY_MS` by now, nothing moved or changed and the same wanted nodes were away."""
+        shape = (seen["epoch"], sum(seen["moves"].values()), _away(seen))
+        if shape != self._seen:
+            self._seen, self._since = shape, now
+        return bool(_away(seen)) and not any(seen["moves"].values()) and now >= self._since + AWAY_MS
 
 
 async def _look_on(data: DataFolder, total: int, *, is_quiet: bool) -> tuple[dict[str, Any], float]:
+    """Return the last progress and how long it took: done, paused or stuck."""
     clock = SystemClock()
     began = answered_at = clock.monotonic()
+    stuck = StuckWatch()
     console = Console(stderr=is_quiet)
     columns = (
         BarColumn(),
@@ -242,14 +271,19 @@ async def _look_on(data: DataFolder, total: int, *, is_quiet: bool) -> tuple[dic
                     raise
             else:
                 taken_s = (answered_at - began) / 1000
-                if seen["is_done"] or seen["is_paused"]:
+                if seen["is_done"] or seen["is_paused"] or stuck.is_stuck(answered_at, seen):
                     return seen, taken_s
                 moved = max(0, total - seen["left"])
                 bar.update(task, completed=moved, rate=moved / max(taken_s, 0.001), stages=_stages(seen))
             await asyncio.sleep(LOOK_S)
 
 
+def _away(seen: dict[str, Any]) -> list[str]:
+    """Return the nodes that shall own partitions and are not registered."""
+    return [node["node"] for node in seen["nodes"] if node["weight"] and not node["is_registered"]]
+
+
 def _stages(seen: dict[str, Any]) -> str:
     moves = [f"{count} {stage}" for stage, count in seen["moves"].items() if count]
-    missing = [node["node"] for node in seen["nodes"] if node["weight"] and not node["is_registered"]]
+    missing = _away(seen)
     return ", ".join(moves) + (f"; {', '.join(missing)} not there" if missing else "")

@@ -12,6 +12,8 @@ Invariants (the numbers of the design of the status cluster):
     I5  After quiet, each partition's digest at its owner equals the union of the access nodes.
     I7  Nothing is parked for more than 250 ms of its node's own running time; while it is stopped it can answer nobody.
     H1  Once all is healed, all moves finish, with every partition served by its owner, within `HEAL_MS_MAX`.
+    H2  While nothing is wrong but that the two nodes of a move are cut off from each other, none is sealed for longer
+        than `SEALED_MS_MAX`. (Of histories that cut them so, see `run_history`.)
 
 I6, the number of moves, is the planner's alone (see `status.core.partitions`).
 """
@@ -34,8 +36,9 @@ from roadstead.sim.world import SimWorld
 from status.api import Shown, status_of
 from status.core.handoff import PARK_MS
 from status.core.holding import Role
-from status.core.migration import GONE_MS, AbortAsked, Event, Paused, Wanted
-from status.core.partitions import PartitionTable, plan_table
+from status.core.migration import GONE_MS
+from status.core.partitions import Move, PartitionTable, Stage, plan_table
+from status.core.patience import SEAL_PATIENCE_MS
 
 __all__ = ["run", "run_history"]
 
@@ -47,7 +50,9 @@ HEAL_MS_MAX = 40_000
 LATE_MS = 3_000
 OPERATE_MS = 900
 CUT_OFF_EVERY_MS = 2_500
+FOR_EVER_MS = 10_000_000
 UNPARK_MS = 50
+SEALED_MS_MAX = SEAL_PATIENCE_MS + 1_000
 FAULTS = Faults(
     down_ms_max=6_000, stall_ms_max=4_000, cut_ms_max=5_000, crash_every_ms=3_000, cut_every_ms=3_000, tail_ms_max=4_000
 )
@@ -65,11 +70,16 @@ class Referee:
         self.access: dict[str, AccessNode] = {}
         self.status: dict[str, StatusNode] = {}
         self.operators: list[Operator] = []
+        self.apart_at: Stage | None = None
+        self._apart: Move | None = None
+        self._sealed: dict[tuple[int, Epoch], int] = {}
         self._ended: dict[str, int] = {}
         self._lives: dict[str, AccessNode] = {}
 
     def look(self) -> None:
-        """Note when sessions end with their access node's life."""
+        """Note when sessions end with their access node's life; see that no seal lasts where two are apart (H2)."""
+        if self._apart is not None and any(self._world.now > at + SEALED_MS_MAX for at in self._sealed.values()):
+            self._world.fail(f"H2: {self._apart.source} and {self._apart.target} are apart, and a seal lasts")
         for name, node in self._lives.items():
             if node is not self.access[name] or not self._world.is_up(name):
                 for session in node.sessions:
@@ -124,6 +134,16 @@ class Referee:
         for move in table.moves:
             if table.partition_epoch(move.partition) == table.epoch:
                 self.counts[move.stage.value] += 1
+                if move.stage is self.apart_at:
+                    self._cut_apart(move)
+        sealed = [(move.partition, move.move_id) for move in table.moves if move.stage is Stage.SEAL]
+        self._sealed = {key: self._sealed.get(key, self._world.now) for key in sealed}
+
+    def _cut_apart(self, move: Move) -> None:
+        self._world.cut([move.source], [move.target], lasting_ms=FOR_EVER_MS)
+        self._world.cut([move.target], [move.source], lasting_ms=FOR_EVER_MS)
+        self._apart, self.apart_at = move, None
+        self.counts["apart"] += 1
 
     def is_settled(self) -> bool:
         """Return whether the resize is done and all owners agree with the access nodes (H1, I5)."""
@@ -168,21 +188,25 @@ def run_history(
     faults: Faults | None = None,
     chaos_ms: int = CHAOS_MS,
     crash_at: str | None = None,
+    apart_at: Stage | None = None,
 ) -> Report:
     """Run one history: operations in bad weather, healing, a last wish, and all must come true.
 
-    Whoever first reaches the point `crash_at` (`status.core.faultpoints`) dies there, on top of the weather.
+    Whoever first reaches the point `crash_at` (`status.core.faultpoints`) dies there, on top of the weather. The first
+    move that enters the stage `apart_at` has its two nodes cut off from each other then, in fine weather.
 
     Raises:
         Violation: an invariant did not hold.
     """
-    world = SimWorld(seed, faults or FAULTS, crash_at=crash_at)
+    world = SimWorld(seed, faults or (FAULTS if apart_at is None else FAULTS.healed()), crash_at=crash_at)
     nodes = [NodeId(f"s{number}") for number in range(1, world.dice.between(3, 5) + 1)]
     members = nodes[: world.dice.between(2, len(nodes))]
     referee = _people(world, guards or Guards(), nodes, members)
+    referee.apart_at = apart_at
     while world.now < chaos_ms:
         world.run(min(chaos_ms, world.now + world.dice.between(1, 2 * CUT_OFF_EVERY_MS)))
-        _cut_off(world, referee, nodes)
+        if apart_at is None:
+            _cut_off(world, referee, nodes)
     world.heal()
     world.run(chaos_ms + 1)
     _finish(world, referee, referee.operators[-1], nodes)
@@ -221,26 +245,22 @@ def _finish(world: SimWorld, referee: Referee, operator: Operator, nodes: list[N
     while not (referee.state.table.wanted() == dict(weights) and referee.is_settled()):
         if world.now > began + HEAL_MS_MAX:
             world.fail(f"H1: not settled {HEAL_MS_MAX} ms after everything healed: {referee.state.table}")
-        if referee.state.table.is_paused:
-            operator.wish = Paused(is_paused=False)
-        elif referee.state.table.wanted() != dict(weights):
-            operator.wish = Wanted(weights)
-        else:
-            operator.wish = None
+        operator.order = Operate(weights, is_paused=False)
+        if not referee.state.table.is_paused and referee.state.table.wanted() == dict(weights):
             for access in referee.access.values():
                 access.is_quiet = True
         world.run(world.now + 200)
 
 
 class Operator:
-    """Tells all status nodes what it wants, of whom one leads. By chance, and at the end what the history needs."""
+    """Tells the registry what it wants. By chance, and at the end what the history needs."""
 
     def __init__(self, host: Host, nodes: list[NodeId]) -> None:
         self._host = host
         self._nodes = nodes
         self._due = Instant(0)
         self.is_last = False
-        self.wish: Event | None = None
+        self.order = Operate()
 
     def start(self, now: Instant) -> None:
         """Begin soon."""
@@ -250,24 +270,21 @@ class Operator:
         """Nobody answers."""
 
     def wake(self, now: Instant) -> None:
-        """Wish something."""
+        """Order something."""
         self._due = Instant(now + (500 if self.is_last else self._host.dice.between(1, 2 * OPERATE_MS)))
-        wish = self.wish if self.is_last else self._draw()
-        if wish is not None:
-            for node in self._nodes:
-                self._host.send(node, Operate(wish))
+        self._host.send("registry", self.order if self.is_last else self._draw())
 
     def next_deadline(self) -> Instant | None:
-        """Return the next wish."""
+        """Return the next order."""
         return self._due
 
-    def _draw(self) -> Event:
+    def _draw(self) -> Operate:
         kind = self._host.dice.between(0, 9)
         if kind == 0:
-            return AbortAsked()
+            return Operate(is_paused=True, is_abort=True)
         if kind <= 3:
-            return Paused(is_paused=kind == 1)
-        return Wanted(_weights(self._host.dice, self._nodes))
+            return Operate(is_paused=kind == 1)
+        return Operate(_weights(self._host.dice, self._nodes))
 
 
 def _weights(dice: Dice, nodes: list[NodeId]) -> tuple[tuple[NodeId, int], ...]:

@@ -2,7 +2,7 @@
 
 Each is the shell that a real service puts around the cores of the status cluster, without asyncio:
 
-- the registry keeps one table, writes it by compare-and-set, and a lock with a lease;
+- the registry keeps one table, writes it by compare-and-set, a lock with a lease, and what operators want;
 - a status node reads the registry before it does anything, asks all others for its serving lease, reports with that,
   pulls what moves to it, and leads while it holds the lock;
 - an access node holds sessions, sends beats, and believes in its lease as it was told;
@@ -13,7 +13,7 @@ Each is the shell that a real service puts around the cores of the status cluste
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 import msgspec
@@ -33,13 +33,14 @@ from roadstead.sim.resize_messages import (
     Operate,
     Read,
     TableIs,
+    Wish,
     Write,
 )
 from status.api import REFUSED, Beat, BeatReply, Shown, pack_partitions
 from status.core.faultpoints import crossed_by_all, crossed_by_node
 from status.core.handoff import Chunk, Parking, Pull
 from status.core.holding import Held, Role
-from status.core.migration import Event, Migration, NodeReport, Progress, Reported, TableRead, Tick, View
+from status.core.migration import Event, Migration, NodeReport, Progress, Reported, TableRead, View, Wished
 from status.core.ownership import Ownership
 from status.core.partitions import Move, PartitionTable, Stage, diff
 from status.core.records import PartitionRecords
@@ -119,6 +120,18 @@ class RegistryState:
     term: Epoch = Epoch(0)
     holder: tuple[str, Incarnation] = ("", Incarnation(0))
     held_until: Instant = Instant(0)
+    wish: Wish = field(default_factory=Wish)
+
+    def operate(self, order: Operate) -> None:
+        """Take an operator's order into the wish."""
+        before = self.wish.wished
+        wished = Wished(
+            before.weights if order.weights is None else dict(order.weights),
+            before.is_paused if order.is_paused is None else order.is_paused,
+            self.table.epoch if order.is_abort else before.abort,
+        )
+        if wished != before:
+            self.wish = Wish(self.wish.number + 1, wished)
 
 
 class Registry:
@@ -150,9 +163,11 @@ class Registry:
                     table.check_structure()
                     state.table = table
                     self._watcher.wrote(table)
-                self._host.send(source, TableIs(state.table, state.holder[0]))
+                self._host.send(source, TableIs(state.table, state.holder[0], state.wish))
+            case Operate():
+                state.operate(message)
             case _:
-                self._host.send(source, TableIs(state.table, state.holder[0]))
+                self._host.send(source, TableIs(state.table, state.holder[0], state.wish))
 
     def wake(self, now: Instant) -> None:
         """Nothing is ever due."""
@@ -165,8 +180,8 @@ class Registry:
 class _BlindMigration(Migration):
     """A leader that does not wait for the barrier: for the sensitivity test."""
 
-    def _view(self, now: Instant) -> View:
-        view = super()._view(now)
+    def _view(self, now: Instant, table: PartitionTable) -> View:
+        view = super()._view(now, table)
         return replace(view, acknowledged=dict.fromkeys(view.acknowledged, Epoch(1 << 40)), grants_over=lambda _: True)
 
 
@@ -187,7 +202,7 @@ class _CredulousVouching(Vouching):
 
     def vouches_until(self, beats: Beats, beat: Beat) -> Instant:
         del beat
-        return Instant(beats.heard_at + self.vouch_ms)
+        return Instant(beats.heard_at + self._deaf_ms + self.vouch_ms)
 
 
 class _CredulousOwnership(Ownership):
@@ -213,6 +228,8 @@ class StatusNode:
         self._parking: dict[int, Parking[tuple[int, str, Lookup]]] = {}
         self._is_registered = False
         self._leader = ""
+        self._wish = Wish()
+        self._answers: dict[NodeId, int] = {}
         self._lock = HeldLease()
         self._campaigns: dict[int, Instant] = {}
         self._grants: LeaderGrants | None = None
@@ -240,6 +257,7 @@ class StatusNode:
         if isinstance(message, TableIs):
             self._is_registered = self._is_registered or source == "registry"
             self._leader = message.leader or self._leader
+            self._wish = max(self._wish, message.wish, key=lambda wish: wish.number)
             if self._is_registered:
                 self._adopt(now, message.table, is_registered=source == "registry")
         elif self._is_registered:
@@ -281,13 +299,12 @@ class StatusNode:
                 self._beat(now, source, message)
             case Lookup():
                 self._lookup(now, source, message, parked_at=None)
-            case Operate(event):
-                self._run(now, event)
             case Pull():
                 chunk = self.ownership.pulled(now, message)
                 if chunk is not None:
                     self._host.send(source, chunk)
             case Chunk():
+                self._answers[NodeId(source)] = self._answers.get(NodeId(source), 0) + 1
                 self.ownership.received(now, message)
             case _:
                 pass
@@ -350,6 +367,7 @@ class StatusNode:
             progress,
             frozenset(self.ownership.incomplete(now)),
             {node: epoch for node, (until, epoch) in self._heard_access.items() if now < until},
+            dict(self._answers),
         )
 
     def _asked(self, now: Instant, source: str, ask: Ask) -> None:
@@ -360,7 +378,7 @@ class StatusNode:
             if self._grants.grant(now, NodeId(source), ask.epoch, table):
                 term = self._grants.term
             self._run(now, Reported(ask.report))
-            self._run(now, Tick())
+            self._run(now, self._wish.wished)
         newer = table if ask.epoch < table.epoch else None
         is_granted = ask.needs_peers and self._promises.grant(now, ask.epoch)
         self._host.send(source, Given(ask.number, ask.report.incarnation, table.epoch, is_granted, term, newer))
@@ -399,7 +417,7 @@ class StatusNode:
             number = self.lease.ask(now)
             self.lease.granted_by_leader(number, self._grants.term)
         self._run(now, Reported(self._report(now)))
-        self._run(now, Tick())
+        self._run(now, self._wish.wished)
 
     def _run(self, now: Instant, event: Event) -> None:
         if self._migration is None or not self._lock.is_valid(now):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from base.ids import Epoch, Incarnation
+from base.ids import Epoch, Incarnation, NodeId
 from status.api import Beat, BeatReply
-from status.core.migration import Event, NodeReport
+from status.core.migration import NodeReport, Wished
 from status.core.partitions import PartitionTable
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Operate",
     "Read",
     "TableIs",
+    "Wish",
     "Write",
 ]
 
@@ -47,11 +48,20 @@ class Write(_Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """What operators want, as the registry has it: the `number`th of these."""
+
+    number: int = 0
+    wished: Wished = field(default_factory=Wished)
+
+
+@dataclass(frozen=True, slots=True)
 class TableIs(_Message):
-    """The table that the registry had when it answered, or that a node read, and who may lead."""
+    """The table that the registry had when it answered, or that a node read, who may lead, and the wish."""
 
     table: PartitionTable
     leader: str = ""
+    wish: Wish = field(default_factory=Wish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +131,8 @@ class Lookup(_Message):
 
 @dataclass(frozen=True, slots=True)
 class Operate(_Message):
-    """An operator's wish."""
+    """An operator wants this from now on; None: as it is. An abort is of the moves that the registry has then."""
 
-    event: Event
+    weights: tuple[tuple[NodeId, int], ...] | None = None
+    is_paused: bool | None = None
+    is_abort: bool = False

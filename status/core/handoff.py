@@ -3,7 +3,8 @@
 The source numbers everything that the target must know 1, 2, 3 ...: first a snapshot, then each change from the same
 instant on. The target *pulls*: it says up to where it applied and gets what follows. A pull that is lost, late or
 doubled costs time and nothing else, no buffer on the way can overflow, and because the target knows when it asked, ages
-in the answer need no common clock.
+in the answer need no common clock. A target that is not heard of for too many changes loses the stream: the source
+drops what it remembered, and the next pull begins anew.
 
 Every answer carries a mark: the stream's head at that instant and the digest of the source's store. A target that has
 applied up to the mark compares; equal means *caught up*. Once the source is sealed its store changes no more, and the
@@ -25,6 +26,9 @@ Invariants:
     I4  What the target got from one stream or one life of the source is never mixed with another's.
     I5  A request is parked for at most `PARK_MS`, and at most `PARKED_MAX` are.
     I6  An access node's lease at the target, counted from the pull, ends no later than at the source.
+    I7  A source remembers at most `CHANGES_MAX` items more than its stream began with.
+    I8  A chunk has at most `CHUNK_ITEMS` items, and ends where it reaches `CHUNK_BYTES`; an answer to many pulls ends
+        with the chunk that reaches `PULL_ITEMS` or `PULL_BYTES`.
 
 Sources: the atomic slot migration of Redis 8.4 and Valkey 9 for snapshot, stream and hidden staging; Scylla's tablets
 and Orleans' directory for the seal; what none of them has is a fence that is no timeout.
@@ -33,7 +37,7 @@ and Orleans' directory for the seal; what none of them has is a fence that is no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -43,13 +47,24 @@ from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
 from status.core.records import Digest, Item, Kind, Life, PartitionRecords, Sources
 
-__all__ = ["CHUNK_ITEMS", "LAG_MAX", "PARKED_MAX", "PARK_MS", "Chunk", "Incoming", "Outgoing", "Parking", "Pull"]
+__all__ = ["CHANGES_MAX", "CHUNK_BYTES", "CHUNK_ITEMS", "LAG_MAX", "PARKED_MAX", "PARK_MS", "Chunk", "Incoming"]
+__all__ += ["PULL_BYTES", "PULL_ITEMS", "Outgoing", "Parking", "Pull", "answered"]
 
 CHUNK_ITEMS = 500
+CHUNK_BYTES = 256 * 1024
+"""A chunk ends with the item that makes its users and entries this long or longer: entries may be of any size."""
+PULL_ITEMS = 4_000
+"""How many items an answer to many pulls has, about: neither end stops for longer than some milliseconds."""
+PULL_BYTES = 1024 * 1024
+"""How long such an answer is, about: far below what a message may have, whatever the entries are like."""
+CHANGES_MAX = 10_000
+"""So many changes are remembered for a target beside the snapshot. A copy begun anew costs less than more of them."""
 LAG_MAX = 256
 PARK_MS = 250
 PARKED_MAX = 10_000
 DRIFT_PPM = 100_000
+_NAME_BYTES = 64
+"""About what a life of an access node takes in a chunk: its name and some numbers."""
 
 Request = TypeVar("Request")
 
@@ -94,6 +109,11 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     is_sealed: bool
     vouches: tuple[Vouch, ...]
 
+    def size(self) -> int:
+        """Return about how many bytes it takes on the wire."""
+        names = len(self.sources) + len(self.gone) + len(self.vouches)
+        return sum(map(len, self.users)) + sum(map(len, self.entries)) + _NAME_BYTES * names
+
 
 class Outgoing:
     """The source's side of one move, in one of its lives."""
@@ -108,8 +128,10 @@ class Outgoing:
         self._records = records
         self._sources = sources
         self._stream = 0
+        self._is_streaming = False
         self._base = 0
         self._log: deque[Item] = deque()
+        self._log_max = 0
         self._newest: tuple[Incarnation, int] = (Incarnation(0), 0)
 
     @property
@@ -118,10 +140,14 @@ class Outgoing:
         return len(self._log)
 
     def changed(self, user: str, entry: bytes) -> None:
-        """Forward a change that the store took in. Before the first pull there is nothing to add it to."""
+        """Forward a change that the store took in. Without a stream there is nothing to add it to."""
         assert not self.is_sealed, "I2: a sealed store does not change"
-        if self._stream:
-            self._log.append((user, entry))
+        if not self._is_streaming:
+            return
+        self._log.append((user, entry))
+        if len(self._log) > self._log_max:
+            self._is_streaming = False
+            self._log.clear()
 
     def pulled(self, pull: Pull, vouches: tuple[Vouch, ...], gone: frozenset[Life] = frozenset()) -> Chunk | None:
         """Answer a pull; None for one that is older than another already answered.
@@ -132,7 +158,8 @@ class Outgoing:
         if pull.move_id != self.move_id or (pull.incarnation, pull.number) <= self._newest:
             return None
         self._newest = (pull.incarnation, pull.number)
-        if not self._stream or pull.stream != self._stream or not self._base <= pull.applied <= self._head:
+        is_known = self._is_streaming and pull.stream == self._stream
+        if not (is_known and self._base <= pull.applied <= self._head):
             self._start_stream()
             applied = 0
         else:
@@ -140,7 +167,7 @@ class Outgoing:
         while self._base < applied:
             self._log.popleft()
             self._base += 1
-        items = list(islice(self._log, CHUNK_ITEMS))
+        items = self._next_items()
         prefixes = {entry[:2] for _, entry in items if entry[14] != Kind.SEEN}
         return Chunk(
             partition=self.partition,
@@ -166,7 +193,8 @@ class Outgoing:
     def check_invariants(self) -> None:
         """Assert that the stream is numbered without a gap."""
         assert self._head == self._base + len(self._log)
-        assert self._stream or not self._log
+        assert self._is_streaming or not self._log
+        assert len(self._log) <= self._log_max, "I7"
 
     @property
     def _head(self) -> int:
@@ -175,8 +203,20 @@ class Outgoing:
     def _start_stream(self) -> None:
         # The target is a new life or lost the thread. A number of its own keeps the rests of the old one out (I4).
         self._stream += 1
+        self._is_streaming = True
         self._base = 0
         self._log = deque(self._records.snapshot())
+        self._log_max = len(self._log) + CHANGES_MAX
+
+    def _next_items(self) -> list[Item]:
+        items: list[Item] = []
+        size = 0
+        for user, entry in islice(self._log, CHUNK_ITEMS):
+            items.append((user, entry))
+            size += len(user) + len(entry)
+            if size >= CHUNK_BYTES:
+                break
+        return items
 
 
 class Incoming:
@@ -271,6 +311,22 @@ class Incoming:
         self._source = stream
         self._applied = 0
         self.is_copied = self.is_caught_up = False
+
+
+def answered(pulls: Iterable[Pull], answer: Callable[[Pull], Chunk | None]) -> tuple[list[Chunk | None], bool]:
+    """Answer many pulls in their order; return an answer a pull, and whether it was cut for its size (I8).
+
+    What was cut is None, as is what `answer` does not answer.
+    """
+    chunks: list[Chunk | None] = []
+    items = size = 0
+    for pull in pulls:
+        is_full = items >= PULL_ITEMS or size >= PULL_BYTES
+        chunk = None if is_full else answer(pull)
+        if chunk is not None:
+            items, size = items + len(chunk.users), size + chunk.size()
+        chunks.append(chunk)
+    return chunks, items >= PULL_ITEMS or size >= PULL_BYTES
 
 
 class Parking(Generic[Request]):

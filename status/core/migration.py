@@ -3,7 +3,8 @@
 The leader compares the table with what its weights ask for and with what the nodes report, and decides all that can be
 decided now as one list of changes, written by compare-and-set. It remembers nothing that the table does not say:
 pauses, weights of nodes that leave and the stage of each move are in the table, and reports come again each half
-second. So another leader goes on from any point, and a write whose answer was lost is simply read.
+second. So another leader goes on from any point, and a write whose answer was lost is simply read. What operators want
+is not remembered either: the shell says what that is now, and what was withdrawn is not there any more.
 
 What must be true before each change:
 
@@ -16,6 +17,7 @@ What must be true before each change:
     End       the source acknowledged CLEANUP, or is gone; after a taking: the barrier (`serving.is_fenced`)
 
     target gone before COMMIT   End: the source goes on
+    no progress before COMMIT   End: the source goes on, and the pair rests (`patience`)
     source gone, target ready   COMMIT: nothing is lost
     source gone otherwise       Take: the target refills from the access nodes after the barrier
     owner gone, no move         Take, by whoever shall own it without the lost node
@@ -24,7 +26,7 @@ Invariants:
     I1  One write is under way at a time, and it continues the newest table that this leader has read.
     I2  A change is decided only while its condition above holds.
     I3  At most a pair's share of `MOVES_MAX` moves a pair of nodes, of which its share of `SEALED_MAX` are sealed.
-    I4  Nothing but the table, the reports and whether grants have ended decides.
+    I4  Nothing but the table, the reports, the present wish, whether grants have ended, and patience decides.
     I5  After COMMIT a move only goes forward.
 
 "Gone" is a presumption, from silence: it may be wrong, and then costs time but no truth, since the barrier waits for
@@ -38,7 +40,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import assert_never
 
@@ -61,6 +63,7 @@ from status.core.partitions import (
     Take,
     plan_table,
 )
+from status.core.patience import Pair, Patience
 from status.core.serving import is_fenced, is_majority
 
 __all__ = [
@@ -104,6 +107,8 @@ class NodeReport(msgspec.Struct, frozen=True, array_like=True):
     """Partitions that it owns and has no complete store of."""
     access: dict[NodeId, Epoch] = {}
     """Access nodes with a lease here, with the newest epoch each acknowledged."""
+    answers: dict[NodeId, int] = {}
+    """How many answers this life took in of each source that it copies from. Only that it grows says something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,10 @@ class View:
     acknowledged: Mapping[NodeId, Epoch]
     """Per status node, live or not, the newest epoch it ever acknowledged."""
     grants_over: Callable[[NodeId], bool]
+    stalled: Collection[int] = ()
+    """Partitions whose move made no progress for too long."""
+    resting: Collection[Pair] = ()
+    """Pairs of nodes that shall begin and seal no move."""
 
     def known_to_all(self) -> Epoch:
         """Return the newest epoch that every live status and access node acknowledged."""
@@ -127,6 +136,11 @@ class View:
         """Return how far the target says to be."""
         report = self.live.get(move.target)
         return report.progress.get((move.partition, move.move_id), Progress.NONE) if report else Progress.NONE
+
+    def answers(self, source: NodeId, target: NodeId) -> int:
+        """Return how many answers the target says it took in of the source."""
+        report = self.live.get(target)
+        return report.answers.get(source, 0) if report else 0
 
 
 # ---------------------------------------------------------------- the decision
@@ -150,13 +164,13 @@ def decide(table: PartitionTable, view: View, misplaced: Mapping[int, NodeId] | 
             continue
         if owner not in view.live:
             changes.append(Take(partition, target))
-        elif not table.is_paused and pairs[owner, target] < share and _may_send(view, owner, partition):
+        elif not table.is_paused and pairs[owner, target] < share and _may_begin(view, partition, (owner, target)):
             pairs[owner, target] += 1
             changes.append(Begin(partition, target))
     return changes or _decide_members(table, view)
 
 
-def _share(maximum: int, pairs: Collection[tuple[NodeId, NodeId]]) -> int:
+def _share(maximum: int, pairs: Collection[Pair]) -> int:
     """Return how many moves each pair may have, so that all of them together have no more than the maximum."""
     return max(1, maximum // max(1, len(pairs)))
 
@@ -168,8 +182,8 @@ def _decide_moves(table: PartitionTable, view: View) -> list[Change]:
     """
     known = view.known_to_all() if table.moves else Epoch(0)
     decided = [(move, _decide_move(table, view, move, known)) for move in table.moves]
-    copying: set[tuple[NodeId, NodeId]] = set()
-    sealed: Counter[tuple[NodeId, NodeId]] = Counter()
+    copying: set[Pair] = set()
+    sealed: Counter[Pair] = Counter()
     for move, change in decided:
         if move.stage is Stage.SEAL and change is None:
             sealed[move.source, move.target] += 1
@@ -180,7 +194,7 @@ def _decide_moves(table: PartitionTable, view: View) -> list[Change]:
     for move, change in decided:
         pair = (move.source, move.target)
         if isinstance(change, Advance) and change.stage is Stage.SEAL:
-            if pair in copying or sealed[pair] >= share:
+            if pair in copying or pair in view.resting or sealed[pair] >= share:
                 continue
             sealed[pair] += 1
         if change is not None:
@@ -201,6 +215,8 @@ def _decide_move(table: PartitionTable, view: View, move: Move, known: Epoch) ->
         return End(partition)
     if move.source not in view.live:
         return Take(partition, move.target)
+    if partition in view.stalled:
+        return End(partition)
     return _decide_early_stage(table, view, move, known)
 
 
@@ -246,8 +262,8 @@ def _heir(table: PartitionTable, view: View, move: Move) -> NodeId | None:
     return move.source if move.source in wanted else next(iter(wanted), None)
 
 
-def _may_send(view: View, owner: NodeId, partition: int) -> bool:
-    return partition not in view.live[owner].incomplete
+def _may_begin(view: View, partition: int, pair: Pair) -> bool:
+    return pair not in view.resting and partition not in view.live[pair[0]].incomplete
 
 
 def misplaced_by(table: PartitionTable, plan: Sequence[NodeId]) -> dict[int, NodeId]:
@@ -303,30 +319,17 @@ class TableRead:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """An operator wants these weights: adds, removes, changes."""
+class Wished:
+    """Time passed, and this is all that operators want now: what an earlier wish said beside it was withdrawn."""
 
-    weights: tuple[tuple[NodeId, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Paused:
-    """An operator pauses or resumes the resize."""
-
-    is_paused: bool
+    weights: Mapping[NodeId, int] | None = None
+    """Which nodes shall own partitions, with their weights; None: as the table has it."""
+    is_paused: bool = False
+    abort: Epoch = Epoch(0)
+    """Moves that began at this epoch or before are to be rolled back where they can be: before COMMIT."""
 
 
-@dataclass(frozen=True, slots=True)
-class AbortAsked:
-    """An operator wants every move rolled back that can be: those before COMMIT; and a pause, lest they begin anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
-
-
-Event = Reported | TableRead | Wanted | Paused | AbortAsked | Tick
+Event = Reported | TableRead | Wished
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +338,8 @@ class WriteTable:
 
     expect: Epoch
     table: PartitionTable
+    stalled: tuple[Pair, ...] = ()
+    """Pairs of which it ends moves that got nowhere, to be told to whoever looks after them."""
 
 
 class Migration:
@@ -351,7 +356,8 @@ class Migration:
         self._is_writing = False
         self._reports: dict[NodeId, tuple[Instant, NodeReport]] = {}
         self._acknowledged: dict[NodeId, Epoch] = {}
-        self._asked: list[Wanted | Paused | AbortAsked] = []
+        self._wish: Wished | None = None
+        self._patience = Patience()
         self._quiet: tuple[Epoch, tuple[NodeId, ...]] | None = None
         self._plan: tuple[dict[NodeId, int], Sequence[NodeId]] | None = None
         self._found: tuple[Epoch, dict[int, NodeId]] = (Epoch(0), {})
@@ -361,16 +367,15 @@ class Migration:
         match event:
             case Reported(report):
                 self._reported(now, report)
-                return []  # what follows from it is decided with the next tick, from many at once
+                return []  # what follows from it is decided later, from many at once
             case TableRead(table):
+                if self._table is None:
+                    self._began_at = now  # before there was a table nobody could be heard
                 if self._table is None or table.epoch >= self._table.epoch:
                     self._table = table
                     self._is_writing = False
-            case Wanted() | Paused() | AbortAsked():
-                # The newest of a kind counts: a wish that is repeated while a write is under way must not pile up.
-                self._asked = [*(wish for wish in self._asked if type(wish) is not type(event)), event]
-            case Tick():
-                pass
+            case Wished():
+                self._wish = event
             case _:
                 assert_never(event)
         return self._write(now)
@@ -378,6 +383,7 @@ class Migration:
     def check_invariants(self) -> None:
         """Assert what one state shows."""
         assert self._table is not None or not self._is_writing, "I1"
+        self._patience.check_invariants()
 
     def _reported(self, now: Instant, report: NodeReport) -> None:
         last = self._reports.get(report.node)
@@ -388,37 +394,34 @@ class Migration:
             report.acknowledged, self._acknowledged.get(report.node, report.acknowledged)
         )
 
-    def _view(self, now: Instant) -> View:
-        return View(
-            live={node: report for node, (at, report) in sorted(self._reports.items()) if now < at + GONE_MS},
-            acknowledged=self._acknowledged,
-            grants_over=lambda node: self._grants_over(now, node),
-        )
+    def _view(self, now: Instant, table: PartitionTable) -> View:
+        live = {node: report for node, (at, report) in sorted(self._reports.items()) if now < at + GONE_MS}
+        view = View(live, self._acknowledged, lambda node: self._grants_over(now, node))
+        self._patience.look(now, table.moves, view.answers)
+        return replace(view, stalled=self._patience.stalled, resting=self._patience.resting)
 
     def _write(self, now: Instant) -> list[WriteTable]:
         table = self._table
         if table is None or self._is_writing:
             return []
-        view = self._view(now)
+        view = self._view(now, table)
         if now < self._began_at + GONE_MS and not all(node in view.live for node in table.nodes):
             return []  # who was not heard yet may be there
+        asked = _asked(table, self._wish)
         quiet = (table.epoch, tuple(view.live))
-        if quiet == self._quiet and not self._asked:
+        if quiet == self._quiet and not asked:
             return []
         misplaced = self._misplaced(table, view)
-        changes = self._operate(table, view) or decide(table, view, misplaced)
+        changes = _allowed(table, view, asked) or decide(table, view, misplaced)
         if not changes:
-            if (
-                not table.moves
-                and not table.former
-                and 0 not in table.weights
-                and misplaced is not None
-                and not misplaced
-            ):
+            is_settled = not (asked or table.moves or table.former or 0 in table.weights)
+            if is_settled and misplaced is not None and not misplaced:
                 self._quiet = quiet  # only another table, a wish, or a node that comes or goes is news now
             return []
         self._is_writing = True
-        return [WriteTable(table.epoch, table.with_changes(changes))]
+        ended = {change.partition for change in changes if isinstance(change, End)} & self._patience.stalled
+        stalled = {(move.source, move.target): None for move in table.moves if move.partition in ended}
+        return [WriteTable(table.epoch, table.with_changes(changes), tuple(stalled))]
 
     def _misplaced(self, table: PartitionTable, view: View) -> Mapping[int, NodeId] | None:
         """Return what is misplaced by the plan for the wanted nodes that are live; None without any.
@@ -435,26 +438,26 @@ class Migration:
             self._found = (table.epoch, misplaced_by(table, self._plan[1]))
         return self._found[1]
 
-    def _operate(self, table: PartitionTable, view: View) -> list[Change]:
-        """Return the changes of the oldest wish that can be done now."""
-        if not self._asked:
-            return []
-        wish = self._asked[0]
-        changes: list[Change]
-        match wish:
-            case Wanted(weights):
-                kept = {node: 0 for node in table.nodes if node not in dict(weights)}
-                if set(dict(weights)) - set(table.nodes) and not may_change_members(table, view):
-                    return []
-                members = tuple(sorted({**dict(weights), **kept}.items()))
-                is_new = members != tuple(zip(table.nodes, table.weights, strict=True))
-                changes = [Members(members)] if is_new else []
-            case Paused(is_paused):
-                changes = [Pause(is_paused)] if is_paused != table.is_paused else []
-            case AbortAsked():
-                aborted = [End(move.partition) for move in table.moves if move.stage not in AFTER_COMMIT]
-                changes = [Pause(is_paused=True), *aborted]
-            case _:
-                assert_never(wish)
-        self._asked.pop(0)
-        return changes
+
+def _asked(table: PartitionTable, wish: Wished | None) -> list[Change]:
+    """Return what differs in the table from what operators want, as changes of it."""
+    if wish is None:
+        return []
+    asked: list[Change] = [
+        End(move.partition) for move in table.moves if move.move_id <= wish.abort and move.stage not in AFTER_COMMIT
+    ]
+    if wish.is_paused != table.is_paused:
+        asked.append(Pause(wish.is_paused))
+    if wish.weights is not None and wish.weights != table.wanted():
+        asked.append(Members(tuple(sorted({**dict.fromkeys(table.nodes, 0), **wish.weights}.items()))))
+    return asked
+
+
+def _allowed(table: PartitionTable, view: View, asked: Sequence[Change]) -> list[Change]:
+    """Return what of it may be done now. New nodes wait until the set of nodes may change."""
+    may_add = may_change_members(table, view)
+    return [
+        change
+        for change in asked
+        if not isinstance(change, Members) or may_add or {node for node, _ in change.weights} == {*table.nodes}
+    ]

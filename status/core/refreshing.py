@@ -7,11 +7,17 @@ drawn from the hash of its name, so that the writes are spread evenly whenever t
 A *lane* is one range of the store's hash slots and has one batch in flight, so that the writes of one user never
 overtake each other, and a part of the store that hangs holds up its own lanes only.
 
+Whose write failed waits apart, to be tried again when the shell says so: a part of the store that is away for long has
+any number of them, and they must not keep the others of their lane from being refreshed.
+
 Invariants:
-    I1  Every held session is written at least once in each round of phases, and soon after it changed.
+    I1  Every held session is written at least once in each round of phases, and soon after it changed; but for users
+        whose last write failed, who are written again with the retries.
     I2  Per session the connection with the greatest conn_seq wins; closing an earlier one changes nothing.
-    I3  A session is confirmed only by a write that carried it.
+    I3  A session is confirmed only by a write that carried it as it was reported.
     I4  What was written and is not held any more is removed, unless too much is waiting: then it expires by itself.
+    I5  Retries take what the others leave of a batch, and half of it if there is more of both.
+    I6  A user waits in one queue: what changed, what is due, or what failed.
 """
 
 from __future__ import annotations
@@ -75,26 +81,34 @@ class RefreshLane:
         self._gone_count = 0
         self._urgent: dict[str, None] = {}
         self._due: dict[str, None] = {}
+        self._failed: dict[str, None] = {}
         self._phases: list[dict[str, None]] = [{} for _ in range(PHASES)]
 
     @property
     def has_work(self) -> bool:
-        """Whether `next_batch` would return something."""
+        """Whether `next_batch` would return something, retries apart."""
         return bool(self._urgent or self._due)
 
-    def open(self, opened: Opened) -> None:
-        """Hold a session that was opened or changed."""
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is something to retry."""
+        return bool(self._failed)
+
+    def open(self, opened: Opened) -> bytes:
+        """Hold a session that was opened or changed; return the member that stands for it once it is written."""
         sessions = self._users.setdefault(opened.user, {})
         before = sessions.get(opened.session)
         if before is not None and before[0].conn_seq > opened.conn_seq:
-            return  # I2
+            self._hurry(opened.user)
+            return before[1]  # I2
         member = self._member(opened)
         if before is not None and before[1] != member:
             self._remove(opened.user, before[1])
         self._keep(opened.user, member)
         sessions[opened.session] = (opened, member)
         self._phase(opened.user)[opened.user] = None
-        self._urgent[opened.user] = None
+        self._hurry(opened.user)
+        return member
 
     def close(self, closed: Closed) -> None:
         """Let go of a session, unless a later connection has it."""
@@ -107,53 +121,58 @@ class RefreshLane:
             del self._users[closed.user]
             del self._phase(closed.user)[closed.user]
         self._remove(closed.user, held[1])
-        self._urgent[closed.user] = None
+        self._hurry(closed.user)
 
     def tick(self, number: int) -> None:
         """The phase with this number, counted on and on, is due."""
-        self._due.update(self._phases[number % PHASES])
+        self._make_due(self._phases[number % PHASES])
 
     def resync(self) -> None:
         """Everything is due: the store may have lost what was written."""
-        self._due.update(dict.fromkeys(self._users))
+        self._make_due(self._users)
 
-    def next_batch(self) -> list[Write]:
-        """Return what to write now, changes first; each must be followed by `written` or `failed`."""
-        users = list(islice(self._urgent, BATCH_MAX))
-        for user in users:
-            del self._urgent[user]
-            self._due.pop(user, None)
-        refreshed = list(islice(self._due, BATCH_MAX - len(users)))
-        for user in refreshed:
-            del self._due[user]
-        writes = [self._write(user) for user in (*users, *refreshed)]
+    def next_batch(self, *, is_retrying: bool = False) -> list[Write]:
+        """Return what to write now, changes first; each must be followed by `written` or `failed`.
+
+        `is_retrying`: with some of whom the last write failed, those first who wait longest (I5).
+        """
+        retries = min(len(self._failed), BATCH_MAX // 2) if is_retrying else 0
+        users = self._taken(self._urgent, BATCH_MAX - retries)
+        users += self._taken(self._due, BATCH_MAX - retries - len(users))
+        if is_retrying:
+            users += self._taken(self._failed, BATCH_MAX - len(users))
+        writes = [self._write(user) for user in users]
         return [write for write in writes if write.held or write.gone]
 
-    def written(self, write: Write) -> tuple[str, ...]:
-        """The store did it. Return the sessions that are confirmed (I3)."""
+    def written(self, write: Write) -> tuple[tuple[str, bytes], ...]:
+        """The store did it. Return the sessions that are confirmed, each with the member that was written (I3)."""
         for member in write.gone:
             self._keep(write.user, member)
-        return write.sessions
+        return tuple(zip(write.sessions, write.held, strict=True))
 
     def failed(self, write: Write) -> None:
-        """The store did not do it, or did not say so: it comes again, after what waits already."""
-        self._urgent[write.user] = None
+        """The store did not do it, or did not say so: it comes again with the retries, or sooner if it changed."""
+        self._due.pop(write.user, None)
+        if write.user not in self._urgent:
+            self._failed[write.user] = None
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
         return {
             "sessions": sum(map(len, self._users.values())),
-            "backlog": len(self._urgent.keys() | self._due.keys()),
+            "backlog": len(self._urgent) + len(self._due) + len(self._failed),
             "removals": self._gone_count,
         }
 
     def check_invariants(self) -> None:
-        """Assert what one state shows of I1 and I4."""
+        """Assert I6, and what one state shows of I1 and I4."""
         phased = [user for phase in self._phases for user in phase]
         assert sorted(phased) == sorted(self._users), "I1"
         assert all(self._users.values())
         assert all(self._gone.values())
         assert self._gone_count == sum(map(len, self._gone.values())) <= GONE_MAX, "I4"
+        queued = self._urgent.keys() | self._due.keys() | self._failed.keys()
+        assert len(queued) == len(self._urgent) + len(self._due) + len(self._failed), "I6"
 
     def _write(self, user: str) -> Write:
         sessions = self._users.get(user, {})
@@ -162,6 +181,22 @@ class RefreshLane:
 
     def _phase(self, user: str) -> dict[str, None]:
         return self._phases[_slot(user) % PHASES]
+
+    def _hurry(self, user: str) -> None:
+        self._failed.pop(user, None)
+        self._due.pop(user, None)
+        self._urgent[user] = None
+
+    def _make_due(self, users: Iterable[str]) -> None:
+        self._due.update((user, None) for user in users if user not in self._urgent and user not in self._failed)
+
+    @staticmethod
+    def _taken(queue: dict[str, None], count: int) -> list[str]:
+        """Take the first users out of a queue."""
+        users = list(islice(queue, count))
+        for user in users:
+            del queue[user]
+        return users
 
     def _member(self, opened: Opened) -> bytes:
         return _ENCODER.encode(

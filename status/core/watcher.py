@@ -10,18 +10,28 @@ viewer may not be allowed to see the same. What comes from one owner comes in or
 named, as a snapshot does, since they were asked for. An owner that forgot some of them takes nobody else before it was
 asked for all of them anew.
 
+The owner lets the news that somebody went offline wait for a return, but a snapshot says at once what is seen, and
+everything is asked anew for reasons that have nothing to do with the user: a stream broke, the partition moved. So
+"offline" waits here if it is the first that an owner can tell since it was asked anew, to a viewer who was told a
+presence before: it is told after a grace, unless anything else was seen by then. Who asks first waits for nothing.
+
 Invariants:
     I1  A pair is asked of the owner in the newest table, or pending for it, or the owner said that it is too many.
     I2  At most one request an owner is under way.
     I3  A viewer is told what names it, and what is for all only if it was named since it was asked for.
     I4  A viewer is never told what it was told last, nor "unknown" after anything else.
     I5  An owner's digest is that of the pairs that were asked of it.
+    I6  An owner is known while users are watched there or a request is under way: a dead one is not asked for ever.
+    I7  What waits is "offline", to a viewer who was told a presence last, for no longer than the grace since it was
+        seen first and nothing else since then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import islice, takewhile
 from typing import NamedTuple
 
 from base.clock import Instant
@@ -30,7 +40,7 @@ from base.ids import Epoch, NodeId
 from status.api import Watch, Watched, WatchedReply, WatchReply
 from status.core.partitions import PARTITIONS, PartitionTable, partition_of
 from status.core.visibility import Presence
-from status.core.watches import Notice, WatchDigest, digest_of
+from status.core.watches import GRACE_MS, Notice, WatchDigest, digest_of
 
 __all__ = ["ASSERT_MS", "Request", "Told", "Watcher"]
 
@@ -39,6 +49,7 @@ RETRY_MS = 200
 PAIRS_PER_REQUEST = 2_000
 
 Request = Watch | Watched
+_ABSENT = frozenset({"offline", "unknown"})
 _NONE = WatchDigest(0, 0)
 
 
@@ -50,14 +61,29 @@ class Told(NamedTuple):
     presence: Presence
 
 
+class _Said(IntEnum):
+    """What an owner said to a viewer since it was asked for: that it cannot tell, or what the viewer sees."""
+
+    NOTHING = 0
+    UNKNOWN = 1
+    KNOWN = 2
+
+
+class _Waiting(NamedTuple):
+    """What a viewer is to be told at an instant, unless something else comes."""
+
+    presence: Presence
+    at: Instant
+
+
 @dataclass(slots=True)
 class _User:
-    """A watched user: what each viewer was told last, and who was asked for, with whether it was named since."""
+    """A watched user: what each viewer was told last, and who was asked for, with what was said to it since."""
 
     partition: int
     link: _Link | None = None
     told: dict[str, Presence | None] = field(default_factory=dict)
-    asked: dict[str, bool] = field(default_factory=dict)
+    asked: dict[str, _Said] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -86,14 +112,23 @@ class _Link:
 class Watcher:
     """The watches of one access node. Its shell sends what `requests` returns, and steps what comes."""
 
-    def __init__(self, *, users_max: int, partitions: int = PARTITIONS) -> None:
-        """`users_max` bounds the watched users; `partitions`: how many every table has."""
+    def __init__(self, *, users_max: int, partitions: int = PARTITIONS, grace_ms: int = GRACE_MS) -> None:
+        """Watch nobody.
+
+        Args:
+            users_max: bounds the watched users.
+            partitions: how many every table has.
+            grace_ms: how long the news that somebody went offline waits here, if everything was asked anew before.
+        """
         self.table: PartitionTable | None = None
         self._users_max = users_max
         self._size = partitions
+        self._grace_ms = grace_ms
         self._users: dict[str, _User] = {}
         self._by_partition: dict[int, dict[str, _User]] = {}
         self._links: dict[NodeId, _Link] = {}
+        # By user and viewer, what is due first first.
+        self._waiting: dict[tuple[str, str], _Waiting] = {}
 
     # ---------------------------------------------------------------- what is wanted
 
@@ -124,11 +159,15 @@ class Watcher:
         if found is None or viewer not in found.told:
             return
         del found.told[viewer]
+        self._waiting.pop((user, viewer), None)
         if viewer in found.asked:
             self._pend(user, found, [viewer])
         elif found.link is not None:
             found.link.pending.pop((user, viewer), None)
+        link = found.link
         self._forget_if_idle(user, found)
+        if link is not None:
+            self._forget_link_if_idle(link)
 
     def told(self, user: str, viewer: str) -> Presence | None:
         """Return what the viewer was told last, None for nothing."""
@@ -152,8 +191,8 @@ class Watcher:
                         self._pend(user, found, found.told)
                     else:
                         self._forget_if_idle(user, found)
-        for node in [node for node, link in self._links.items() if not link.users and link.in_flight is None]:
-            del self._links[node]
+        for link in list(self._links.values()):
+            self._forget_link_if_idle(link)
         return True
 
     # ---------------------------------------------------------------- requests
@@ -176,6 +215,119 @@ class Watcher:
         if link is None or link.in_flight is not request:
             return []
         link.in_flight = None
+        limited = self._answered(now, link, request, reply)
+        self._forget_link_if_idle(link)
+        return limited
+
+    def failed(self, now: Instant, node: NodeId, request: Request) -> None:
+        """Take note that no answer came: what became of the request is not known, so all is asked anew."""
+        link = self._links.get(node)
+        if link is not None and link.in_flight is request:
+            link.in_flight = None
+            link.is_said = False
+            link.not_before = Instant(now + RETRY_MS)
+            self._forget_link_if_idle(link)
+
+    def connected(self, node: NodeId) -> None:
+        """Take note of a new stream to the owner: what it pushed on the last one may be lost."""
+        link = self._links.get(node)
+        if link is not None:
+            link.is_said = False
+
+    def next_deadline(self) -> Instant | None:
+        """Return when `requests` or `due` has something to do; None when it waits for answers only."""
+        deadlines = [due for link in self._links.values() if (due := link.due_at()) is not None]
+        deadlines += [waiting.at for waiting in islice(self._waiting.values(), 1)]
+        return min(deadlines, default=None)
+
+    # ---------------------------------------------------------------- notices
+
+    def noticed(self, now: Instant, node: NodeId, notices: Iterable[Notice]) -> list[Told]:
+        """Take in what an owner says; return what is news to viewers."""
+        news: list[Told] = []
+        for notice in notices:
+            found = self._users.get(notice.user)
+            if found is None or found.link is None or found.link.node != node:
+                continue
+            for shown in notice.shown:
+                if shown.viewers is None:
+                    viewers = [viewer for viewer, said in found.asked.items() if said is not _Said.NOTHING]
+                else:
+                    viewers = [viewer for viewer in shown.viewers if viewer in found.asked]
+                news += [
+                    Told(notice.user, viewer, shown.presence)
+                    for viewer in viewers
+                    if self._is_news(now, notice.user, found, viewer, shown.presence)
+                ]
+        return news
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether `due` has something to tell now or later."""
+        return bool(self._waiting)
+
+    def due(self, now: Instant) -> list[Told]:
+        """Return what waited long enough, to be told now."""
+        ready = list(takewhile(lambda item: item[1].at <= now, self._waiting.items()))
+        news: list[Told] = []
+        for (user, viewer), (presence, _) in ready:
+            del self._waiting[user, viewer]
+            self._users[user].told[viewer] = presence
+            news.append(Told(user, viewer, presence))
+        return news
+
+    def statistics(self) -> dict[str, int]:
+        """Return a snapshot of sizes."""
+        pairs = sum(link.digest.pairs for link in self._links.values())
+        pending = sum(len(link.pending) for link in self._links.values())
+        return {"users": len(self._users), "asked": pairs, "pending": pending, "owners": len(self._links)}
+
+    def check_invariants(self) -> None:
+        """Assert I1, I5 and the indexes."""
+        for user, found in self._users.items():
+            assert found.told or found.asked, "what nobody wants is forgotten"
+            assert self._by_partition[found.partition][user] is found
+            assert found.link is None or found.link.users[user] is found
+            if self.table is not None:
+                assert found.link is not None, "I1"
+                assert found.link.node == self.table.owner(found.partition), "I1"
+        assert sum(map(len, self._by_partition.values())) == len(self._users)
+        for (user, viewer), waiting in self._waiting.items():
+            told = self._users[user].told[viewer]
+            assert waiting.presence.state == "offline", "I7"
+            assert told is not None, "I7"
+            assert told.state not in _ABSENT, "I7"
+        for link in self._links.values():
+            assert link.users or link.in_flight is not None, "I6"
+            assert link.digest == digest_of({user: found.asked for user, found in link.users.items()}), "I5"
+            assert all(self._users.get(user) is found for user, found in link.users.items())
+
+    # ---------------------------------------------------------------- inside
+
+    def _is_news(self, now: Instant, user: str, found: _User, viewer: str, presence: Presence) -> bool:
+        """Take note of what a viewer sees, as the owner says; return whether it is to be told that now."""
+        is_first = found.asked[viewer] is not _Said.KNOWN
+        if presence.state != "unknown":
+            found.asked[viewer] = _Said.KNOWN
+        elif is_first:
+            found.asked[viewer] = _Said.UNKNOWN
+        if viewer not in found.told:
+            return False
+        told = found.told[viewer]
+        if presence.state == "unknown" and told is not None:
+            return False
+        if is_first and presence.state == "offline" and told is not None and told.state not in _ABSENT:
+            since = self._waiting.get((user, viewer))
+            at = since.at if since is not None else Instant(now + self._grace_ms)
+            self._waiting[user, viewer] = _Waiting(presence, at)
+            return False
+        self._waiting.pop((user, viewer), None)
+        found.told[viewer] = presence
+        return presence != told
+
+    def _answered(
+        self, now: Instant, link: _Link, request: Request, reply: WatchReply | WatchedReply
+    ) -> list[tuple[str, str]]:
         link.assert_at = Instant(now + ASSERT_MS)
         if isinstance(reply, WatchedReply):
             link.is_said = link.is_said and reply.is_right
@@ -199,73 +351,6 @@ class Watcher:
                 self._forget_if_idle(user, found)
         return limited
 
-    def failed(self, now: Instant, node: NodeId, request: Request) -> None:
-        """Take note that no answer came: what became of the request is not known, so all is asked anew."""
-        link = self._links.get(node)
-        if link is not None and link.in_flight is request:
-            link.in_flight = None
-            link.is_said = False
-            link.not_before = Instant(now + RETRY_MS)
-
-    def connected(self, node: NodeId) -> None:
-        """Take note of a new stream to the owner: what it pushed on the last one may be lost."""
-        link = self._links.get(node)
-        if link is not None:
-            link.is_said = False
-
-    def next_deadline(self) -> Instant | None:
-        """Return when `requests` has something to do; None when it waits for answers only."""
-        return min((due for link in self._links.values() if (due := link.due_at()) is not None), default=None)
-
-    # ---------------------------------------------------------------- notices
-
-    def noticed(self, node: NodeId, notices: Iterable[Notice]) -> list[Told]:
-        """Take in what an owner says; return what is news to viewers."""
-        news: list[Told] = []
-        for notice in notices:
-            found = self._users.get(notice.user)
-            if found is None or found.link is None or found.link.node != node:
-                continue
-            for shown in notice.shown:
-                if shown.viewers is None:
-                    viewers = [viewer for viewer, is_named in found.asked.items() if is_named]
-                else:
-                    viewers = [viewer for viewer in shown.viewers if viewer in found.asked]
-                    found.asked.update(dict.fromkeys(viewers, True))
-                for viewer in viewers:
-                    if self._is_news(found, viewer, shown.presence):
-                        found.told[viewer] = shown.presence
-                        news.append(Told(notice.user, viewer, shown.presence))
-        return news
-
-    def statistics(self) -> dict[str, int]:
-        """Return a snapshot of sizes."""
-        pairs = sum(link.digest.pairs for link in self._links.values())
-        pending = sum(len(link.pending) for link in self._links.values())
-        return {"users": len(self._users), "asked": pairs, "pending": pending, "owners": len(self._links)}
-
-    def check_invariants(self) -> None:
-        """Assert I1, I5 and the indexes."""
-        for user, found in self._users.items():
-            assert found.told or found.asked, "what nobody wants is forgotten"
-            assert self._by_partition[found.partition][user] is found
-            assert found.link is None or found.link.users[user] is found
-            if self.table is not None:
-                assert found.link is not None, "I1"
-                assert found.link.node == self.table.owner(found.partition), "I1"
-        assert sum(map(len, self._by_partition.values())) == len(self._users)
-        for link in self._links.values():
-            assert link.digest == digest_of({user: found.asked for user, found in link.users.items()}), "I5"
-            assert all(self._users.get(user) is found for user, found in link.users.items())
-
-    # ---------------------------------------------------------------- inside
-
-    @staticmethod
-    def _is_news(found: _User, viewer: str, presence: Presence) -> bool:
-        if viewer not in found.told or found.told[viewer] == presence:
-            return False
-        return presence.state != "unknown" or found.told[viewer] is None
-
     def _request(self, link: _Link, epoch: Epoch) -> Request:
         is_anew = not link.is_said
         if is_anew:
@@ -285,7 +370,7 @@ class Watcher:
                 continue
             if viewer in wanted.told and viewer not in wanted.asked:
                 added.setdefault(user, []).append(viewer)
-                wanted.asked[viewer] = False
+                wanted.asked[viewer] = _Said.NOTHING
                 self._count(link, user, viewer, by=1)
             elif viewer not in wanted.told and viewer in wanted.asked:
                 removed.setdefault(user, []).append(viewer)
@@ -320,6 +405,11 @@ class Watcher:
     @staticmethod
     def _count(link: _Link, user: str, viewer: str, *, by: int) -> None:
         link.digest = WatchDigest(link.digest.pairs + by, link.digest.xor ^ digest_of({user: (viewer,)}).xor)
+
+    def _forget_link_if_idle(self, link: _Link) -> None:
+        """Forget an owner of whose users nobody is watched: there is nothing to say, and it forgets by itself."""
+        if not link.users and link.in_flight is None:
+            del self._links[link.node]
 
     def _forget_if_idle(self, user: str, found: _User) -> None:
         if not found.told and not found.asked:

@@ -22,7 +22,7 @@ from status.core.refreshing import lane_of
 from status.ports import SessionReports, StatusLookups
 from status.redis import RedisSessionReports, RedisStatusLookups
 from status.service import StatusNode
-from tests.contract.redis_servers import RedisServer, make_cluster
+from tests.contract.redis_servers import RedisServer, as_if_used_for_long, make_cluster
 
 TTL_MS = 3_000
 SETTLE_S = 15.0
@@ -172,6 +172,7 @@ class OnRedis(Backend):
         await self.give_back()
         if self._is_cluster:
             await make_cluster(self.servers)
+        await as_if_used_for_long(self.servers)
 
     def make_reports(self, site: Site) -> SessionReports:
         return RedisSessionReports(self._config, site)
@@ -411,7 +412,34 @@ async def test_a_backend_that_forgot_everything_is_told_again(backend: Backend) 
     await until_state(lookups, "alice", "online", by_way_of={"unknown"})
 
 
+async def test_two_changes_of_one_session_are_both_confirmed(backend: Backend) -> None:
+    """A client that sets its state twice, without waiting, is not told that it failed."""
+    access, lookups = await backend.reporter(), await backend.lookups()
+    await access.open(opened("alice"))
+    async with asyncio.TaskGroup() as tasks:
+        for state in ("away", "busy", "away", "online", "busy"):
+            tasks.create_task(access.open(opened("alice", state=state)))
+    assert (await status_of(lookups, "alice")).state == "busy"
+
+
 # ---------------------------------------------------------------- Redis only
+
+
+async def test_a_reader_that_starts_just_after_a_loss_knows_of_it(on_redis: OnRedis) -> None:
+    """Nobody is offline to it who was never away, whichever reader saw the loss."""
+    access, old = await on_redis.reporter(), await on_redis.lookups()
+    users = [f"user-{number}" for number in range(24)]
+    for number, user in enumerate(users):
+        await access.open(opened(user, number + 1))
+    assert (await status_of(old, "nobody")).state == "offline"
+    await on_redis.forget()
+    assert (await status_of(old, "nobody")).state == "unknown"  # and with that there are witnesses again
+    new = await on_redis.lookups()
+    assert (await status_of(new, "nobody")).state == "unknown"
+    for user in users:
+        await until_state(new, user, "online", by_way_of={"unknown"})
+    took = await until_state(new, "nobody", "offline", by_way_of={"unknown"})
+    assert took < 1.5 * TTL_MS / 1000
 
 
 async def test_a_redis_that_hangs_is_as_one_that_is_away(on_redis: OnRedis) -> None:

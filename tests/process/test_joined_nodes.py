@@ -168,6 +168,8 @@ def test_wrong_systems_and_keys_are_one_line(system: System, tmp_path: Path) -> 
     assert line == f"error: the registry at {NOBODY} cannot be reached: Connection refused; is `roadstead up` running?"
     code, line = refused(*name, "--join", system.scheduler, *join[2:])
     assert (code, line) == (2, f"error: {system.scheduler} serves no registry: name the address of registry-1")
+    code, line = refused(*name, *join, "--set", "status.lease_ms=2800")
+    assert (code, line.startswith("error: status.lease_ms is 2800 here and 3000 in the system; ")) == (2, True)
     code, line = refused(*name, *joining(system, tmp_path, key="wrong"))
     assert (code, line) == (1, f"error: the registry at {registry_of(system)} does not accept this peer key")
     redis = ["--set", "status.backend=redis", "--set", "status.redis_url=redis://127.0.0.1:6379"]

@@ -18,12 +18,15 @@ from roadstead.sim.report import Report, Violation
 from roadstead.sim.resize import run_history
 from roadstead.sim.resize_hosts import Guards
 from status.core.faultpoints import POINTS
+from status.core.partitions import Stage
 from tests.conftest import SEEN_BY_SIMULATOR
 
 PARTS = 10
 SEEDS_PER_PART = 100
 SEEDS_TO_CATCH = 500
 SEEDS_PER_POINT = 20
+SEEDS_APART = 20
+APART_MS = 30_000
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -61,6 +64,25 @@ def test_a_crash_at_any_point_of_a_move_is_survived(point: str) -> None:
         report = run_history(seed, crash_at=point)
         reached += report.counts.get(f"reached {point}", 0) > 0
     assert reached > SEEDS_PER_POINT // 5, "these histories hardly ever came by"
+
+
+def apart(stage: Stage, seeds: int) -> int:
+    """Histories in fine weather, but that the nodes of a move are apart from this stage on. Return in how many."""
+    reports = [run_history(seed, apart_at=stage, chaos_ms=APART_MS) for seed in range(seeds)]
+    return sum(report.counts.get("apart", 0) for report in reports)
+
+
+@pytest.mark.parametrize("stage", [Stage.COPY, Stage.CATCHUP, Stage.SEAL])
+def test_a_move_whose_nodes_are_apart_does_not_last(stage: Stage) -> None:
+    """H2: both reach the leader and not each other, and no partition answers nobody for long."""
+    assert apart(stage, SEEDS_APART) > SEEDS_APART // 2, "these histories hardly ever came by"
+
+
+def test_without_patience_the_referee_finds_a_seal_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A green run of the test before means something."""
+    monkeypatch.setattr("status.core.patience._PATIENCE_MS", {})
+    with pytest.raises(Violation, match="H2"):
+        apart(Stage.SEAL, SEEDS_APART)
 
 
 def test_a_seed_gives_the_same_history_again() -> None:

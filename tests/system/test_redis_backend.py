@@ -12,7 +12,7 @@ from base.errors import NotFound
 from roadstead.api import call_api
 from roadstead.config import Config
 from status.config import StatusConfig
-from tests.contract.redis_servers import RedisServer
+from tests.contract.redis_servers import RedisServer, as_if_used_for_long
 from tests.system.conftest import Connect, System, eventually, running
 
 
@@ -20,6 +20,7 @@ from tests.system.conftest import Connect, System, eventually, running
 async def redis(tmp_path: Path) -> AsyncIterator[RedisServer]:
     server = RedisServer(tmp_path / "redis")
     await server.start()
+    await as_if_used_for_long([server])
     yield server
     server.kill()
 

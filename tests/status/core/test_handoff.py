@@ -9,7 +9,24 @@ from hypothesis import strategies as st
 
 from base.clock import Instant, Timestamp
 from base.ids import Epoch, Incarnation, NodeId
-from status.core.handoff import CHUNK_ITEMS, LAG_MAX, PARK_MS, PARKED_MAX, Chunk, Incoming, Outgoing, Parking, Vouch
+from base.peer.wire import ENVELOPE_BYTES_MAX
+from status.core.handoff import (
+    CHANGES_MAX,
+    CHUNK_BYTES,
+    CHUNK_ITEMS,
+    LAG_MAX,
+    PARK_MS,
+    PARKED_MAX,
+    PULL_BYTES,
+    PULL_ITEMS,
+    Chunk,
+    Incoming,
+    Outgoing,
+    Parking,
+    Pull,
+    Vouch,
+    answered,
+)
 from status.core.records import Digest, Full, Kind, Life, PartitionRecords, Sources, packed
 
 NOW = Instant(1_000)
@@ -139,6 +156,116 @@ def test_a_change_before_the_first_pull_is_in_the_snapshot():
     assert pair.source.lag == 0
     pair.round()
     assert pair.is_equal()
+
+
+@pytest.mark.parametrize("lost", ["questions", "answers"])
+def test_a_target_that_does_not_come_along_loses_the_stream(lost: str):
+    """I7: whether its questions or its answers get lost; what is copied anew later is equal."""
+    pair = Pair(3)
+    pair.round()
+    for change in range(CHANGES_MAX + 10):
+        pair.change(entry(10 + change), user=f"u{change}")
+        if lost == "answers" and change % 3_000 == 0:
+            pair.answer()
+        pair.source.check_invariants()
+    assert pair.source.lag == 0
+    pair.change(entry(9_000_000))
+    assert pair.source.lag == 0, "nothing is kept until it asks"
+    assert pair.round().stream == 2
+    while not pair.target.is_caught_up:
+        pair.round()
+    assert pair.is_equal()
+
+
+def test_a_stream_keeps_its_snapshot_and_as_many_changes_as_it_may():
+    """I7: a large store is no reason to drop it."""
+    pair = Pair(CHUNK_ITEMS + 10)
+    pair.round()
+    for change in range(CHANGES_MAX):
+        pair.change(entry(10_000 + change), user=f"u{change}")
+    assert pair.round().stream == 1
+
+
+def test_a_dropped_stream_can_be_sealed():
+    """I2: the next one is of the sealed store, to its end."""
+    pair = Pair(0)
+    pair.round()
+    for change in range(CHANGES_MAX + 1):
+        pair.change(entry(10 + change), user=f"u{change}")
+    pair.source.seal()
+    while not pair.target.is_ready:
+        assert pair.round().stream == 2
+    assert pair.is_equal()
+
+
+# ---------------------------------------------------------------- sizes
+
+
+LARGE = 16 * 1024
+
+
+def large_pair(partition: int = 3, count: int = CHUNK_ITEMS) -> Pair:
+    """A source whose entries are as large as clients may make them."""
+    pair = Pair(0)
+    pair.source = Outgoing(partition, MOVE, LIFE, pair.records, pair.here)
+    for conn in range(1, count + 1):
+        one = packed(conn, conn, Kind.OPEN, b"x" * LARGE)
+        pair.records.merge(NOW, f"u{conn}", pair.here.prefix(GATE) + one)
+    return pair
+
+
+def test_a_chunk_ends_where_it_is_long_enough():
+    """I8: and the copy ends equal."""
+    pair = large_pair()
+    chunk = pair.round()
+    assert len(chunk.users) == CHUNK_BYTES // LARGE
+    assert CHUNK_BYTES < chunk.size() < len(msgspec.msgpack.encode(chunk)) < CHUNK_BYTES + 2 * LARGE
+    while not pair.target.is_caught_up:
+        pair.round()
+    assert pair.is_equal()
+
+
+def test_an_item_longer_than_a_chunk_goes_alone():
+    """I8: else it could never be copied."""
+    pair = Pair(0)
+    for conn in (1, 2):
+        one = packed(conn, conn, Kind.OPEN, b"x" * 2 * CHUNK_BYTES)
+        pair.records.merge(NOW, "u", pair.here.prefix(GATE) + one)
+    assert len(pair.round().users) == 1
+    pair.round()
+    assert pair.is_equal()
+
+
+def pull_of(partition: int) -> Pull:
+    return Pull(partition, MOVE, LIFE, 1, 0, 0)
+
+
+def test_an_answer_to_many_pulls_fits_into_a_message():
+    """I8: whatever the entries are like. What is left out comes with the next ones."""
+    sources = {partition: large_pair(partition).source for partition in range(64)}
+    chunks, is_cut = answered(
+        [pull_of(partition) for partition in sources], lambda pull: sources[pull.partition].pulled(pull, ())
+    )
+    assert is_cut
+    assert len(msgspec.msgpack.encode(chunks)) < 2 * PULL_BYTES < ENVELOPE_BYTES_MAX
+    kept = [chunk for chunk in chunks if chunk is not None]
+    assert len(chunks) == 64
+    assert kept == chunks[: len(kept)]
+    assert len(kept) == PULL_BYTES // CHUNK_BYTES
+
+
+def test_an_answer_to_many_pulls_has_so_many_items():
+    """I8: and is not cut for what nobody answers."""
+    small = [Pair(CHUNK_ITEMS) for _ in range(PULL_ITEMS // CHUNK_ITEMS + 1)]
+    sources = {index: pair.source for index, pair in enumerate(small)}
+
+    def pulled(pull: Pull) -> Chunk | None:
+        return sources[pull.partition].pulled(pull, ()) if pull.partition in sources else None
+
+    chunks, is_cut = answered([pull_of(99), *(pull_of(index) for index in sources)], pulled)
+    assert is_cut
+    assert [chunk is None for chunk in chunks] == [True, *(False for _ in small[1:]), True]
+    assert answered([pull_of(99)], pulled) == ([None], False)
 
 
 # ---------------------------------------------------------------- seal and marks

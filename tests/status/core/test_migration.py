@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain, combinations
 
 import pytest
@@ -13,17 +14,13 @@ from status.core.migration import (
     GONE_MS,
     MOVES_MAX,
     SEALED_MAX,
-    AbortAsked,
-    Event,
     Migration,
     NodeReport,
-    Paused,
     Progress,
     Reported,
     TableRead,
-    Tick,
     View,
-    Wanted,
+    Wished,
     WriteTable,
     decide,
     misplaced_by,
@@ -43,6 +40,7 @@ from status.core.partitions import (
     Take,
     plan_table,
 )
+from status.core.patience import COPY_PATIENCE_MS, REST_MS, SEAL_PATIENCE_MS
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 GATE = NodeId("gate")
@@ -264,17 +262,28 @@ def reported(machine: Migration, *reports: NodeReport, now: Instant = NOW) -> li
     for found in reports:
         assert machine.step(now, Reported(found)) == [], "reports are decided on together"
     machine.check_invariants()
-    return machine.step(now, Tick())
+    return machine.step(now, Wished())
 
 
 def test_a_leader_waits_before_it_presumes_anybody_gone():
     """It has heard of nobody yet."""
     machine = Migration(NOW, grants_over=lambda _, __: True)
-    assert machine.step(NOW, Tick()) == []
+    assert machine.step(NOW, Wished()) == []
     machine.step(NOW, TableRead(table()))
     assert reported(machine, report(B), report(C)) == []
     later = Instant(NOW + GONE_MS)
     assert reported(machine, report(B), report(C), now=later) == [
+        WriteTable(Epoch(1), table().with_changes([Take(0, B)]))
+    ]
+
+
+def test_a_leader_waits_from_the_table_on_however_long_it_leads():
+    """Who leads before there is a first table could hear of nobody."""
+    machine = Migration(NOW, grants_over=lambda _, __: True)
+    read_at = Instant(NOW + 10 * GONE_MS)
+    assert machine.step(read_at, TableRead(table())) == []
+    assert reported(machine, report(B), report(C), now=Instant(read_at + GONE_MS - 1)) == []
+    assert reported(machine, now=Instant(read_at + GONE_MS)) == [
         WriteTable(Epoch(1), table().with_changes([Take(0, B)]))
     ]
 
@@ -291,7 +300,7 @@ def test_one_write_is_under_way_at_a_time():
     """I1: until the table was read, whatever became of the write; an older table is no news."""
     machine = leader(table(Stage.PREPARE))
     assert len(reported(machine, *ALL)) == 1
-    assert machine.step(NOW, Tick()) == []
+    assert machine.step(NOW, Wished()) == []
     assert machine.step(NOW, TableRead(table())) == []
     again = machine.step(NOW, TableRead(table(Stage.PREPARE)))
     assert again
@@ -305,36 +314,152 @@ def test_reports_of_an_older_life_are_dropped():
     assert reported(machine, report(B, progress=Progress.READY)) == []
 
 
-def test_operators_change_weights_pause_and_abort():
-    """Each wish one write; what is so already is none."""
+def settled(machine: Migration, writes: list[WriteTable], now: PartitionTable) -> PartitionTable:
+    """Write what it decides until it decides nothing more; return the table then."""
+    while writes:
+        now = writes[0].table
+        writes = machine.step(NOW, TableRead(now))
+    return now
+
+
+def test_operators_change_weights():
+    """One write; nodes that are not named leave."""
     machine = leader(table(Stage.COPY, a=1))
     reported(machine, *ALL)
     current = table(Stage.COPY, a=1)
-    events: list[tuple[Event, PartitionTable | None]] = [
-        (Wanted(((A, 5), (B, 1))), current.with_changes([Members(((A, 5), (B, 1), (C, 0)))])),
-        (Paused(is_paused=True), None),
-        (Paused(is_paused=True), None),
-        (AbortAsked(), None),
-    ]
-    for event, expected in events:
-        writes = machine.step(NOW, event)
-        if expected is not None:
-            assert writes[0].table == expected
-        while writes:  # what it decides by itself meanwhile is written as well
-            current = writes[0].table
-            writes = machine.step(NOW, TableRead(current))
-    assert (current.is_paused, current.moves) == (True, ())
-    assert machine.step(NOW, Wanted(tuple(zip(current.nodes, current.weights, strict=True)))) == []
+    wish = Wished({A: 5, B: 1})
+    writes = machine.step(NOW, wish)
+    assert writes == [WriteTable(current.epoch, current.with_changes([Members(((A, 5), (B, 1), (C, 0)))]))]
+    current = settled(machine, writes, current)
+    assert machine.step(NOW, wish) == [], "what is so already is no write"
+
+
+def test_operators_pause_and_abort():
+    """Moves that began later than the abort was asked go on: nobody wanted these rolled back."""
+    machine = leader(table(Stage.COPY))
+    reported(machine, *ALL)
+    current = table(Stage.COPY)
+    paused = machine.step(NOW, Wished(is_paused=True))
+    assert paused == [WriteTable(current.epoch, current.with_changes([Pause(is_paused=True)]))]
+    current = settled(machine, paused, current)
+    began = current.moves[0].move_id
+    assert machine.step(NOW, Wished(is_paused=True, abort=Epoch(began - 1))) == []
+    aborted = machine.step(NOW, Wished(is_paused=True, abort=began))
+    assert aborted == [WriteTable(current.epoch, current.with_changes([End(0)]))]
+    current = settled(machine, aborted, current)
+    assert machine.step(NOW, Wished(is_paused=True, abort=began)) == [], "once"
+    resumed = machine.step(NOW, Wished(abort=began))
+    assert resumed == [WriteTable(current.epoch, current.with_changes([Pause(is_paused=False)]))]
+    assert settled(machine, resumed, current).moves[0].move_id > began
+
+
+def test_nobody_wishes_anything_before_the_wish_is_known():
+    """A new leader must not undo a pause that it has not read yet."""
+    now = table(Stage.CATCHUP).with_changes([Pause(is_paused=True)])
+    machine = leader(now)
+    for found in ALL:
+        machine.step(NOW, Reported(found))
+    assert machine.step(NOW, TableRead(now)) == []
 
 
 def test_a_new_node_waits_until_a_majority_knows_the_set():
-    """Else two sets could each have a majority."""
+    """Else two sets could each have a majority. What else was wanted does not wait for it."""
+    four = Wished({A: 1, B: 1, C: 1, NodeId("d"): 1})
     settled = PartitionTable(Epoch(3), (A, B, C), (1, 1, 1), (0, 1, 2))
     machine = leader(settled)
     old = [report(node, 2) for node in (A, B, C)]
     assert reported(machine, *old) == []
-    assert machine.step(NOW, Wanted(((A, 1), (B, 1), (C, 1), (NodeId("d"), 1)))) == []
-    assert reported(machine, report(A, 3), report(B, 3))[0].table.former == (A, B, C)
+    assert machine.step(NOW, four) == []
+    paused = machine.step(NOW, Wished(four.weights, is_paused=True))
+    assert paused[0].table.is_paused
+    assert paused[0].table.nodes == (A, B, C)
+    machine = leader(settled)
+    assert reported(machine, *old) == []
+    assert machine.step(NOW, four) == []
+    for node in (A, B):
+        machine.step(NOW, Reported(report(node, 3)))
+    assert machine.step(NOW, four)[0].table.former == (A, B, C)
+
+
+def test_a_wish_that_was_withdrawn_is_not_executed():
+    """It had to wait, and by the time that it could be done nobody wanted it any more."""
+    machine = leader(PartitionTable(Epoch(3), (A, B, C), (1, 1, 1), (0, 1, 2)))
+    assert reported(machine, *(report(node, 2) for node in (A, B, C))) == []
+    assert machine.step(NOW, Wished({A: 1, B: 1, C: 1, NodeId("d"): 1})) == []
+    as_it_is = Wished({A: 1, B: 1, C: 1})
+    assert machine.step(NOW, as_it_is) == []
+    for node in (A, B, C):
+        machine.step(NOW, Reported(report(node, 3)))
+    assert machine.step(NOW, as_it_is) == []
+    assert machine.step(NOW, TableRead(PartitionTable(Epoch(3), (A, B, C), (1, 1, 1), (0, 1, 2)))) == []
+
+
+# ---------------------------------------------------------------- moves that get nowhere
+
+
+@pytest.mark.parametrize("stage", EARLY)
+def test_a_move_that_got_nowhere_ends(stage: Stage):
+    """The source goes on, which was never anything but safe; what is ready commits all the same."""
+    assert decide(table(stage), replace(view(*ALL), stalled={0}), {}) == [End(0)]
+    ready = replace(with_b(Progress.READY), stalled={0})
+    assert decide(table(stage), ready, {}) == [Advance(0, Stage.COMMIT) if stage is Stage.SEAL else End(0)]
+
+
+@pytest.mark.parametrize("stage", [Stage.COMMIT, Stage.CLEANUP, Stage.RECOVER])
+def test_after_commit_nobody_loses_patience(stage: Stage):
+    """I5."""
+    now = table(stage)
+    seen = view(*(report(node, 1, access=1) for node in (A, B, C)))
+    assert decide(now, replace(seen, stalled={0}), {}) == decide(now, seen, {})
+
+
+def test_a_pair_that_rests_begins_and_seals_nothing():
+    """It would get nowhere again at once. Other pairs go on."""
+    resting = replace(view(*ALL), resting={(A, B)})
+    assert decide(table(), resting, {0: B}) == []
+    assert decide(table(), resting, {0: C}) == [Begin(0, C)]
+    sealing = replace(with_b(Progress.CAUGHT_UP), resting={(A, B)})
+    assert decide(table(Stage.CATCHUP), sealing, {}) == []
+    assert decide(table(Stage.CATCHUP), replace(sealing, resting={(B, A)}), {}) == [Advance(0, Stage.SEAL)]
+
+
+def keep_reporting(machine: Migration, now: Instant, until: Instant, *reports: NodeReport) -> list[WriteTable]:
+    """All report twice a second; return the first write, or none by then."""
+    while now < until:
+        now = Instant(now + 500)
+        writes = reported(machine, *reports, now=now)
+        if writes:
+            return writes
+    return []
+
+
+@pytest.mark.parametrize(
+    ("stage", "patience_ms"),
+    [(Stage.COPY, COPY_PATIENCE_MS), (Stage.CATCHUP, COPY_PATIENCE_MS), (Stage.SEAL, SEAL_PATIENCE_MS)],
+)
+def test_a_leader_ends_moves_of_nodes_that_reach_only_it_and_lets_the_pair_rest(stage: Stage, patience_ms: int):
+    """Both report all the time, and the target never says that it got nearer."""
+    now = table(stage)
+    machine = leader(now)
+    target = NodeReport(B, LIFE, Epoch(99), {}, answers={A: 5})
+    # Of a seal it counts from when it read the table, of a copy from the first report.
+    given_up = Instant((NOW - GONE_MS if stage is Stage.SEAL else NOW + 500) + patience_ms)
+    assert keep_reporting(machine, NOW, Instant(given_up - 500), report(A), target, report(C)) == []
+    aborted = reported(machine, report(A), target, report(C), now=given_up)
+    assert aborted == [WriteTable(now.epoch, now.with_changes([End(0)]), ((A, B),))]
+    assert machine.step(given_up, TableRead(aborted[0].table)) == []
+    rested = Instant(given_up + REST_MS)
+    assert keep_reporting(machine, given_up, Instant(rested - 500), report(A), target, report(C)) == []
+    again = reported(machine, report(A), target, report(C), now=rested)
+    assert again == [WriteTable(aborted[0].table.epoch, aborted[0].table.with_changes([Begin(0, B)]))]
+
+
+def test_a_copy_whose_target_hears_of_the_source_may_last():
+    """However large it is."""
+    machine = leader(table(Stage.COPY))
+    for number in range(3 * COPY_PATIENCE_MS // 500):
+        target = NodeReport(B, LIFE, Epoch(99), {}, answers={A: number})
+        assert reported(machine, report(A), target, report(C), now=Instant(NOW + 500 * number)) == []
 
 
 # ---------------------------------------------------------------- every interrupted prefix
@@ -345,6 +470,7 @@ class Model:
 
     def __init__(self, start: PartitionTable) -> None:
         self.table = start
+        self.wish = Wished()
 
     def reports(self, live: Iterable[NodeId]) -> list[NodeReport]:
         made: list[NodeReport] = []
@@ -366,7 +492,7 @@ class Model:
         machine = leader(self.table)
         made = 0
         self._report(machine, live)
-        writes = machine.step(NOW, Tick())
+        writes = machine.step(NOW, self.wish)
         while writes and made < writes_max:
             (write,) = writes
             assert write.expect == self.table.epoch == write.table.epoch - 1
@@ -417,7 +543,10 @@ def test_an_abort_at_every_prefix_rolls_back_all_that_can_be(prefix: int):
     model.go_on((A, B, C), prefix)
     committed = {move.partition for move in model.table.moves if model.table.owner(move.partition) == move.target}
     machine = leader(model.table)
-    (write,) = machine.step(NOW, AbortAsked())[:1]
+    for found in model.reports((A, B, C)):
+        machine.step(NOW, Reported(found))
+    model.wish = Wished(is_paused=True, abort=model.table.epoch)
+    (write,) = machine.step(NOW, model.wish)
     assert {move.partition for move in write.table.moves} == committed
     assert write.table.owners == model.table.owners
     model.table = write.table

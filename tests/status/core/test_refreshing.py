@@ -27,10 +27,10 @@ def new_lane(node: str = "a", incarnation: int = 1) -> RefreshLane:
 
 
 def write_all(lane: RefreshLane) -> list[Write]:
-    """Write all that is due."""
+    """Write all that is due or failed."""
     writes: list[Write] = []
-    while lane.has_work:
-        batch = lane.next_batch()
+    while lane.has_work or lane.has_failed:
+        batch = lane.next_batch(is_retrying=True)
         writes += batch
         for write in batch:
             lane.written(write)
@@ -55,7 +55,7 @@ def test_a_session_is_written_at_once_and_confirmed_by_that_write():
     lane.open(opened("alice"))
     (write,) = lane.next_batch()
     assert (write.user, write.gone, len(write.held)) == ("alice", (), 1)
-    assert lane.written(write) == ("s",)
+    assert lane.written(write) == (("s", write.held[0]),)
     assert not lane.has_work
 
 
@@ -92,13 +92,96 @@ def test_a_user_that_is_due_and_changed_is_written_once(lane: RefreshLane):
     assert not lane.has_work
 
 
-def test_a_write_that_failed_comes_again_after_what_waits(lane: RefreshLane):
-    """Nothing is confirmed by it."""
+def test_a_write_that_failed_comes_again_with_the_retries(lane: RefreshLane):
+    """Nothing is confirmed by it, and until then it is not due."""
     lane.open(opened("bob"))
     (write,) = lane.next_batch()
     lane.open(opened("carol"))
+    lane.resync()  # while it is under way
     lane.failed(write)
-    assert [again.user for again in lane.next_batch()] == ["carol", "bob"]
+    lane.check_invariants()
+    assert [again.user for again in lane.next_batch()] == ["carol", "alice"]
+    lane.resync()
+    assert "bob" not in [again.user for again in lane.next_batch()]
+    assert (lane.has_work, lane.has_failed, lane.statistics()["backlog"]) == (False, True, 1)
+    assert lane.next_batch(is_retrying=True) == [write]
+    assert not lane.has_failed
+
+
+def test_a_change_of_whom_a_write_failed_goes_at_once(lane: RefreshLane):
+    """And is not written twice."""
+    lane.resync()
+    (write,) = lane.next_batch()
+    lane.failed(write)
+    lane.open(opened("alice", state="busy"))
+    lane.check_invariants()
+    (changed,) = lane.next_batch()
+    lane.open(opened("alice", state="away"))
+    lane.failed(changed)
+    assert not lane.has_failed
+    assert [status_of(one.held).state for one in lane.next_batch(is_retrying=True)] == ["away"]
+    assert not lane.has_work
+
+
+@pytest.mark.parametrize("failing", [2 * BATCH_MAX, 10 * BATCH_MAX])
+def test_users_whose_writes_fail_for_long_do_not_keep_others_from_being_refreshed(failing: int):
+    """I5: a part of the store is away, with any number of users; all others are refreshed once a round as ever."""
+    lane = new_lane()
+    lost = {f"lost-{number}" for number in range(failing)}
+    well = {f"well-{number}" for number in range(BATCH_MAX)}
+    for user in (*lost, *well):
+        lane.open(opened(user))
+    refreshed: dict[str, int] = dict.fromkeys(well, 0)
+    retried: set[str] = set()
+
+    def write(*, is_retrying: bool) -> None:
+        batch = lane.next_batch(is_retrying=is_retrying)
+        assert len(batch) <= BATCH_MAX
+        for one in batch:
+            if one.user in lost:
+                retried.update({one.user} if is_retrying else ())
+                lane.failed(one)
+            else:
+                refreshed[one.user] += 1
+                lane.written(one)
+        lane.check_invariants()
+
+    while lane.has_work:
+        write(is_retrying=False)
+    for number in range(5 * PHASES):  # a batch a phase, of which each has retries
+        lane.tick(number)
+        write(is_retrying=True)
+    assert set(refreshed.values()) == {6}
+    assert retried == lost
+
+
+def test_retries_take_half_of_a_batch_if_there_is_more_of_both():
+    """I5: and all that the others leave."""
+    lane = new_lane()
+    for number in range(2 * BATCH_MAX):
+        lane.open(opened(f"lost-{number}"))
+    while lane.has_work:
+        for write in lane.next_batch():
+            lane.failed(write)
+    for number in range(BATCH_MAX):
+        lane.open(opened(f"new-{number}"))
+    for news, retries in ((BATCH_MAX // 2, BATCH_MAX // 2), (BATCH_MAX // 2, BATCH_MAX // 2), (0, BATCH_MAX)):
+        users = [write.user for write in lane.next_batch(is_retrying=True)]
+        assert sum(user.startswith("new") for user in users) == news
+        assert sum(user.startswith("lost") for user in users) == retries
+
+
+def test_what_stands_for_a_reported_session_is_what_a_write_of_it_confirms(lane: RefreshLane):
+    """I3: a write that was under way when the session changed confirms what it carried; an earlier connection counts
+    as written with the later one that replaced it.
+    """
+    first = lane.open(opened("alice", 2))
+    (write,) = lane.next_batch()
+    second = lane.open(opened("alice", 2, state="busy"))
+    assert lane.written(write) == (("s", first),)
+    assert lane.open(opened("alice", 1)) == second
+    (write,) = lane.next_batch()
+    assert lane.written(write) == (("s", second),)
 
 
 # ---------------------------------------------------------------- ends and changes
@@ -110,7 +193,7 @@ def test_a_closed_session_is_removed_until_the_store_did_it(lane: RefreshLane):
     (write,) = lane.next_batch()
     assert (len(write.gone), write.held) == (1, ())
     lane.failed(write)
-    assert lane.next_batch() == [write]
+    assert lane.next_batch(is_retrying=True) == [write]
     lane.written(write)
     lane.tick(0)
     lane.resync()
@@ -163,7 +246,7 @@ def test_what_came_and_went_before_a_write_costs_a_removal_and_then_nothing():
     lane.close(closed(opened("alice")))
     assert [len(write.gone) for write in write_all(lane)] == [1]
     lane.failed(Write("alice", (), (), ()))
-    assert lane.next_batch() == []
+    assert lane.next_batch(is_retrying=True) == []
 
 
 def test_removals_that_wait_are_bounded():
@@ -269,13 +352,13 @@ class Histories(RuleBasedStateMachine):
     def ticks(self, number: int) -> None:
         self.lane.tick(number)
 
-    @rule(does=st.booleans(), says=st.booleans())
-    def writes(self, *, does: bool, says: bool) -> None:
-        for write in self.lane.next_batch():
+    @rule(does=st.booleans(), says=st.booleans(), is_retrying=st.booleans())
+    def writes(self, *, does: bool, says: bool, is_retrying: bool) -> None:
+        for write in self.lane.next_batch(is_retrying=is_retrying):
             if does:
                 self.apply(write)
             if does and says:
-                assert set(self.lane.written(write)) == {s for user, s in self.held if user == write.user}
+                assert dict(self.lane.written(write)).keys() == {s for user, s in self.held if user == write.user}
             else:
                 self.lane.failed(write)
 
@@ -296,8 +379,8 @@ class Histories(RuleBasedStateMachine):
         """I1, I2 and I4: a round of phases with a store that works, and it holds exactly what is held."""
         for number in range(PHASES):
             self.lane.tick(number)
-        while self.lane.has_work:
-            for write in self.lane.next_batch():
+        while self.lane.has_work or self.lane.has_failed:
+            for write in self.lane.next_batch(is_retrying=True):
                 self.apply(write)
                 self.lane.written(write)
         found = {

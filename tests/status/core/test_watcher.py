@@ -1,25 +1,20 @@
-"""The asking side of watches: examples, then histories with real owners that break, forget, and move."""
+"""The asking side of watches, by example. Histories are in `test_watcher_histories`."""
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from base.clock import Instant
+from base.clock import Instant, Timestamp
 from base.errors import LimitExceeded
 from base.ids import Epoch, NodeId
 from status.api import Watch, Watched, WatchedReply, WatchReply
-from status.core.partitions import PartitionTable, partition_of, plan_table
+from status.core.partitions import Pause, plan_table
 from status.core.subscription import Shown
-from status.core.visibility import OFFLINE, UNKNOWN, Presence, Sight
+from status.core.visibility import OFFLINE, UNKNOWN, Presence
 from status.core.watcher import ASSERT_MS, PAIRS_PER_REQUEST, RETRY_MS, Request, Told, Watcher
-from status.core.watches import Notice, WatchDigest, WatchTable, digest_of
+from status.core.watches import GRACE_MS, Notice, WatchDigest, digest_of
 
-ONLINE, AWAY = Presence("online"), Presence("away")
+ONLINE, AWAY, GONE = Presence("online"), Presence("away"), Presence("offline", Timestamp(7))
 A, B = NodeId("status-1"), NodeId("status-2")
 ME = NodeId("access-1")
 PARTITIONS = 4
@@ -109,11 +104,11 @@ def test_who_comes_back_before_the_removal_was_asked_is_asked_for_again():
     """It is told nothing before a snapshot, which only asking brings."""
     core = watcher(("u", "v"))
     asked(core)
-    core.noticed(A, [notice(ONLINE, "v")])
+    core.noticed(at(0), A, [notice(ONLINE, "v")])
     core.unwatch("u", "v")
     assert core.watch("u", "v") is None
     assert asked(core).added == {"u": ["v"]}
-    assert core.noticed(A, [notice(ONLINE, "v")]) == [Told("u", "v", ONLINE)]
+    assert core.noticed(at(0), A, [notice(ONLINE, "v")]) == [Told("u", "v", ONLINE)]
 
 
 def test_nothing_is_asked_without_a_table():
@@ -185,12 +180,12 @@ def test_after_a_new_stream_everything_is_asked_anew():
     """What was pushed on the old one may be lost; snapshots that say nothing new tell nobody anything."""
     core = watcher(("u", "v"))
     asked(core)
-    core.noticed(A, [notice(ONLINE, "v")])
+    core.noticed(at(0), A, [notice(ONLINE, "v")])
     core.connected(A)
     core.connected(B)
     assert asked(core).is_anew
-    assert core.noticed(A, [notice(ONLINE, "v")]) == []
-    assert core.noticed(A, [notice(AWAY)]) == [Told("u", "v", AWAY)]
+    assert core.noticed(at(0), A, [notice(ONLINE, "v")]) == []
+    assert core.noticed(at(0), A, [notice(AWAY)]) == [Told("u", "v", AWAY)]
 
 
 def test_an_answer_to_another_request_means_nothing():
@@ -238,7 +233,7 @@ def test_watches_follow_their_partitions():
     """Each owner is asked for what it owns by the newest table; nothing is said to the one that lost it."""
     core = watcher(("u", "v"), ("x", "v"))
     asked(core)
-    core.noticed(A, [notice(ONLINE, "v")])
+    core.noticed(at(0), A, [notice(ONLINE, "v")])
     core.unwatch("x", "v")
     moved = plan_table({B: 1}, TABLE)
     assert core.adopt(moved)
@@ -246,19 +241,63 @@ def test_watches_follow_their_partitions():
     assert not core.adopt(TABLE)
     ((node, request),) = core.requests(at(0))
     assert (node, request) == (B, Watch(moved.epoch, is_anew=True, added={"u": ["v"]}, removed={}))
-    assert core.noticed(A, [notice(AWAY, "v")]) == []
-    assert core.noticed(B, [notice(ONLINE, "v")]) == []
-    assert core.noticed(B, [notice(AWAY)]) == [Told("u", "v", AWAY)]
+    assert core.noticed(at(0), A, [notice(AWAY, "v")]) == []
+    assert core.noticed(at(0), B, [notice(ONLINE, "v")]) == []
+    assert core.noticed(at(0), B, [notice(AWAY)]) == [Told("u", "v", AWAY)]
     assert core.statistics()["owners"] == 1
 
 
+def test_a_table_that_moves_nothing_asks_for_nothing():
+    """Only who has another owner is asked for anew."""
+    core = watcher(("u", "v"))
+    asked(core)
+    assert core.adopt(TABLE.with_changes([Pause(is_paused=True)]))
+    assert core.requests(at(0)) == []
+    core.check_invariants()
+
+
 def test_an_answer_of_a_former_owner_changes_nothing():
-    """Its users are elsewhere; the owner itself is forgotten with the next table."""
+    """Its users are elsewhere; the owner itself is forgotten with the answer."""
     core = watcher(("u", "v"))
     request = ask(core)
     core.adopt(plan_table({B: 1}, TABLE))
+    assert core.statistics()["owners"] == 2
     assert core.answered(at(0), A, request, WatchReply(["u"], ["u"])) == []
     core.check_invariants()
+    assert core.statistics()["owners"] == 1
+
+
+def test_a_dead_owner_is_not_asked_for_ever():
+    """I6: its partitions went elsewhere while a request to it was under way."""
+    core = watcher(("u", "v"))
+    request = ask(core)
+    moved = plan_table({B: 1}, TABLE)
+    core.adopt(moved)
+    core.failed(at(0), A, request)
+    core.check_invariants()
+    assert core.statistics()["owners"] == 1
+    ((node, _),) = core.requests(at(10 * RETRY_MS))
+    assert node == B
+
+
+def test_an_owner_of_whom_nothing_is_wanted_any_more_is_forgotten():
+    """I6: with the answer to the removal, without one, and before it was asked for anything."""
+    core = watcher(("u", "v"))
+    core.unwatch("u", "v")
+    assert core.statistics()["owners"] == 0
+    for is_answered in (True, False):
+        core.watch("u", "v")
+        asked(core)
+        core.unwatch("u", "v")
+        removal = ask(core)
+        if is_answered:
+            core.answered(at(0), A, removal, DONE)
+        else:
+            core.failed(at(0), A, removal)
+        core.check_invariants()
+        assert core.statistics()["owners"] == 0
+        core.connected(A)
+        assert core.next_deadline() is None
 
 
 # ---------------------------------------------------------------- what is told
@@ -268,9 +307,9 @@ def test_a_viewer_is_told_what_is_news():
     """I4: not what it was told last, nor unknown after anything else."""
     core = watcher(("u", "v"))
     asked(core)
-    assert core.noticed(A, [notice(UNKNOWN, "v")]) == [Told("u", "v", UNKNOWN)]
+    assert core.noticed(at(0), A, [notice(UNKNOWN, "v")]) == [Told("u", "v", UNKNOWN)]
     assert core.told("u", "v") == UNKNOWN
-    news = core.noticed(A, [notice(ONLINE), notice(ONLINE), notice(UNKNOWN, "v"), notice(OFFLINE, "v")])
+    news = core.noticed(at(0), A, [notice(ONLINE), notice(ONLINE), notice(UNKNOWN, "v"), notice(OFFLINE, "v")])
     assert news == [Told("u", "v", ONLINE), Told("u", "v", OFFLINE)]
     assert core.watch("u", "v") == OFFLINE
     assert core.told("u", "w") is core.told("x", "v") is None
@@ -280,12 +319,12 @@ def test_all_means_those_who_were_named():
     """I3: whoever was not may be denied what the others see."""
     core = watcher(("u", "v"))
     asked(core)
-    core.noticed(A, [notice(ONLINE, "v")])
+    core.noticed(at(0), A, [notice(ONLINE, "v")])
     core.watch("u", "w")
-    assert core.noticed(A, [notice(AWAY)]) == [Told("u", "v", AWAY)]
+    assert core.noticed(at(0), A, [notice(AWAY)]) == [Told("u", "v", AWAY)]
     asked(core)
-    assert core.noticed(A, [notice(ONLINE)]) == [Told("u", "v", ONLINE)]
-    assert core.noticed(A, [notice(OFFLINE, "w"), notice(AWAY)]) == [
+    assert core.noticed(at(0), A, [notice(ONLINE)]) == [Told("u", "v", ONLINE)]
+    assert core.noticed(at(0), A, [notice(OFFLINE, "w"), notice(AWAY)]) == [
         Told("u", "w", OFFLINE),
         Told("u", "v", AWAY),
         Told("u", "w", AWAY),
@@ -296,202 +335,110 @@ def test_who_left_is_told_nothing():
     """Nor who never was there, nor of whom nobody watches."""
     core = watcher(("u", "v"))
     asked(core)
-    core.noticed(A, [notice(ONLINE, "v")])
+    core.noticed(at(0), A, [notice(ONLINE, "v")])
     core.unwatch("u", "v")
-    assert core.noticed(A, [notice(AWAY, "v", "w"), notice(AWAY), notice(AWAY, "v", user="x")]) == []
+    assert core.noticed(at(0), A, [notice(AWAY, "v", "w"), notice(AWAY), notice(AWAY, "v", user="x")]) == []
 
 
-# ---------------------------------------------------------------- histories
-
-USERS = ["u0", "u1"]
-VIEWERS = ["v", "denied"]
+# ---------------------------------------------------------------- offline after everything was asked anew
 
 
-class Owner:
-    """A status node as its shell is, with the two directions of one stream."""
-
-    def __init__(self, node: NodeId, table: PartitionTable) -> None:
-        self.node = node
-        self.table = table
-        self.up: list[Request] = []
-        self.down: list[Notice | tuple[Request, WatchReply | WatchedReply]] = []
-        self.life()
-
-    def life(self) -> None:
-        self.knows_me = False
-        self.watches = WatchTable("e", Random(0), grace_ms=50, jitter_ms=0, coalesce_ms=10)
-
-    def owns(self, user: str) -> bool:
-        return self.table.owner(partition_of(user) % PARTITIONS) == self.node
-
-    def adopt(self, table: PartitionTable) -> None:
-        old, self.table = self.table, table
-        self.watches.forget_users([user for user in USERS if self.since(user) > old.epoch])
-
-    def since(self, user: str) -> Epoch:
-        return self.table.owner_epoch(partition_of(user) % PARTITIONS)
-
-    def serve(self, request: Request, sights: dict[str, Sight]) -> None:
-        if isinstance(request, Watched):
-            is_comparable = request.epoch == self.table.epoch
-            is_right = self.knows_me and (not is_comparable or self.watches.digest(ME) == request.digest)
-            self.down.append((request, WatchedReply(is_right)))
-            return
-        if request.is_anew:
-            self.watches.forget_node(ME)
-            self.knows_me = True
-        if not self.knows_me:
-            self.down.append((request, WatchReply([], [], is_known=False)))
-            return
-        for user, viewers in request.removed.items():
-            self.watches.unwatch(ME, user, viewers)
-        refused = [user for user in request.added if not self.owns(user) or request.epoch < self.since(user)]
-        for user, viewers in request.added.items():
-            if user not in refused:
-                self.down.append(self.watches.watch(ME, user, viewers, sights[user]))
-        self.down.append((request, WatchReply(refused, [])))
+def told_online(*viewers: str) -> Watcher:
+    """A node whose viewers were told that the user is online, and which then lost its stream and asked anew."""
+    core = watcher(*(("u", viewer) for viewer in viewers))
+    asked(core)
+    core.noticed(at(0), A, [notice(ONLINE, *viewers)])
+    core.connected(A)
+    asked(core)
+    return core
 
 
-class Histories(RuleBasedStateMachine):
-    """One access node, two owners. "denied" may see nobody, whatever is lost, late, or elsewhere by now."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = Instant(0)
-        self.moves_left = 0
-        self.core = Watcher(users_max=len(USERS), partitions=PARTITIONS)
-        self.table = plan_table({A: 1, B: 1}, partitions=PARTITIONS)
-        self.core.adopt(self.table)
-        self.owners = {node: Owner(node, self.table) for node in (A, B)}
-        self.states: dict[str, Presence] = dict.fromkeys(USERS, OFFLINE)
-        self.wanted: dict[tuple[str, str], Presence | None] = {}
-
-    def sight(self, user: str) -> Sight:
-        state = self.states[user]
-        return state if state == OFFLINE else lambda viewer: OFFLINE if viewer == "denied" else state
-
-    def tell(self, owner: Owner) -> None:
-        owner.down += owner.watches.due(self.now)
-
-    @rule(user=st.sampled_from(USERS), viewer=st.sampled_from(VIEWERS))
-    def watch(self, user: str, viewer: str) -> None:
-        assert self.core.watch(user, viewer) == self.wanted.setdefault((user, viewer), None)
-
-    @rule(user=st.sampled_from(USERS), viewer=st.sampled_from(VIEWERS))
-    def unwatch(self, user: str, viewer: str) -> None:
-        self.core.unwatch(user, viewer)
-        self.wanted.pop((user, viewer), None)
-
-    @rule(user=st.sampled_from(USERS), state=st.sampled_from([ONLINE, AWAY, OFFLINE]))
-    def change(self, user: str, state: Presence) -> None:
-        self.states[user] = state
-        for owner in self.owners.values():
-            if owner.owns(user):
-                owner.watches.changed(self.now, user, self.sight(user))
-            self.tell(owner)
-
-    @rule(ms=st.sampled_from([1, 20, 300, 6_000]))
-    def wait(self, ms: int) -> None:
-        self.now = Instant(self.now + ms)
-        for owner in self.owners.values():
-            self.tell(owner)
-
-    @rule()
-    def ask(self) -> None:
-        for node, request in self.core.requests(self.now):
-            assert not self.owners[node].up, "I2"
-            self.owners[node].up.append(request)
-
-    @rule(node=st.sampled_from([A, B]))
-    def serve(self, node: NodeId) -> None:
-        owner = self.owners[node]
-        for request in owner.up:
-            owner.serve(request, {user: self.sight(user) for user in USERS})
-        owner.up.clear()
-
-    @rule(node=st.sampled_from([A, B]))
-    def lose_a_push(self, node: NodeId) -> None:
-        """The owner could not push, and forgets."""
-        self.owners[node].watches.forget_node(ME)
-        self.owners[node].knows_me = False
-
-    @rule()
-    def exchange(self) -> None:
-        """Whatever is on its way arrives, and what is asked is answered."""
-        self.ask()
-        for node in self.owners:
-            self.serve(node)
-            self.deliver(node, 1_000)
-
-    @rule(node=st.sampled_from([A, B]), count=st.integers(1, 4))
-    def deliver(self, node: NodeId, count: int) -> None:
-        owner = self.owners[node]
-        for message in owner.down[:count]:
-            if isinstance(message, Notice):
-                for told in self.core.noticed(node, [message]):
-                    assert told.viewer != "denied" or told.presence == OFFLINE, "I3"
-                    assert self.wanted[told.user, told.viewer] != told.presence, "I4"
-                    self.wanted[told.user, told.viewer] = told.presence
-            else:
-                assert self.core.answered(self.now, node, *message) == []
-        del owner.down[:count]
-
-    @rule(
-        node=st.sampled_from([A, B]),
-        is_restart=st.booleans(),
-        user=st.sampled_from(USERS),
-        state=st.sampled_from([ONLINE, AWAY]),
-    )
-    def cut(self, node: NodeId, user: str, state: Presence, *, is_restart: bool) -> None:
-        """The stream breaks, and maybe the owner with it; what was on its way is lost, and some news was."""
-        self.change(user, state)
-        owner = self.owners[node]
-        under_way = [*owner.up, *(message[0] for message in owner.down if not isinstance(message, Notice))]
-        owner.up, owner.down = [], []
-        if is_restart:
-            owner.life()
-        for request in under_way:
-            self.core.failed(self.now, node, request)
-        self.core.connected(node)
-
-    @initialize(moves=st.integers(0, 2))
-    def begin(self, moves: int) -> None:
-        """A move asks everything of another owner, which mends whatever was wrong: not too many of them."""
-        self.moves_left = moves
-
-    @precondition(lambda self: self.moves_left > 0)
-    @rule(weights=st.sampled_from([(1, 1), (3, 1), (1, 3), (1, 0), (0, 1)]))
-    def move(self, weights: tuple[int, int]) -> None:
-        self.moves_left -= 1
-        wanted = {node: weight for node, weight in zip((A, B), weights, strict=True) if weight}
-        self.table = plan_table(wanted, self.table)
-
-    @rule(node=st.sampled_from([A, B]))
-    def owner_adopts(self, node: NodeId) -> None:
-        self.owners[node].adopt(self.table)
-
-    @rule()
-    def adopt(self) -> None:
-        self.core.adopt(self.table)
-
-    @invariant()
-    def holds(self) -> None:
-        self.core.check_invariants()
-        for pair, presence in self.wanted.items():
-            assert self.core.told(*pair) == presence
-
-    def teardown(self) -> None:
-        """Whatever happened: when all know the table and nothing breaks, every viewer is told what it sees."""
-        self.adopt()
-        for node in self.owners:
-            self.owner_adopts(node)
-        for _ in range(40):
-            self.wait(300)
-            self.exchange()
-        for (user, viewer), presence in self.wanted.items():
-            assert presence == (OFFLINE if viewer == "denied" else self.states[user])
-        self.holds()
+def sees(core: Watcher, now: int, *notices: Notice) -> list[Told]:
+    news = core.noticed(at(now), A, notices)
+    core.check_invariants()
+    return news
 
 
-Histories.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
-TestHistories = Histories.TestCase
+def test_who_is_within_the_grace_when_everything_is_asked_anew_does_not_flicker():
+    """The owner says at once what is seen; the user is back before anybody need know."""
+    core = told_online("v")
+    assert sees(core, 100, notice(GONE, "v")) == []
+    assert core.told("u", "v") == ONLINE
+    assert core.due(at(100 + GRACE_MS - 1)) == []
+    assert sees(core, 200, notice(ONLINE)) == []
+    assert not core.has_waiting
+    assert core.due(at(10 * GRACE_MS)) == []
+
+
+def test_who_stays_away_is_told_after_the_grace():
+    """Once, whatever the owner says in between that it does not know; and when last seen, as it was said last."""
+    core = told_online("v", "w")
+    assert sees(core, 100, notice(OFFLINE, "v", "w")) == []
+    assert core.next_deadline() == ASSERT_MS
+    for now in (1_000, 2_000):
+        core.connected(A)
+        asked(core, now)
+        assert sees(core, now, notice(UNKNOWN, "v", "w"), notice(GONE, "v", "w")) == []
+    core.unwatch("u", "w")
+    core.answered(at(2_000), A, ask(core, 2_000), DONE)
+    core.answered(at(7_500), A, ask(core, 7_500), WatchedReply(is_right=True))
+    assert core.next_deadline() == 100 + GRACE_MS
+    assert core.due(at(100 + GRACE_MS)) == [Told("u", "v", GONE)]
+    assert core.told("u", "v") == GONE
+    core.check_invariants()
+    assert core.due(at(10 * GRACE_MS)) == []
+
+
+def test_offline_waits_over_a_move_of_the_partition():
+    """Two owners in a row see nobody."""
+    core = told_online("v")
+    assert sees(core, 100, notice(GONE, "v")) == []
+    core.adopt(plan_table({B: 1}, TABLE))
+    core.check_invariants()
+    core.requests(at(200))
+    assert core.noticed(at(300), B, [notice(GONE, "v")]) == []
+    assert core.due(at(100 + GRACE_MS)) == [Told("u", "v", GONE)]
+
+
+def test_an_owner_that_could_not_tell_at_first_makes_nobody_flicker():
+    """As one that took the partition over: what it knows at last may be of before the user is back."""
+    core = told_online("v")
+    assert sees(core, 100, notice(UNKNOWN, "v"), notice(UNKNOWN, "v")) == []
+    assert sees(core, 200, notice(GONE)) == []
+    assert core.due(at(200 + GRACE_MS)) == [Told("u", "v", GONE)]
+
+
+def test_what_is_no_snapshot_waits_for_nothing():
+    """The owner's own grace is over then, and any other state is told at once."""
+    core = told_online("v")
+    assert sees(core, 100, notice(GONE, "v")) == []
+    assert sees(core, 200, notice(AWAY)) == [Told("u", "v", AWAY)]
+    assert not core.has_waiting
+    assert sees(core, 300, notice(GONE)) == [Told("u", "v", GONE)]
+    core = told_online("v")
+    assert sees(core, 100, notice(GONE, "v")) == []
+    assert sees(core, 200, notice(GONE)) == [Told("u", "v", GONE)], "the owner's grace is over"
+    assert not core.has_waiting
+
+
+def test_who_was_told_no_presence_waits_for_nothing():
+    """Who asks for the first time, who was told offline, and who was told that it is not known."""
+    core = watcher(("u", "v"))
+    asked(core)
+    assert sees(core, 0, notice(UNKNOWN, "v")) == [Told("u", "v", UNKNOWN)]
+    for presence in (OFFLINE, GONE):
+        core.connected(A)
+        asked(core)
+        assert sees(core, 0, notice(presence, "v")) == [Told("u", "v", presence)]
+    core.watch("u", "w")
+    asked(core)
+    assert sees(core, 0, notice(GONE, "w")) == [Told("u", "w", GONE)]
+
+
+def test_wrong_states_are_found_out():
+    """Checked, not assumed."""
+    core = told_online("v")
+    sees(core, 0, notice(GONE, "v"))
+    core._users["u"].told["v"] = OFFLINE
+    with pytest.raises(AssertionError, match="I7"):
+        core.check_invariants()
