@@ -202,7 +202,7 @@ class Lookup(msgspec.Struct, array_like=True, frozen=True):
 
 
 Shown = None | bool | int | bytes | tuple[bytes, ...]
-"""A user as the wire has it: None was never seen, a number is when the last session ended, bytes are the entry of the
+"""A user as the wire has it: None was never seen, a number is when everybody saw it last, bytes are the entry of the
 one open session, several those of several. `UNKNOWN_SHOWN` and `REFUSED` say that there is no answer."""
 
 REFUSED = False

@@ -9,6 +9,7 @@ who may answer, `ownership` what, `migration` (the leader's) what moves next.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -34,7 +35,9 @@ __all__ = ["Member"]
 
 ASK_DEADLINE_MS = 500
 PULL_DEADLINE_MS = 1_000
-REPORT_PAUSE_MS = 3
+ASKS_MAX = 3
+"""Questions to one node that may wait for their answers: what is ready to be committed must not wait for an answer."""
+REPORT_PAUSE_MS = 2
 """Between two reports: what happens in this time is told together."""
 PULL_PAUSE_MS = 10
 """Between two pulls of what has caught up: only the news of that time is left to copy."""
@@ -62,7 +65,9 @@ class Member:
         self._reported: NodeReport | None = None
         self._news = asyncio.Event()
         self._staged = asyncio.Event()
-        self._asking: set[NodeId] = set()
+        self._asking: Counter[NodeId] = Counter()
+        self._told: dict[NodeId, NodeReport] = {}
+        """The newest report that each node was sent."""
         # Answers with copies, by source. That there are more of them is told along, and is no news by itself.
         self._answers: dict[NodeId, int] = {}
         self._answers_told: dict[NodeId, int] = {}
@@ -124,9 +129,11 @@ class Member:
         asked = {self._table.leader} if self._table.leader else set[NodeId]()
         if ask.needs_peers:
             asked |= {*table.nodes, *table.former}
-        for node in asked - {self._node} - self._asking:
-            self._asking.add(node)
-            tasks.create_task(self._ask_node(node, number, ask))
+        for node in asked - {self._node}:
+            if self._asking[node] < ASKS_MAX:
+                self._asking[node] += 1
+                self._told[node] = report
+                tasks.create_task(self._ask_node(node, number, ask))
 
     async def _ask_node(self, node: NodeId, number: int, ask: Ask) -> None:
         try:
@@ -135,15 +142,15 @@ class Member:
             self._log.debug("ask_failed", peer=node, error=str(error))
             return
         finally:
-            self._asking.discard(node)
+            self._asking[node] -= 1
         if given.is_granted:
             self.lease.granted_by_peer(number, node, given.epoch)
         if given.term is not None:
             self.lease.granted_by_leader(number, given.term)
         self._table.offer_diff(given.table)
         self._observe()
-        if self._reported is not ask.report:
-            self._reported = None  # there was more to say while this was on its way
+        if self._told[node] is not self._reported:
+            self._reported = None  # there was more to say while all questions were on their way
             self._news.set()
 
     def _asked(self, ask: Ask, peer: str) -> Given:

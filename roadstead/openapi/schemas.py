@@ -149,7 +149,7 @@ def _session() -> dict[str, Schema]:
 
 def _statuses() -> dict[str, Schema]:
     last_seen = _either(
-        _time("A time"), _NULL, meaning="When the last session ended; null while one is open or where it is not known."
+        _time("A time"), _NULL, meaning="When everybody could see the user last; null while all can, or if unknown."
     )
     shown = {
         "user": ref("Id"),
