@@ -152,7 +152,9 @@ class _Wiring:
                 "statuses": self._lookups(site),
                 "watches": None,
             }
-        return status_side(site, users_max=self._config.access.watches_max)
+        return status_side(
+            site, users_max=self._config.access.watches_max, grace_ms=self._config.status.offline_grace_ms
+        )
 
     def _lookups(self, site: Site) -> StatusLookups:
         if self._config.status.backend == "redis":

@@ -42,6 +42,7 @@ from status.core.partitions import PartitionTable, partition_of
 from status.core.publisher import Publisher
 from status.core.records import Digest
 from status.core.visibility import checked_audience
+from status.core.watches import GRACE_MS
 from status.link import StatusLink
 from status.ports import SessionReports, StatusLookups
 from status.table import TableFollower
@@ -341,11 +342,15 @@ class StatusSide(TypedDict):
     watches: StatusWatches | None
 
 
-def status_side(site: Site, *, users_max: int) -> StatusSide:
-    """Return an access node's parts of the status cluster, sharing its streams. `users_max`: how many it may watch."""
+def status_side(site: Site, *, users_max: int, grace_ms: int = GRACE_MS) -> StatusSide:
+    """Return an access node's parts of the status cluster, sharing its streams.
+
+    `users_max`: how many it may watch; `grace_ms`: how long it holds back that somebody went offline, where it had to
+    ask anew.
+    """
     reports = StatusPublisher(site)
     return {
         "reports": reports,
         "statuses": StatusClient(site, link=reports.link),
-        "watches": StatusWatches(site, reports.link, users_max=users_max),
+        "watches": StatusWatches(site, reports.link, users_max=users_max, grace_ms=grace_ms),
     }
