@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -15,9 +16,10 @@ from base.registry import ServiceInstance
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
 from roadstead.api import call_api
-from status.api import Closed, Opened
+from status.api import OFFLINE, Closed, Opened, UserStatus
 from status.client import StatusPublisher
 from status.config import StatusConfig
+from status.gateway import StatusGateway
 from status.service import StatusNode
 from status.table import WISH_KEY, Wish
 
@@ -186,3 +188,28 @@ async def eventually(look: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(SETTLE_S):
         while not await look():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
+
+
+class _Nobody:
+    """Another status backend, where nobody is online."""
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def wait_ready(self) -> None:
+        pass
+
+    async def lookup(self, users: list[str]) -> dict[str, UserStatus]:
+        return dict.fromkeys(users, OFFLINE)
+
+
+@asynccontextmanager
+async def without_cluster() -> AsyncIterator[str]:
+    """Serve the status API on another backend; return its URL."""
+    async with asyncio.TaskGroup() as tasks:
+        gateway = StatusGateway(Cluster(tasks).site("status-1"), statuses=_Nobody())  # type: ignore[arg-type]
+        await gateway.start()
+        try:
+            yield gateway.node.http.url
+        finally:
+            await gateway.stop()

@@ -19,15 +19,13 @@ from base.ids import Epoch, Incarnation, NodeId
 from base.metrics import Metrics
 from roadstead.api import call_api
 from status import events_api, feed_reader
-from status.api import OFFLINE, UserStatus
 from status.core.events import CURSOR_NODES_MAX, Place
 from status.core.ownership import Ownership, Turn
 from status.core.records import Merged
 from status.feed import EventFeed
-from status.gateway import StatusGateway
 from status.metrics import FeedMetrics
 from status.peers import EventsAsk, EventsEndAsk
-from tests.status.event_cluster import KEY, SETTLE_S, VIEWER_KEY, Access, Cluster, Reader, eventually
+from tests.status.event_cluster import KEY, SETTLE_S, VIEWER_KEY, Access, Cluster, Reader, eventually, without_cluster
 
 
 @pytest.fixture
@@ -406,26 +404,10 @@ async def test_peers_are_held_to_the_bounds(cluster: Cluster):
 
 async def test_without_our_cluster_there_is_no_feed():
     """And the answer says which backend has one."""
-
-    class Nobody:
-        async def run(self) -> None:
-            await asyncio.Event().wait()
-
-        async def wait_ready(self) -> None:
-            pass
-
-        async def lookup(self, users: list[str]) -> dict[str, UserStatus]:
-            return dict.fromkeys(users, OFFLINE)
-
-    async with asyncio.TaskGroup() as tasks:
-        gateway = StatusGateway(Cluster(tasks).site("status-1"), statuses=Nobody())  # type: ignore[arg-type]
-        await gateway.start()
-        try:
-            for path in ("", "/stream"):
-                with pytest.raises(NotFound, match=r"no session events; status\.backend = cluster has them"):
-                    await call_api("GET", f"{gateway.node.http.url}/v1/events{path}", credential=KEY)
-        finally:
-            await gateway.stop()
+    async with without_cluster() as url:
+        for path in ("", "/stream"):
+            with pytest.raises(NotFound, match=r"no session events; status\.backend = cluster has them"):
+                await call_api("GET", f"{url}/v1/events{path}", credential=KEY)
 
 
 # ---------------------------------------------------------------- one node's log

@@ -17,11 +17,10 @@ from base.ids import Epoch, NodeId
 from base.registry.memory import MemoryRegistry
 from roadstead.api import call_api
 from status import rollcall
-from status.api import OFFLINE, UserStatus, pack_partitions
+from status.api import pack_partitions
 from status.asking import ask_owners
 from status.core.partitions import PARTITIONS, PartitionTable, Take, partition_of
 from status.core.rollcall import START
-from status.gateway import StatusGateway
 from status.peers import COUNT, SESSIONS, CountAsk, SessionsAsk
 from tests.status import event_cluster
 from tests.status.event_cluster import (
@@ -32,6 +31,7 @@ from tests.status.event_cluster import (
     Access,
     Cluster,
     eventually,
+    without_cluster,
 )
 
 USERS = [f"user-{number}" for number in range(40)]
@@ -318,28 +318,11 @@ async def test_peers_are_held_to_the_bounds(cluster: Cluster):
 
 async def test_without_our_cluster_nobody_counts():
     """And the answer says which backend does."""
-
-    class Nobody:
-        async def run(self) -> None:
-            await asyncio.Event().wait()
-
-        async def wait_ready(self) -> None:
-            pass
-
-        async def lookup(self, users: list[str]) -> dict[str, UserStatus]:
-            return dict.fromkeys(users, OFFLINE)
-
-    async with asyncio.TaskGroup() as tasks:
-        gateway = StatusGateway(Cluster(tasks).site("status-1"), statuses=Nobody())  # type: ignore[arg-type]
-        await gateway.start()
-        try:
-            url = gateway.node.http.url
-            with pytest.raises(NotFound, match=r"nobody counts; status\.backend = cluster does"):
-                await call_api("GET", f"{url}/v1/status/count", credential=VIEWER_KEY)
-            with pytest.raises(NotFound, match="no partition table"):
-                await call_api("GET", f"{url}/v1/admin/status/sessions?node=access-1", credential=VIEWER_KEY)
-        finally:
-            await gateway.stop()
+    async with without_cluster() as url:
+        with pytest.raises(NotFound, match=r"nobody counts; status\.backend = cluster does"):
+            await call_api("GET", f"{url}/v1/status/count", credential=VIEWER_KEY)
+        with pytest.raises(NotFound, match="no partition table"):
+            await call_api("GET", f"{url}/v1/admin/status/sessions?node=access-1", credential=VIEWER_KEY)
 
 
 # ---------------------------------------------------------------- asking owners
