@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 from base.clock import Instant
-from base.errors import RoadsteadError, StaleEpoch
+from base.errors import PeerUnavailable, RoadsteadError, StaleEpoch
 from base.faultpoint import reach
 from base.ids import Epoch, NodeId, entropy
 from base.log import logger
@@ -52,6 +52,8 @@ __all__ = ["SessionReports", "StatusClient", "StatusLookups", "StatusPublisher",
 __all__ += ["StatusSide", "checked_audience", "status_side"]
 
 LOOKUP_DEADLINE_MS = 1_000
+CONNECT_MS = 250
+"""The same for an owner to whom there is no stream: the dead must not hold up each lookup for so long."""
 NEWER_TABLE_MS = 250
 """How long a refused lookup waits for the table by which it was refused."""
 ASKED_AGAIN_MAX = 4
@@ -160,10 +162,16 @@ class StatusClient:
         return shown
 
     async def _ask_owner(self, owner: NodeId, request: Lookup) -> dict[str, Shown | UserStatus]:
+        is_connected = False
         try:
-            reply = await self._pool.get(owner).call(LOOKUP, request, deadline_ms=LOOKUP_DEADLINE_MS)
-        except RoadsteadError:
-            return dict.fromkeys(request.users, UNKNOWN_SHOWN)
+            peer = self._pool.get(owner)
+            is_connected = peer.is_connected
+            deadline_ms = LOOKUP_DEADLINE_MS if is_connected else CONNECT_MS
+            reply = await peer.call(LOOKUP, request, deadline_ms=deadline_ms)
+        except RoadsteadError as error:
+            # Who is dead is replaced sooner or later: as by a refusal, a newer table is waited for, and asked by.
+            is_dead = not is_connected or isinstance(error, PeerUnavailable)
+            return dict.fromkeys(request.users, REFUSED if is_dead else UNKNOWN_SHOWN)
         self._table.offer_diff(reply.table)
         shown: dict[str, Shown | UserStatus] = dict(zip(request.users, reply.shown, strict=True))
         if request.viewer is not None:

@@ -78,9 +78,9 @@ __all__ = [
 ]
 __all__ += ["decide", "misplaced_by", "planned"]
 
-MOVES_MAX = 192
+MOVES_MAX = 384
 """So many partitions are on the move at once, shared evenly by the pairs of nodes."""
-SEALED_MAX = 96
+SEALED_MAX = 192
 """So many of them are sealed at once: requests wait for the final copy of all of them."""
 GONE_MS = 2_000
 """Silence after which a status node is presumed gone."""
