@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -39,6 +39,8 @@ ASKS_MAX = 3
 """Questions to one node that may wait for their answers: what is ready to be committed must not wait for an answer."""
 REPORT_PAUSE_MS = 2
 """Between two reports: what happens in this time is told together."""
+NEWER_TABLE_MS = 200
+"""How long a pull by a newer table than ours waits for it."""
 PULL_PAUSE_MS = 10
 """Between two pulls of what has caught up: only the news of that time is left to copy."""
 
@@ -203,7 +205,8 @@ class Member:
     async def _pull(self, source: NodeId, pulls: list[Pull]) -> bool:
         """Copy the next part of each move from one source; return whether there is more."""
         try:
-            reply = await self.pool.get(source).call(PULL, Pulls(pulls), deadline_ms=PULL_DEADLINE_MS)
+            asked = Pulls(self._table.table.epoch if self._table.table else Epoch(0), pulls)
+            reply = await self.pool.get(source).call(PULL, asked, deadline_ms=PULL_DEADLINE_MS)
         except RoadsteadError as error:
             self._log.debug("pull_failed", peer=source, error=str(error))
             return False
@@ -218,7 +221,21 @@ class Member:
         self._news.set()
         return has_more
 
-    def _pulled(self, pulls: Pulls, peer: str) -> Chunks:
-        del peer
+    def _pulled(self, pulls: Pulls, _peer: str) -> Chunks | Awaitable[Chunks]:
+        table = self._table.table
+        if table is None or pulls.epoch > table.epoch:
+            return self._pulled_later(pulls)
+        return self._answer(pulls)
+
+    async def _pulled_later(self, pulls: Pulls) -> Chunks:
+        """Answer by the table of the question: if that seals, its sender would only have to ask again."""
+        try:
+            async with asyncio.timeout(NEWER_TABLE_MS / 1000):
+                await self._table.wait_newer(pulls.epoch - 1)
+        except TimeoutError:
+            pass  # as of what is known here
+        return self._answer(pulls)
+
+    def _answer(self, pulls: Pulls) -> Chunks:
         now = self._observe()
         return Chunks(*answered(pulls.pulls, lambda pull: self.ownership.pulled(now, pull)))

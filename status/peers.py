@@ -44,8 +44,9 @@ class Given(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Pulls(msgspec.Struct, array_like=True, frozen=True):
-    """The next question of each move from the receiver to the sender."""
+    """The next question of each move from the receiver to the sender, by the table of this epoch."""
 
+    epoch: Epoch
     pulls: list[Pull]
 
 

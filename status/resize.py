@@ -26,8 +26,8 @@ __all__ = ["WEIGHT_MAX", "ResizeRequest", "nodes_of", "plan_of", "progress_of", 
 __all__ += ["weights_asked"]
 
 WEIGHT_MAX = 1_000
-PARTITIONS_PER_S = 500
-SESSIONS_PER_S = 20_000
+PARTITIONS_PER_S = 1_500
+SESSIONS_PER_S = 150_000
 
 
 class ResizeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
