@@ -109,6 +109,10 @@ class Cluster:
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    def site(self, name: str) -> Site:
+        """Return the place of a node in the benchmark's own process."""
+        return bench_site(self._registry, name, Incarnation(1))
+
     async def wish(self, names: list[str]) -> None:
         """Ask for a resize to these nodes, at equal weights."""
         await wish(self._registry, names)
