@@ -1,7 +1,11 @@
 """Wire types of the message services.
 
 Peer methods, all from access nodes: `im.rpc` carries a client's call as it came, `im.timeline` reads a user's timeline,
-`im.heads` asks how far timelines go. Publications are JSON, encoded once here and passed on as they are.
+`im.heads` asks how far timelines go; `im.conversation` and `im.conversation_heads` do the same for conversations, and
+`im.follow` says which conversations' messages the asking node wants pushed to it. Publications are JSON, encoded once
+here and passed on as they are.
+
+A conversation is named by its `cid` in decimal digits, the number that its messages carry in `cid`.
 """
 
 from __future__ import annotations
@@ -10,10 +14,36 @@ import msgspec
 
 from base.peer import Method
 
-__all__ = ["HEADS", "RPC", "SERVICE", "TIMELINE", "Heads", "HeadsReply", "Rpc", "RpcReply", "Timeline", "TimelinePage"]
+__all__ = [
+    "CONVERSATION",
+    "CONVERSATIONS_MAX",
+    "CONVERSATION_ENTRIES_MAX",
+    "CONVERSATION_HEADS",
+    "FOLLOW",
+    "HEADS",
+    "HEADS_USERS_MAX",
+    "RPC",
+    "SERVICE",
+    "TIMELINE",
+    "Conversation",
+    "ConversationHeads",
+    "ConversationReply",
+    "Follow",
+    "FollowReply",
+    "Heads",
+    "HeadsReply",
+    "Rpc",
+    "RpcReply",
+    "Timeline",
+    "TimelinePage",
+]
 
 SERVICE = "im"
 HEADS_USERS_MAX = 1_000
+CONVERSATIONS_MAX = 1_000
+"""Conversations that one message may name."""
+CONVERSATION_ENTRIES_MAX = 1_000
+"""Entries of a conversation in one reply."""
 
 
 class Rpc(msgspec.Struct, array_like=True, frozen=True):
@@ -55,12 +85,65 @@ class Heads(msgspec.Struct, array_like=True, frozen=True):
 
 
 class HeadsReply(msgspec.Struct, array_like=True, frozen=True):
-    """The offsets in the order asked, 0 for an empty timeline."""
+    """The offsets or seqs in the order asked, 0 for an empty timeline or a conversation that does not exist."""
 
     epoch: str
     heads: list[int]
 
 
+class Conversation(msgspec.Struct, array_like=True, frozen=True):
+    """Read a conversation after `since` for a member: at most `limit` entries (0: only the head; never over 1,000) and
+    `bytes_max` bytes, but one entry at least if there is any.
+
+    Who is no member is refused with PermissionDenied, and so is everybody if there is no such conversation.
+    """
+
+    cid: str
+    user: str
+    since: int
+    limit: int
+    bytes_max: int
+
+
+class ConversationReply(msgspec.Struct, array_like=True, frozen=True):
+    """Entries (seq, publication) without a hole after `since`; all of them if the last one's seq is `head`."""
+
+    epoch: str
+    head: int
+    entries: list[tuple[int, bytes]]
+
+
+class ConversationHeads(msgspec.Struct, array_like=True, frozen=True):
+    """Ask for the newest seq of up to 1,000 conversations."""
+
+    cids: list[str]
+
+
+class Follow(msgspec.Struct, array_like=True, frozen=True):
+    """Change which conversations the sender follows: at most 1,000 in both lists.
+
+    What is followed is kept for 30 s after the sender was heard last, and no longer than its stream. So the sender says
+    it all anew every 10 s: the message with `is_first` begins, changes may come in between, and what was not named by
+    the end of the one with `is_last` is not followed any more. `number` counts the sender's messages to the receiver,
+    1, 2, 3 ... over all streams.
+    """
+
+    number: int
+    added: list[str]
+    removed: list[str]
+    is_first: bool = False
+    is_last: bool = False
+
+
+class FollowReply(msgspec.Struct, array_like=True, frozen=True):
+    """What was said is taken in any case. `is_whole` False: something is missing, and the sender says it all anew."""
+
+    is_whole: bool
+
+
 RPC = Method("im.rpc", Rpc, RpcReply)
 TIMELINE = Method("im.timeline", Timeline, TimelinePage)
 HEADS = Method("im.heads", Heads, HeadsReply)
+CONVERSATION = Method("im.conversation", Conversation, ConversationReply)
+CONVERSATION_HEADS = Method("im.conversation_heads", ConversationHeads, HeadsReply)
+FOLLOW = Method("im.follow", Follow, FollowReply)

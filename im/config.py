@@ -33,6 +33,14 @@ class ImConfig(Section, frozen=True, kw_only=True):
         int,
         Meta(ge=100, description="How long after a failed push the receiver's access node is told again (ms)."),
     ] = 500
+    followed_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Conversations that access nodes follow, each counted once a node, at about 200 bytes. What is "
+            "beyond is not pushed: the access node's audit finds it.",
+        ),
+    ] = 1_000_000
     push_behind_max: Annotated[
         int,
         Meta(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from base.errors import StoreUnavailable
 from base.ids import new_epoch
-from im.ports import Appended, Draft, KeyConflict, Message, Page, TimelineEntry
+from im.ports import Appended, ConversationPage, Draft, KeyConflict, Message, Page, TimelineEntry
 
 __all__ = ["MemoryMessageStore"]
 
@@ -20,7 +20,7 @@ class MemoryMessageStore:
 
     def __init__(self) -> None:
         self._epoch = new_epoch()
-        self._conversations: dict[tuple[str, str], list[Message]] = {}
+        self._conversations: dict[int, list[Message]] = {}
         self._cids: dict[tuple[str, str], int] = {}
         self._keys: dict[tuple[str, str], Message] = {}
         self._timelines: dict[str, list[Message]] = {}
@@ -51,6 +51,24 @@ class MemoryMessageStore:
         self._check_open()
         return [len(self._timelines.get(user, ())) for user in users]
 
+    async def conversation(self, cid: int, *, since: int, limit: int) -> ConversationPage:
+        """Return the conversation after `since`."""
+        assert since >= 0
+        assert limit > 0
+        self._check_open()
+        messages = self._conversations.get(cid, [])
+        return ConversationPage(len(messages), tuple(messages[since : since + limit]))
+
+    async def conversation_heads(self, cids: Sequence[int]) -> list[int]:
+        """Return each conversation's newest seq, 0 where there is none."""
+        self._check_open()
+        return [len(self._conversations.get(cid, ())) for cid in cids]
+
+    async def is_member(self, cid: int, user: str) -> bool:
+        """Return whether the user is in the conversation."""
+        self._check_open()
+        return any(user in (message.sender, message.recipient) for message in self._conversations.get(cid, ()))
+
     async def close(self) -> None:
         """Refuse whatever comes after. Idempotent."""
         self._is_closed = True
@@ -63,7 +81,7 @@ class MemoryMessageStore:
             return Appended(existing, is_new=False, positions=()) if same else KeyConflict(existing)
         pair = (min(draft.sender, draft.recipient), max(draft.sender, draft.recipient))
         cid = self._cids.setdefault(pair, len(self._cids) + 1)
-        log = self._conversations.setdefault(pair, [])
+        log = self._conversations.setdefault(cid, [])
         message = Message(
             cid=cid,
             seq=len(log) + 1,

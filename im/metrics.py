@@ -29,4 +29,17 @@ class ImMetrics:
             "im_push_failures", "Timeline entries that could not be sent; told again later."
         )
         self.absent = metrics.counter("im_push_absent", "Entries sent to an access node that the user had just left.")
+        self.conversation_pushes = metrics.counter(
+            "im_conversation_pushes", "Messages sent to access nodes that follow their conversation."
+        )
+        self.conversation_push_failures = metrics.counter(
+            "im_conversation_push_failures",
+            "Messages that could not be sent to an access node that follows their conversation; its audit finds them.",
+        )
+        self.followed = metrics.gauge(
+            "im_followed_conversations", "Conversations that access nodes follow, each counted once a node."
+        )
+        self.follows_refused = metrics.counter(
+            "im_follows_refused", "Conversations that could not be followed, because too many are."
+        )
         metrics.gauge("im_push_behind", "Users waiting to be told again.", behind)

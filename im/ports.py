@@ -19,7 +19,16 @@ import msgspec
 
 from base.clock import Timestamp
 
-__all__ = ["Appended", "Draft", "KeyConflict", "Message", "MessageStore", "Page", "TimelineEntry"]
+__all__ = [
+    "Appended",
+    "ConversationPage",
+    "Draft",
+    "KeyConflict",
+    "Message",
+    "MessageStore",
+    "Page",
+    "TimelineEntry",
+]
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +88,13 @@ class Page(msgspec.Struct, frozen=True, gc=False):
     entries: tuple[TimelineEntry, ...]
 
 
+class ConversationPage(msgspec.Struct, frozen=True, gc=False):
+    """Messages with `since < seq`, ascending and without a hole, up to the limit; `head` is the newest seq."""
+
+    head: int
+    messages: tuple[Message, ...]
+
+
 class MessageStore(Protocol):
     """Durable logs. Every method may raise `StoreUnavailable`, and reads `Overloaded` when too many wait."""
 
@@ -102,6 +118,20 @@ class MessageStore(Protocol):
 
     async def heads(self, users: Sequence[str]) -> list[int]:
         """Return each user's newest timeline offset, 0 for an unknown user."""
+        ...
+
+    async def conversation(self, cid: int, *, since: int, limit: int) -> ConversationPage:
+        """Return the conversation after `since`; head 0 if there is none. Never shows a seq before a smaller one."""
+        ...
+
+    async def conversation_heads(self, cids: Sequence[int]) -> list[int]:
+        """Return each conversation's newest seq, 0 where there is none."""
+        ...
+
+    async def is_member(self, cid: int, user: str) -> bool:
+        """Return whether the user is in the conversation, which its first message decides for good: the two users of a
+        direct conversation are its members.
+        """
         ...
 
     async def close(self) -> None:

@@ -8,6 +8,7 @@ waits. Stop: deregister, close the store.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ from base.errors import (
     Conflict,
     Draining,
     LimitExceeded,
+    PermissionDenied,
     Unavailable,
     UnknownMethod,
 )
@@ -26,11 +28,18 @@ from base.ids import checked_id
 from base.node import Node
 from base.site import Site
 from im.api import (
+    CONVERSATION,
+    CONVERSATION_ENTRIES_MAX,
+    CONVERSATION_HEADS,
+    CONVERSATIONS_MAX,
     HEADS,
     HEADS_USERS_MAX,
     RPC,
     SERVICE,
     TIMELINE,
+    Conversation,
+    ConversationHeads,
+    ConversationReply,
     Heads,
     HeadsReply,
     Rpc,
@@ -39,10 +48,10 @@ from im.api import (
     TimelinePage,
 )
 from im.config import ImConfig
-from im.core.message import Send, draft_of, publication, send_result
+from im.core.message import Send, cid_of, draft_of, publication, send_result
 from im.core.snowflake import ClockWentBack, Snowflake
 from im.metrics import ImMetrics
-from im.ports import Appended, KeyConflict, MessageStore
+from im.ports import Appended, KeyConflict, Message, MessageStore
 from im.pusher import Pusher
 from im.writer import GroupCommit
 from status.client import StatusLookups
@@ -94,11 +103,15 @@ class MessageService:
         self._snowflake = Snowflake(worker)
         self._is_draining = False
         self._metrics = ImMetrics(self.node.metrics, behind=lambda: self._pusher.behind)
-        self._pusher = Pusher(config, site, epoch=store.epoch, statuses=statuses, metrics=self._metrics)
+        self._pusher = Pusher(
+            config, site, epoch=store.epoch, statuses=statuses, peers=self.node.peers, metrics=self._metrics
+        )
         self._writer = GroupCommit(store, on_committed=self._committed, waiting_max=config.append_queue_max)
         self.node.peers.serve(RPC, self._rpc)
         self.node.peers.serve(TIMELINE, self._timeline)
         self.node.peers.serve(HEADS, self._heads)
+        self.node.peers.serve(CONVERSATION, self._conversation)
+        self.node.peers.serve(CONVERSATION_HEADS, self._conversation_heads)
         self.node.http.app.router.add_post("/v1/messages", self._post_message)
         self.node.http.app.router.add_get("/v1/users/{user}/timeline", self._get_timeline)
 
@@ -132,6 +145,7 @@ class MessageService:
             "epoch": self._store.epoch,
             "is_draining": self._is_draining,
             "push_behind": self._pusher.behind,
+            "followed": self._pusher.followed,
             "streams": self.node.peers.statistics(),
         }
 
@@ -178,26 +192,38 @@ class MessageService:
                 raise UnknownMethod(f"there is no method {rpc.method}; there are im.send and im.sync")
 
     async def _timeline(self, request: Timeline, _peer: str) -> TimelinePage:
-        if not 0 <= request.since <= OFFSET_MAX or request.limit < 0:
-            raise BadRequest("since or limit is out of range")
+        _require_range(request)
         if request.limit == 0:
             (head,) = await self._store.heads([request.user])
             return TimelinePage(self._store.epoch, head, [])
         page = await self._store.timeline(request.user, since=request.since, limit=request.limit)
-        entries: list[tuple[int, bytes]] = []
-        size = 0
-        for entry in page.entries:
-            data = publication(entry.message)
-            size += len(data)
-            if size > request.bytes_max and entries:
-                break
-            entries.append((entry.offset, data))
+        entries = _encoded(((entry.offset, entry.message) for entry in page.entries), request.bytes_max)
         return TimelinePage(self._store.epoch, page.head, entries)
 
     async def _heads(self, request: Heads, _peer: str) -> HeadsReply:
         if len(request.users) > HEADS_USERS_MAX:
             raise LimitExceeded("too many users in one call", what="users", limit=HEADS_USERS_MAX)
         return HeadsReply(self._store.epoch, await self._store.heads(request.users))
+
+    async def _conversation(self, request: Conversation, _peer: str) -> ConversationReply:
+        cid = cid_of(request.cid)
+        _require_range(request)
+        if not await self._store.is_member(cid, request.user):
+            # In the same words when it does not exist: nobody can find out by asking.
+            raise PermissionDenied("you are no member of such a conversation")
+        if request.limit == 0:
+            (head,) = await self._store.conversation_heads([cid])
+            return ConversationReply(self._store.epoch, head, [])
+        limit = min(request.limit, CONVERSATION_ENTRIES_MAX)
+        page = await self._store.conversation(cid, since=request.since, limit=limit)
+        entries = _encoded(((message.seq, message) for message in page.messages), request.bytes_max)
+        return ConversationReply(self._store.epoch, page.head, entries)
+
+    async def _conversation_heads(self, request: ConversationHeads, _peer: str) -> HeadsReply:
+        if len(request.cids) > CONVERSATIONS_MAX:
+            raise LimitExceeded("too many conversations in one call", what="conversations", limit=CONVERSATIONS_MAX)
+        heads = await self._store.conversation_heads([cid_of(cid) for cid in request.cids])
+        return HeadsReply(self._store.epoch, heads)
 
     async def _sync(self, user: str, since: int, limit: int) -> bytes:
         if not 0 <= since <= OFFSET_MAX or not 1 <= limit <= self._config.sync_entries_max:
@@ -228,6 +254,24 @@ class MessageService:
         since = _decode(query_param(request, "since", "0").encode(), int)
         limit = _decode(query_param(request, "limit", "100").encode(), int)
         return web.Response(body=await self._sync(user, since, limit), content_type="application/json")
+
+
+def _require_range(request: Timeline | Conversation) -> None:
+    if not 0 <= request.since <= OFFSET_MAX or request.limit < 0:
+        raise BadRequest("since or limit is out of range")
+
+
+def _encoded(numbered: Iterable[tuple[int, Message]], bytes_max: int) -> list[tuple[int, bytes]]:
+    """Return the publications that fit, with their numbers: one at least if there is any."""
+    entries: list[tuple[int, bytes]] = []
+    size = 0
+    for number, message in numbered:
+        data = publication(message)
+        size += len(data)
+        if size > bytes_max and entries:
+            break
+        entries.append((number, data))
+    return entries
 
 
 def _decode(data: bytes, kind: type[T]) -> T:

@@ -1,14 +1,14 @@
 """The durable message store of one machine: a SQLite file, one writing thread and a few reading ones.
 
 Appends go to the writer; `im.sqlite_log` has the layout and the crash rules. Reads look into memory first: the newest
-entries of a timeline, which is what clients nearly always ask for, are there until they are indexed. Older ones come
-from a reader's own connection, which SQLite's write-ahead log lets run beside the writer.
+entries of a timeline or conversation, which is what clients nearly always ask for, are there until they are indexed.
+Older ones come from a reader's own connection, which SQLite's write-ahead log lets run beside the writer.
 
 Invariants:
     I1  What `append` returned is on the disk: with `synchronous = FULL` it survives a power cut too.
-    I2  A page is one closed stretch of its timeline: all entries from `since` up to its last one, and a head that is
-        not below them. Memory is looked at before the indexes: what is merged in between is then seen in one of
-        them, never in neither.
+    I2  A page is one closed stretch of its timeline or conversation: all entries from `since` up to its last one, and a
+        head that is not below them. Memory is looked at before the indexes: what is merged in between is then seen in
+        one of them, never in neither.
     I3  After `close` no thread and no file is left open.
 
 One process at a time should write to a file. A second one does no harm, since each notices the other's commits, but
@@ -25,8 +25,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from base.errors import Overloaded, StoreUnavailable
-from im.ports import Appended, Draft, KeyConflict, Page, TimelineEntry
-from im.sqlite_log import MessageLog, prepare_database, read_heads, read_timeline
+from im.ports import Appended, ConversationPage, Draft, KeyConflict, Page, TimelineEntry
+from im.sqlite_log import (
+    MessageLog,
+    prepare_database,
+    read_conversation,
+    read_conversation_heads,
+    read_heads,
+    read_members,
+    read_timeline,
+)
 
 __all__ = ["SqliteMessageStore"]
 
@@ -201,6 +209,52 @@ class SqliteMessageStore:
             heads.update(await self._read(lambda connection: read_heads(connection, asked)))
         return [heads[user] for user in users]
 
+    async def conversation(self, cid: int, *, since: int, limit: int) -> ConversationPage:
+        """Return the conversation after `since`.
+
+        Raises:
+            Overloaded: too many reads wait for the disk.
+        """
+        assert since >= 0
+        assert limit > 0
+        self._check_open()
+        since = min(since, _OFFSET_END)  # as in `timeline`
+        tail = self._log.recent.conversation_tail(cid, since=since, limit=limit)
+        if tail is None:
+            return await self._read(lambda connection: _read_conversation_page(connection, cid, since, limit))
+        messages = tail.messages
+        if since + 1 < tail.first:
+            before = tail.first
+            older = await self._read(
+                lambda connection: read_conversation(connection, cid, since=since, before=before, limit=limit)
+            )
+            messages = (older + messages)[:limit]
+        return ConversationPage(tail.head, tuple(messages))
+
+    async def conversation_heads(self, cids: Sequence[int]) -> list[int]:
+        """Return each conversation's newest seq, 0 where there is none."""
+        self._check_open()
+        recent = self._log.recent
+        heads: dict[int, int] = {}
+        asked: list[int] = []
+        for cid in cids:
+            end = recent.conversation_end(cid)
+            if end is None:
+                asked.append(cid)
+            else:
+                heads[cid] = end.seq
+        if asked:
+            heads.update(await self._read(lambda connection: read_conversation_heads(connection, asked)))
+        return [heads[cid] for cid in cids]
+
+    async def is_member(self, cid: int, user: str) -> bool:
+        """Return whether the user is in the conversation."""
+        self._check_open()
+        end = self._log.recent.conversation_end(cid)
+        if end is not None:
+            return user in (end.sender, end.recipient)
+        return user in await self._read(lambda connection: read_members(connection, cid))
+
     async def close(self) -> None:
         """Wait for what was begun, then close files and threads. Idempotent."""
         self._is_closed = True
@@ -228,6 +282,16 @@ def _read_page(connection: sqlite3.Connection, user: str, since: int, limit: int
     finally:
         connection.execute("COMMIT")
     return Page(head, tuple(entries))
+
+
+def _read_conversation_page(connection: sqlite3.Connection, cid: int, since: int, limit: int) -> ConversationPage:
+    connection.execute("BEGIN")  # as in `_read_page`
+    try:
+        [(_, head)] = read_conversation_heads(connection, [cid])
+        messages = read_conversation(connection, cid, since=since, before=_OFFSET_END, limit=limit)
+    finally:
+        connection.execute("COMMIT")
+    return ConversationPage(head, tuple(messages))
 
 
 def _read_entries(

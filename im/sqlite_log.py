@@ -32,7 +32,16 @@ from base.ids import new_epoch
 from im.core.recent import Lookup, Recent
 from im.ports import Appended, Draft, KeyConflict, Message
 
-__all__ = ["SCHEMA_VERSION", "MessageLog", "prepare_database", "read_heads", "read_timeline"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "MessageLog",
+    "prepare_database",
+    "read_conversation",
+    "read_conversation_heads",
+    "read_heads",
+    "read_members",
+    "read_timeline",
+]
 
 SCHEMA_VERSION = 1
 
@@ -79,13 +88,18 @@ _MOVE = (
     FROM plan_tl WHERE pos > 2 * ?1 AND pos <= 2 * ?2 ORDER BY pos""",
 )
 
-_MESSAGE = "cid, seq, mid, msg.sender, device, recipient, msg.client_msg_id, kind, body, at"
+_MESSAGE = "msg.cid, msg.seq, mid, msg.sender, device, recipient, msg.client_msg_id, kind, body, at"
 
 _READ_UNINDEXED = f"SELECT {_MESSAGE}, sender_offset, recipient_offset FROM msg WHERE n > ? ORDER BY n"  # noqa: S608 - constants
 _READ_TIMELINE = f"""
 SELECT offset, {_MESSAGE} FROM user_tl CROSS JOIN msg USING (n)
 WHERE user = ? AND offset > ? AND offset < ? ORDER BY offset LIMIT ?
 """  # noqa: S608 - constants
+_READ_CONVERSATION = f"""
+SELECT {_MESSAGE} FROM conv CROSS JOIN msg USING (n)
+WHERE conv.cid = ? AND conv.seq > ? AND conv.seq < ? ORDER BY conv.seq LIMIT ?
+"""  # noqa: S608 - constants
+_READ_MEMBERS = "SELECT sender, recipient FROM conv CROSS JOIN msg USING (n) WHERE conv.cid = ? AND conv.seq = 1"
 
 
 class _Bulk:
@@ -137,6 +151,11 @@ _FIND_HEADS = _Bulk(
     SELECT user, ifnull((SELECT max(offset) FROM user_tl WHERE user_tl.user = asked.user), 0) FROM asked""",
     width=1,
 )
+_FIND_CONVERSATION_HEADS = _Bulk(
+    """WITH asked (cid) AS (VALUES {rows})
+    SELECT cid, ifnull((SELECT max(seq) FROM conv WHERE conv.cid = asked.cid), 0) FROM asked""",
+    width=1,
+)
 
 
 def prepare_database(connection: sqlite3.Connection) -> str:
@@ -181,6 +200,24 @@ def read_timeline(
 def read_heads(connection: sqlite3.Connection, users: Sequence[str]) -> list[tuple[str, int]]:
     """Return (user, newest indexed offset) for each user, 0 where there is none."""
     return [(user, head) for user, head in _FIND_HEADS.run(connection, [(user,) for user in users])]
+
+
+def read_conversation(
+    connection: sqlite3.Connection, cid: int, *, since: int, before: int, limit: int
+) -> list[Message]:
+    """Return up to `limit` indexed messages with `since < seq < before`, ascending."""
+    rows = connection.execute(_READ_CONVERSATION, (cid, since, before, limit)).fetchall()
+    return [Message(*columns) for columns in rows]
+
+
+def read_conversation_heads(connection: sqlite3.Connection, cids: Sequence[int]) -> list[tuple[int, int]]:
+    """Return (cid, newest indexed seq) for each conversation, 0 where there is none."""
+    return [(cid, head) for cid, head in _FIND_CONVERSATION_HEADS.run(connection, [(cid,) for cid in cids])]
+
+
+def read_members(connection: sqlite3.Connection, cid: int) -> tuple[str, ...]:
+    """Return the users of an indexed direct conversation, as its first message names them; empty if there is none."""
+    return tuple(connection.execute(_READ_MEMBERS, (cid,)).fetchone() or ())
 
 
 class MessageLog:

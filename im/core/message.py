@@ -1,7 +1,8 @@
 """What a message looks like to clients: a send's arguments checked, a stored message as a publication.
 
 A type that this server does not know passes through untouched, so that clients can grow new ones. `mid` is text in
-JSON, because 63 bits do not fit a JavaScript number.
+JSON, because 63 bits do not fit a JavaScript number. A conversation's `cid` is counted from 1 and does fit; where names
+are text it is written in decimal digits.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from base.errors import BadRequest, LimitExceeded
 from base.ids import checked_id
 from im.ports import Appended, Draft, Message
 
-__all__ = ["Send", "draft_of", "publication", "send_result"]
+__all__ = ["Send", "cid_of", "draft_of", "publication", "send_result"]
 
 KIND_BYTES_MAX = 32
+CID_MAX = 2**63 - 1
+CID_DIGITS_MAX = len(str(CID_MAX))
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -74,6 +77,18 @@ def draft_of(send: Send, *, sender: str, device: str, mid: int, at: Timestamp, b
     # Line breaks part the commands of a frame. In JSON they stand between tokens only, where a space says the same.
     body = body.replace(b"\n", b" ").replace(b"\r", b" ")
     return Draft(mid, sender, device, recipient, client_msg_id, send.type, body, at)
+
+
+def cid_of(text: str) -> int:
+    """Return the conversation that decimal digits name, 1 to 2**63 - 1.
+
+    Raises:
+        BadRequest: it is written in any other way. Two texts never name the same conversation.
+    """
+    is_number = text.isascii() and text.isdecimal() and not text.startswith("0") and len(text) <= CID_DIGITS_MAX
+    if not is_number or (cid := int(text)) > CID_MAX:
+        raise BadRequest("a conversation is named by the decimal digits of its cid")
+    return cid
 
 
 def publication(message: Message) -> bytes:

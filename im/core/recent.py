@@ -5,21 +5,22 @@ order of commit is all that durability needs; the indexes may get messages later
 then they can be found only here. `Recent` holds
 
 - *counters*: the last seq of conversations and the newest offset of timelines, to place the next message;
-- *generations*: the committed messages that the indexes may not have yet, by key and by timeline. At most two: one
-  that is being merged into the indexes, and one that collects meanwhile.
+- *generations*: the committed messages that the indexes may not have yet, by key, by timeline and by conversation. At
+  most two: one that is being merged into the indexes, and one that collects meanwhile.
 
 ```
     place ──▶ (durable) ──▶ commit ──▶ collecting ── freeze ──▶ merging ── (indexed) ──▶ retire
 ```
 
-One thread calls everything but `tail` and `head`, which any thread may call at any time: they only read, and what
-they read grows at its end or is replaced as a whole.
+One thread calls everything but `tail`, `head` and those named after conversations, which any thread may call at any
+time: they only read, and what they read grows at its end or is replaced as a whole.
 
 Invariants:
     I1  Seqs of a conversation and offsets of a timeline are placed in order, without a hole or a repeat.
     I2  A key is placed once; a later draft with it gets the first one's place, or a conflict.
     I3  The counters of whatever is in a generation are here, so a counter that is absent can be read off the indexes.
-    I4  `tail` shows a timeline from some offset to its newest committed one, all of it. Whatever is older is indexed.
+    I4  `tail` shows a timeline from some offset to its newest committed one, all of it, and `conversation_tail` a
+        conversation in the same way. Whatever is older is indexed.
 
 After a failed commit the counters are ahead of the truth: the owner throws the whole away and restores another from
 what is durable.
@@ -32,7 +33,7 @@ from dataclasses import dataclass, field
 
 from im.ports import Appended, Draft, KeyConflict, Message, TimelineEntry
 
-__all__ = ["Key", "Lookup", "Pair", "Recent", "Tail"]
+__all__ = ["ConversationTail", "Key", "Lookup", "Pair", "Recent", "Tail"]
 
 Key = tuple[str, str]
 """(sender, client_msg_id)"""
@@ -60,6 +61,15 @@ class Tail:
     entries: list[TimelineEntry]
 
 
+@dataclass(frozen=True, slots=True)
+class ConversationTail:
+    """The end of a conversation: messages as asked for, all of them at `first` or later; `head` is the newest seq."""
+
+    first: int
+    head: int
+    messages: list[Message]
+
+
 @dataclass(slots=True)
 class _Conversation:
     cid: int
@@ -68,10 +78,14 @@ class _Conversation:
 
 @dataclass(slots=True)
 class _Generation:
-    """Committed messages, by key and by timeline. A timeline's part is its first offset and what follows it."""
+    """Committed messages, by key, by timeline and by conversation.
+
+    A timeline's part is its first offset and what follows it. A conversation's messages know their seqs.
+    """
 
     by_key: dict[Key, Message] = field(default_factory=dict)
     parts: dict[str, tuple[int, list[Message]]] = field(default_factory=dict)
+    conversations: dict[int, list[Message]] = field(default_factory=dict)
 
 
 class Recent:
@@ -172,10 +186,15 @@ class Recent:
     def commit(self, fresh: Iterable[Appended]) -> None:
         """Show what is durable now, in the order in which it was placed."""
         generation = self._generations[-1]
-        parts = generation.parts
+        parts, conversations = generation.parts, generation.conversations
         for appended in fresh:
             message = appended.message
             generation.by_key[message.sender, message.client_msg_id] = message
+            conversation = conversations.get(message.cid)
+            if conversation is None:
+                conversations[message.cid] = [message]
+            else:
+                conversation.append(message)
             for user, offset in appended.positions:
                 part = parts.get(user)
                 if part is None:
@@ -221,9 +240,8 @@ class Recent:
             count = len(messages)  # once: the list may grow while we read, and the head must not
             first = first or start
             head = start + count - 1
-            begin = max(0, since + 1 - start)
-            end = min(count, begin + limit - len(entries))
-            entries.extend(TimelineEntry(start + index, messages[index]) for index in range(begin, end))
+            wanted = _indexes(start, count, since=since, room=limit - len(entries))
+            entries.extend(TimelineEntry(start + index, messages[index]) for index in wanted)
         return Tail(first, head, entries) if head else None
 
     def head(self, user: str) -> int | None:
@@ -235,6 +253,29 @@ class Recent:
                 return start + len(messages) - 1
         return None
 
+    def conversation_tail(self, cid: int, *, since: int, limit: int) -> ConversationTail | None:
+        """Return what is here of the conversation after `since`, None when nothing of it is here."""
+        first = head = 0
+        found: list[Message] = []
+        for generation in self._generations:
+            messages = generation.conversations.get(cid)
+            if messages is None:
+                continue
+            start, count = messages[0].seq, len(messages)  # once, as in `tail`
+            first = first or start
+            head = start + count - 1
+            wanted = _indexes(start, count, since=since, room=limit - len(found))
+            found.extend(messages[index] for index in wanted)
+        return ConversationTail(first, head, found) if head else None
+
+    def conversation_end(self, cid: int) -> Message | None:
+        """Return the conversation's newest committed message, None when nothing of it is here."""
+        for generation in reversed(self._generations):
+            messages = generation.conversations.get(cid)
+            if messages is not None:
+                return messages[-1]
+        return None
+
     def check_invariants(self) -> None:
         """Assert what can be read off one state (I1, I3, I4); tests call it after every step."""
         ends: dict[str, int] = {}
@@ -243,17 +284,26 @@ class Recent:
             for user, (start, messages) in generation.parts.items():
                 assert start == ends.get(user, start - 1) + 1, "I4: generations follow each other without a hole"
                 ends[user] = start + len(messages) - 1
+            by_conversation: dict[int, list[Message]] = {}
             for message in generation.by_key.values():
+                by_conversation.setdefault(message.cid, []).append(message)
                 assert message.seq == last.get(message.cid, message.seq - 1) + 1, "I1"
                 last[message.cid] = message.seq
                 conversation = self._conversations[_pair(message.sender, message.recipient)]
                 assert (conversation.cid, conversation.max_seq) >= (message.cid, message.seq), "I3"
+            assert generation.conversations == by_conversation, "I4"
         for user, end in ends.items():
             assert self._heads[user] == end, "I3"
 
 
 def _pair(sender: str, recipient: str) -> Pair:
     return (sender, recipient) if sender < recipient else (recipient, sender)
+
+
+def _indexes(start: int, count: int, *, since: int, room: int) -> range:
+    """Return which of `count` items, numbered from `start` on, follow `since`: at most `room` of them."""
+    begin = max(0, since + 1 - start)
+    return range(begin, min(count, begin + room))
 
 
 def _is_repeat(draft: Draft, existing: Message) -> bool:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from base.clock import Timestamp
 from base.errors import StoreUnavailable
 from im.memory import MemoryMessageStore
-from im.ports import Appended, Draft, KeyConflict, Message, MessageStore, Page, TimelineEntry
+from im.ports import Appended, ConversationPage, Draft, KeyConflict, Message, MessageStore, Page, TimelineEntry
 from im.sqlite import SqliteMessageStore
 
 USERS = ("ann", "bob", "cleo")
@@ -77,6 +77,21 @@ async def whole(store: MessageStore, user: str, *, limit: int = 100) -> list[Tim
         if len(page.entries) < limit:
             assert page.head == len(entries)
             return entries
+
+
+async def whole_conversation(store: MessageStore, cid: int, *, limit: int = 100) -> list[Message]:
+    """Read a conversation from its beginning, page by page."""
+    messages: list[Message] = []
+    while True:
+        since = len(messages)
+        page = await store.conversation(cid, since=since, limit=limit)
+        assert [(one.cid, one.seq) for one in page.messages] == [
+            (cid, seq) for seq in range(since + 1, since + 1 + len(page.messages))
+        ]
+        messages.extend(page.messages)
+        if len(page.messages) < limit:
+            assert page.head == len(messages)
+            return messages
 
 
 # ---------------------------------------------------------------- places
@@ -230,6 +245,71 @@ async def test_heads_come_in_the_order_of_the_question(store: MessageStore):
     assert await store.heads([]) == []
 
 
+# ---------------------------------------------------------------- conversations
+
+
+async def test_a_conversation_shows_both_directions(store: MessageStore):
+    """Every message of the two in order of commit, and no other."""
+    appended = []
+    for n in range(1, 12):
+        appended += await append(
+            store,
+            draft(key=f"k{n}"),
+            draft("bob", "ann", f"k{n}"),
+            draft("bob", "cleo", f"l{n}"),
+            draft("ann", "ann", f"m{n}"),
+        )
+    by_cid: dict[int, list[Message]] = {}
+    for one in appended:
+        by_cid.setdefault(one.message.cid, []).append(one.message)
+    assert [len(messages) for messages in by_cid.values()] == [22, 11, 11]
+    for cid, messages in by_cid.items():
+        assert await whole_conversation(store, cid) == messages
+        assert await whole_conversation(store, cid, limit=3) == messages
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 30, 31])
+async def test_paging_through_a_conversation_shows_every_message_once(store: MessageStore, limit: int):
+    """Over what is old and what is new, in one call or one by one."""
+    for begin in range(1, 31, 3):
+        await append(store, *drafts(3, first=begin))
+    messages = await whole_conversation(store, 1, limit=limit)
+    assert [message.client_msg_id for message in messages] == [f"k{n}" for n in range(1, 31)]
+
+
+@pytest.mark.parametrize("since", [3, 4, 1_000, 2**63 - 1, 2**80])
+async def test_reading_past_the_end_of_a_conversation_is_an_empty_page(store: MessageStore, since: int):
+    """It still tells the head."""
+    await append(store, *drafts(3))
+    assert await store.conversation(1, since=since, limit=5) == ConversationPage(3, ())
+
+
+async def test_a_conversation_that_does_not_exist_is_empty_and_has_no_members(store: MessageStore):
+    """Nobody said anything in it."""
+    await append(store, *drafts(8))
+    for cid in (2, 2**63 - 1):
+        assert await store.conversation(cid, since=0, limit=5) == ConversationPage(0, ())
+        assert await store.conversation_heads([cid]) == [0]
+        assert not any([await store.is_member(cid, user) for user in (*USERS, "")])
+
+
+async def test_heads_of_conversations_come_in_the_order_of_the_question(store: MessageStore):
+    """What does not exist has 0, and a conversation may be asked for twice."""
+    await append(store, *drafts(20), draft("ann", "cleo", "k99"))
+    assert await store.conversation_heads([2, 7, 1, 1]) == [1, 0, 20, 20]
+    assert await store.conversation_heads(range(3, 1_003)) == [0] * 1_000
+    assert await store.conversation_heads([]) == []
+
+
+@pytest.mark.parametrize("since_then", [0, 2, 20])
+async def test_the_two_users_of_a_direct_conversation_are_its_members(store: MessageStore, since_then: int):
+    """Whoever wrote first, and nobody else; in a chat with oneself, oneself."""
+    await append(store, draft("bob", "ann"), draft("cleo", "cleo"))
+    await append(store, *drafts(since_then, recipient="dora"))
+    members = {cid: [user for user in (*USERS, "dora") if await store.is_member(cid, user)] for cid in (1, 2)}
+    assert members == {1: ["ann", "bob"], 2: ["cleo"]}
+
+
 @pytest.mark.usefixtures("eager_threads")
 async def test_a_reader_never_sees_a_position_below_a_head_that_it_knows(store: MessageStore):
     """Closed positions: whoever reads on from where it was misses nothing, while appends run."""
@@ -255,9 +335,23 @@ async def test_a_reader_never_sees_a_position_below_a_head_that_it_knows(store: 
             known_head = head
             await asyncio.sleep(0)  # the twin answers without ever letting the writer run
 
+    async def read_conversation(limit: int) -> None:
+        seen = known_head = 0
+        while seen < total // 2:
+            committed = done // 2
+            page = await store.conversation(1, since=seen, limit=limit)
+            [head] = await store.conversation_heads([1])
+            assert head >= page.head >= max(known_head, committed)
+            count = min(limit, page.head - seen)
+            assert [message.seq for message in page.messages] == list(range(seen + 1, seen + 1 + count))
+            seen += count
+            known_head = head
+            await asyncio.sleep(0)
+
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         for limit in (1, 5, 1_000):
             tasks.create_task(read(limit))
+            tasks.create_task(read_conversation(limit))
         tasks.create_task(write())
 
 
@@ -287,6 +381,12 @@ async def test_a_closed_store_refuses_everything(store: MessageStore):
         await store.timeline("ann", since=0, limit=1)
     with pytest.raises(StoreUnavailable, match="closed"):
         await store.heads(["ann"])
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.conversation(1, since=0, limit=1)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.conversation_heads([1])
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.is_member(1, "ann")
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "sqlite-merging"])
@@ -296,17 +396,22 @@ async def test_a_restart_keeps_everything(kind: str, tmp_path: Path):
     for n in range(10):
         await append(before, draft(key=f"k{n}"), draft("cleo", "ann", f"k{n}"))
     timelines = {user: await whole(before, user) for user in USERS}
+    conversations = [await whole_conversation(before, cid) for cid in (1, 2)]
     await before.close()
 
     after = await open_store(kind, tmp_path)
     assert after.epoch == before.epoch
     assert {user: await whole(after, user) for user in USERS} == timelines
+    assert [await whole_conversation(after, cid) for cid in (1, 2)] == conversations
+    assert [await after.is_member(2, user) for user in USERS] == [True, False, True]
     [repeat, new, other] = await append(after, draft(key="k3"), draft(key="k10"), draft("bob", "cleo"))
     assert repeat == Appended(timelines["bob"][3].message, is_new=False, positions=())
     assert (new.message.seq, new.positions) == (11, (("ann", 21), ("bob", 11)))
     assert (other.message.cid, other.message.seq) == (3, 1)
     await after.close()
 
+
+CIDS = range(1, 8)  # three users have six conversations, with themselves and each other
 
 BATCHES = st.lists(
     st.builds(
@@ -343,5 +448,11 @@ async def test_sqlite_does_what_the_twin_does(steps: list, lag_max: int, hot_max
                 assert await store.heads(USERS) == await twin.heads(USERS)
                 for user in USERS:
                     assert await whole(store, user, limit=limit) == await whole(twin, user, limit=limit)
+                assert await store.conversation_heads(CIDS) == await twin.conversation_heads(CIDS)
+                for cid in CIDS:
+                    expected = await whole_conversation(twin, cid, limit=limit)
+                    assert await whole_conversation(store, cid, limit=limit) == expected
+                    for user in USERS:
+                        assert await store.is_member(cid, user) == await twin.is_member(cid, user)
         finally:
             await store.close()

@@ -174,6 +174,10 @@ async def test_a_merge_that_was_cut_off_is_done_again(path: Path, tmp_path: Path
             await other.append([draft(more), draft(more, sender="cleo")])
         assert await keys(other, "ann") == [f"k{m}" for m in range(1, n + 21)]
         assert await keys(other, "bob") == [f"k{m}" for m in range(1, n + 21) for _ in "ac"]
+        for cid in (1, 2):
+            page = await other.conversation(cid, since=0, limit=1_000)
+            assert [message.seq for message in page.messages] == list(range(1, page.head + 1))
+            assert page.head == n + 20
         await other.close()
     await store.close()
 
@@ -201,6 +205,9 @@ async def test_older_entries_are_read_from_the_file_and_newer_ones_from_memory(p
     await store._readers[1].close()
     assert (await store.timeline("bob", since=29, limit=5)).head == 30
     assert await store.heads(["ann", "bob"]) == [30, 30]
+    assert [message.seq for message in (await store.conversation(1, since=29, limit=5)).messages] == [30]
+    assert await store.conversation_heads([1]) == [30]
+    assert await store.is_member(1, "bob")
     await store.close()
 
 

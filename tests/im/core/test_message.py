@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from base.clock import Timestamp
 from base.errors import BadRequest, LimitExceeded
-from im.core.message import Send, draft_of, publication, send_result
+from im.core.message import CID_MAX, Send, cid_of, draft_of, publication, send_result
 from im.ports import Appended, Draft, Message
 
 BODY_BYTES_MAX = 20
@@ -157,3 +157,49 @@ def test_any_body_arrives_as_it_was_sent_on_one_line(body: object, indent: int |
     line = publication(message(draft(one, body_bytes_max=1_000_000).body))
     assert b"\n" not in line
     assert json.loads(line)["body"] == body
+
+
+# ---------------------------------------------------------------- names of conversations
+
+
+@pytest.mark.parametrize("cid", [1, 9, 10, 2**31, CID_MAX - 1, CID_MAX])
+def test_a_conversation_is_named_by_its_number(cid: int):
+    """As publications write it."""
+    assert cid_of(str(cid)) == cid
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "01",
+        "-1",
+        "+1",
+        " 1",
+        "1\n",
+        "1_0",
+        "1.0",
+        "0x1",
+        "\u0661",
+        "\u00b2",
+        "one",
+        str(CID_MAX + 1),
+        "9" * 5_000,
+    ],
+)
+def test_any_other_name_is_refused(text: str):
+    """Neither other digits nor other ways to write a number, nor one that is too great."""
+    with pytest.raises(BadRequest, match="decimal digits"):
+        cid_of(text)
+
+
+@given(st.text("0123456789", max_size=21))
+def test_no_conversation_has_two_names(text: str):
+    """Whoever is let in by a name is let in by that one only."""
+    try:
+        cid = cid_of(text)
+    except BadRequest:
+        assert text[:1] in ("", "0") or int(text) > CID_MAX
+    else:
+        assert str(cid) == text

@@ -109,6 +109,8 @@ def test_what_is_not_committed_is_not_shown():
     recent.place([draft()], {})
     assert recent.tail("ann", since=0, limit=10) is None
     assert recent.head("ann") is None
+    assert recent.conversation_tail(1, since=0, limit=10) is None
+    assert recent.conversation_end(1) is None
     assert len(recent) == 0
 
 
@@ -128,6 +130,26 @@ def test_a_tail_spans_both_generations():
     tail = recent.tail("bob", since=0, limit=9)
     assert tail is not None
     assert (tail.first, tail.head, tail.entries) == (3, 3, entries[2:])
+
+
+def test_a_conversation_spans_both_generations():
+    """I4: as timelines do, and without what others say meanwhile."""
+    recent = empty()
+    place(recent, draft(key="k1"), draft("ann", "cleo", key="l1"), draft(key="k2"))
+    recent.freeze()
+    place(recent, draft(key="k3"))
+    messages = [message(key=f"k{n}", seq=n) for n in (1, 2, 3)]
+    for since, limit, expected in [(0, 9, messages), (0, 2, messages[:2]), (1, 2, messages[1:]), (3, 9, [])]:
+        tail = recent.conversation_tail(1, since=since, limit=limit)
+        assert tail is not None
+        assert (tail.first, tail.head, tail.messages) == (1, 3, expected)
+    assert recent.conversation_end(1) == messages[2]
+    recent.retire()
+    tail = recent.conversation_tail(1, since=0, limit=9)
+    assert tail is not None
+    assert (tail.first, tail.head, tail.messages) == (3, 3, messages[2:])
+    assert recent.conversation_tail(2, since=0, limit=9) is None
+    assert recent.conversation_end(2) is None
 
 
 def test_too_many_counters_are_forgotten_but_for_those_in_need():
@@ -264,6 +286,20 @@ class Histories(RuleBasedStateMachine):
                 expected = [TimelineEntry(i + 1, m) for i, m in enumerate(timeline)][begin : begin + 3]
                 assert tail.entries == expected
                 assert self.recent.head(user) == len(timeline)
+        messages = [appended.message for appended in self.durable]
+        for cid in {one.cid for one in messages}:
+            conversation = [one for one in messages if one.cid == cid]
+            older = sum(one.cid == cid for one in messages[: self.indexed])
+            for since in range(len(conversation) + 2):
+                found = self.recent.conversation_tail(cid, since=since, limit=3)
+                if len(conversation) == older:
+                    assert found is None
+                    continue
+                assert found is not None
+                assert (found.first, found.head) == (older + 1, len(conversation))
+                begin = max(since, older)
+                assert found.messages == conversation[begin : begin + 3]
+                assert self.recent.conversation_end(cid) == conversation[-1]
 
 
 TestHistories = Histories.TestCase
