@@ -6,6 +6,10 @@ DEV := .venv/.dev
 # Real servers for tests and benchmarks come from the distribution's packages.
 APT := sh -c 'apt-get update -q > /dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$$@" > /dev/null' apt
 
+# What tests and benchmarks need beside Python: a peer, the JavaScript client's engine, a C compiler, a certificate maker.
+SERVERS := for need in redis-server:redis-server node:nodejs npm:npm cc:gcc cc:libc6-dev openssl:openssl; do \
+	command -v $${need%%:*} > /dev/null || $(APT) $${need\#*:}; done
+
 .PHONY: help venv up demo test check sim sim-long soak bench docs lock clean
 
 help:               ## show this list
@@ -30,7 +34,7 @@ demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temp
 	@exec $(BIN)/python -m roadstead.demo
 
 test: $(DEV)        ## all checks and all tests; installs the servers that they need
-	@command -v redis-server > /dev/null || $(APT) redis-server
+	@$(SERVERS)
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not process"
 	$(BIN)/python -m pytest -n auto --dist worksteal -m process
@@ -55,7 +59,7 @@ soak: $(DEV)        ## long forms: simulator and crash tests
 	ROADSTEAD_TEST_CRASHES=1000 $(BIN)/python -m pytest -m process --timeout 7200
 
 bench: $(DEV)       ## every benchmark, one JSON line each
-	@command -v redis-server > /dev/null || $(APT) redis-server
+	@$(SERVERS)
 	$(BIN)/python -m bench all
 
 docs: $(DEV)        ## write the generated pages of docs/reference

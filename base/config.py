@@ -2,7 +2,8 @@
 
 A section is a frozen `msgspec.Struct` whose fields are `Annotated[type, Meta(description=...)]` with a default; the
 description says meaning, unit and what raising the value does, and the reference page is made from it. A struct may
-have `problems(self) -> Iterable[str]` for rules between fields.
+have `problems(self) -> Iterable[str]` for rules between fields. A field of the type `tuple[ASection, ...]` is an array
+of tables, `[[section.field]]`; a later source replaces it as a whole.
 
 Sources, the later wins:
     1. the struct's defaults
@@ -20,7 +21,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -81,8 +82,12 @@ def field_docs(kind: type[Section], prefix: str = "") -> Iterator[FieldDoc]:
     for field in msgspec.structs.fields(kind):
         path = f"{prefix}{field.encode_name}"
         bare, meaning = _unwrap(hints[field.name])
-        if isinstance(bare, type) and issubclass(bare, Section):
+        if _is_section(bare):
             yield from field_docs(bare, f"{path}.")
+            continue
+        if (element := _section_of_tables(bare)) is not None:
+            yield FieldDoc(path, "tables", "[]", meaning)
+            yield from field_docs(element, f"{path}[].")
             continue
         if field.default is not msgspec.NODEFAULT:
             default = json.dumps(msgspec.to_builtins(field.default))
@@ -168,8 +173,10 @@ def _build(kind: type[S], tree: Any, prefix: str, origin: dict[str, str], errors
     values: dict[str, Any] = {}
     for name, field in known.items():
         bare, _ = _unwrap(hints[field.name])
-        if isinstance(bare, type) and issubclass(bare, Section):
+        if _is_section(bare):
             values[field.name] = _build(bare, tree.get(name, {}), f"{prefix}{name}.", origin, errors)
+        elif name in tree and (element := _section_of_tables(bare)) is not None:
+            values[field.name] = _build_tables(element, tree[name], f"{prefix}{name}", origin, errors)
         elif name in tree:
             try:
                 # strict=False reads "8080" and "true" where a number or boolean is meant, as the environment needs.
@@ -185,11 +192,31 @@ def _build(kind: type[S], tree: Any, prefix: str, origin: dict[str, str], errors
     return built
 
 
+def _build_tables(
+    kind: type[Section], tables: Any, path: str, origin: dict[str, str], errors: list[str]
+) -> tuple[Section | None, ...]:
+    if not isinstance(tables, list):
+        errors.append(f"{_where(origin, path)}: {path} is an array of tables: write [[{path}]]")
+        return ()
+    return tuple(_build(kind, table, f"{path}[{place}].", origin, errors) for place, table in enumerate(tables))
+
+
 def _where(origin: dict[str, str], path: str) -> str:
+    path = path.partition("[")[0]  # an array of tables comes from one source
     for known, where in origin.items():
         if known == path or known.startswith(f"{path}.") or path.startswith(f"{known}."):
             return where
     return "configuration"
+
+
+def _is_section(bare: Any) -> TypeGuard[type[Section]]:
+    return isinstance(bare, type) and issubclass(bare, Section)
+
+
+def _section_of_tables(bare: Any) -> type[Section] | None:
+    """Return S of `tuple[S, ...]`, None if that is not what it is."""
+    element = next(iter(get_args(bare)), None) if get_origin(bare) is tuple else None
+    return element if _is_section(element) else None
 
 
 def _unwrap(hint: Any) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ snapshot.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hmac
 import ipaddress
@@ -35,9 +36,12 @@ from base.errors import (
 from base.log import logger
 from base.metrics import Metrics
 
-__all__ = ["Credentials", "HttpServer", "Role", "is_loopback", "json_body", "json_response", "query_param"]
+__all__ = ["Credentials", "HttpServer", "Role", "failure", "is_loopback", "json_body", "json_response", "query_param"]
 
 T = TypeVar("T")
+
+KEEPALIVE_S = 75.0
+"""How long a connection may stay open between two requests."""
 _encoder = msgspec.json.Encoder()
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -105,6 +109,25 @@ def json_response(value: object, *, status: int = 200, headers: Mapping[str, str
     return web.Response(body=_encoder.encode(value), status=status, content_type="application/json", headers=headers)
 
 
+def failure(error: RoadsteadError) -> tuple[int, dict[str, str], bytes]:
+    """Return the status, headers and body that answer a request that failed."""
+    code: Code = error.code
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    if "retry_after_ms" in error.detail:
+        headers["Retry-After"] = str(-(-int(error.detail["retry_after_ms"]) // 1000))
+    if code is Code.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
+    body: dict[str, Any] = {
+        "code": code.number,
+        "name": code.label,
+        "retry": code.retry.value,
+        "message": error.message,
+    }
+    if error.detail:
+        body["detail"] = error.detail
+    return code.http_status, headers, _encoder.encode({"error": body})
+
+
 def query_param(request: web.Request, name: str, default: str | None = None) -> str:
     """Return a query parameter. Raises BadRequest when it is missing and has no default."""
     value = request.query.get(name, default)
@@ -133,8 +156,17 @@ class HttpServer:
         *,
         statistics: Callable[[], object],
         body_bytes_max: int = 1024 * 1024,
+        is_public: bool = False,
     ) -> None:
-        """`statistics` is read by `/debug/statistics`; bodies over `body_bytes_max` are refused with 413."""
+        """Nothing is opened yet.
+
+        Args:
+            node: its name.
+            metrics: its metrics.
+            statistics: read by `/debug/statistics`.
+            body_bytes_max: longer bodies are refused with 413.
+            is_public: the port is for clients: it shows no metrics and no statistics.
+        """
         self.app = web.Application(middlewares=[self._errors], client_max_size=body_bytes_max)
         self.is_ready = False
         self.url = ""
@@ -144,11 +176,24 @@ class HttpServer:
         self._body_bytes_max = body_bytes_max
         self._runner: web.AppRunner | None = None
         self._log = logger(node=node)
-        self._failures = metrics.counter("http_errors", "HTTP requests answered with an error, by code name.", ["name"])
+        self._failures = (
+            metrics.counter("client_http_errors", "The same, of requests that came to the clients' port.", ["name"])
+            if is_public
+            else metrics.counter("http_errors", "HTTP requests answered with an error, by code name.", ["name"])
+        )
         self.app.router.add_get("/healthz", self._healthz)
         self.app.router.add_get("/readyz", self._readyz)
-        self.app.router.add_get("/metrics", self._render_metrics)
-        self.app.router.add_get("/debug/statistics", self._render_statistics)
+        if not is_public:
+            self.app.router.add_get("/metrics", self._render_metrics)
+            self.app.router.add_get("/debug/statistics", self._render_statistics)
+
+    async def prepare(self) -> Callable[[], asyncio.Protocol]:
+        """Return a factory of the protocol that serves one connection, for whoever listens by other means."""
+        # shutdown_timeout: open peer streams and clients were told to leave before; do not wait for them again.
+        self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=0.5, keepalive_timeout=KEEPALIVE_S)
+        await self._runner.setup()
+        assert self._runner.server is not None
+        return self._runner.server
 
     async def listen(self, host: str, port: int) -> str:
         """Bind and serve; return the base URL (port 0 picks a free one).
@@ -156,9 +201,8 @@ class HttpServer:
         Raises:
             ConfigError: the address cannot be bound; the message says which and why.
         """
-        # shutdown_timeout: open peer streams and clients were told to leave before; do not wait for them again.
-        self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=0.5)
-        await self._runner.setup()
+        await self.prepare()
+        assert self._runner is not None
         site = web.TCPSite(self._runner, host, port, backlog=1024)
         try:
             await site.start()
@@ -199,22 +243,9 @@ class HttpServer:
             return self._failed(RoadsteadError())
 
     def _failed(self, error: RoadsteadError) -> web.Response:
-        code: Code = error.code
-        self._failures.labels(self._node, code.label).inc()
-        headers = {}
-        if "retry_after_ms" in error.detail:
-            headers["Retry-After"] = str(-(-int(error.detail["retry_after_ms"]) // 1000))
-        if code is Code.UNAUTHENTICATED:
-            headers["WWW-Authenticate"] = "Bearer"
-        body: dict[str, Any] = {
-            "code": code.number,
-            "name": code.label,
-            "retry": code.retry.value,
-            "message": error.message,
-        }
-        if error.detail:
-            body["detail"] = error.detail
-        return json_response({"error": body}, status=code.http_status, headers=headers)
+        self._failures.labels(self._node, error.code.label).inc()
+        status, headers, body = failure(error)
+        return web.Response(body=body, status=status, headers=headers)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return json_response({"status": "ok"})

@@ -49,6 +49,8 @@ class Node:
         self.metrics = Metrics(site.name)
         self.http = HttpServer(site.name, self.metrics, statistics=lambda: {"node": site.name, **statistics()})
         self.peers = PeerServer(peer_key=site.peer_key)
+        self.drain_deadline_s = 10.0
+        """How long the role may take to drain when its process is told to stop."""
         self.http.app.router.add_get(PEER_PATH, self.peers.handle)
         self._note = note or bytes
         self._instance: ServiceInstance | None = None

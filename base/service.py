@@ -24,7 +24,6 @@ from base.node import Node
 
 __all__ = ["Service", "run_services"]
 
-DRAIN_DEADLINE_S = 10.0
 STOP_DEADLINE_S = 5.0
 
 
@@ -76,7 +75,7 @@ async def run_services(
                 on_ready()
                 await stop.wait()
                 for service in reversed(services):
-                    await _bounded(service.node.site.name, "drain", service.drain(), DRAIN_DEADLINE_S)
+                    await _bounded(service.node.site.name, "drain", service.drain(), service.node.drain_deadline_s)
                 for task in running:
                     task.cancel()
         except BaseExceptionGroup as group:

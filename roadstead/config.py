@@ -30,7 +30,7 @@ class UpConfig(Section, frozen=True, kw_only=True):
             ge=0,
             le=65_000,
             description="Port of the scheduler; the other nodes take the ports after it: im, then access, then status, "
-            "then the registry. 0 picks free ones.",
+            "then the registry, and last the access nodes' ports for clients. 0 picks free ones.",
         ),
     ] = 8700
     allow_remote: Annotated[

@@ -2,6 +2,7 @@
 
 api-key          the API key with the role admin, for `curl` and backends
 peer-key         the key of peer streams, for processes that join from elsewhere
+ticket-key       the key of tickets and its name, for access nodes that join from elsewhere
 secrets.json     every secret of this deployment, made at the first start; mode 0600
 endpoints.json   where the running system listens, rewritten at each start
 lock             held by the running process
@@ -47,6 +48,8 @@ class Endpoints(msgspec.Struct, frozen=True):
     access: dict[str, str]
     im: dict[str, str]
     registry: dict[str, str] = {}
+    clients: dict[str, str] = {}
+    """Where clients reach each access node."""
 
     def nodes(self) -> dict[str, str]:
         """Return all nodes' URLs by id."""
@@ -103,9 +106,14 @@ class DataFolder:
         else:
             secrets = Secrets(new_secret(), new_secret(), new_secret(), "k1", new_secret())
             self._write("secrets.json", msgspec.json.format(msgspec.json.encode(secrets)))
-        for name, key in (("api-key", secrets.api_key), ("peer-key", secrets.peer_key)):
+        files = {
+            "api-key": secrets.api_key,
+            "peer-key": secrets.peer_key,
+            "ticket-key": f"{secrets.ticket_kid} {secrets.ticket_key}",
+        }
+        for name, text in files.items():
             if not (self.path / name).exists():
-                self._write(name, key.encode() + b"\n")
+                self._write(name, text.encode() + b"\n")
         return secrets
 
     def secrets(self) -> Secrets:

@@ -1,4 +1,7 @@
-"""What access nodes use of the scheduler: checking, without asking it, the tickets that it signed."""
+"""What access nodes use of the scheduler: checking, without asking it, the tickets that it signed.
+
+They sign tickets themselves for clients that they send to each other.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from base.clock import Timestamp
 from base.errors import BadRequest, PermissionDenied, TokenExpired, Unauthenticated
 from base.ids import NodeId, checked_id
 from scheduler.api import TICKET_AUDIENCE, Ticket
+from scheduler.tokens import mint_ticket
 
-__all__ = ["LEEWAY_S", "TicketVerifier"]
+__all__ = ["LEEWAY_S", "TicketVerifier", "mint_ticket"]
 
 LEEWAY_S = 2
 """How long after its expiry a ticket is still taken (seconds), for clocks that differ between machines."""
@@ -27,6 +31,13 @@ class TicketVerifier:
         assert keys
         self._keys = dict(keys)
         self._node = node
+
+    def is_ticket(self, token: str) -> bool:
+        """Return whether a token claims to be a ticket: it names one of the keys. Nothing is proven by that."""
+        try:
+            return jwt.get_unverified_header(token).get("kid") in self._keys
+        except (jwt.InvalidTokenError, UnicodeEncodeError, TypeError):
+            return False
 
     def verify(self, token: str, now: Timestamp) -> Ticket:
         """Return the ticket's claims.

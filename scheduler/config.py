@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from msgspec import Meta
 
 from base.config import Section
+from base.core.origins import origin_problems
 
 __all__ = ["SchedulerConfig"]
 
@@ -31,3 +33,14 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
         int, Meta(ge=10, description="First ceiling of the wait that clients are told to keep between rounds (ms).")
     ] = 200
     backoff_ceiling_ms: Annotated[int, Meta(ge=100, description="Last ceiling of that wait (ms).")] = 20_000
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Web pages that may ask for access from a browser: `https://app.example.com`, "
+            "`https://*.example.com`, or `*` for all. A client that is no browser names no origin."
+        ),
+    ] = ("*",)
+
+    def problems(self) -> Iterable[str]:
+        """Origins must be such."""
+        yield from origin_problems("origins", self.origins)

@@ -13,10 +13,12 @@ import msgspec
 from aiohttp import web
 
 from access.api import SERVICE as ACCESS_SERVICE
-from access.api import WEBSOCKET_PATH, NodeReport
+from access.api import NodeReport, transport_urls
+from base.core.origins import Origins
+from base.cors import Cors
 from base.errors import BadRequest, NotReady, StoreError, Unauthenticated
 from base.http import Role, bearer, json_response, query_param
-from base.ids import NodeId, checked_id, entropy, new_uuid
+from base.ids import NodeId, checked_id, entropy, name_order, new_uuid
 from base.node import Node
 from base.registry import ServiceInstance, follow
 from base.site import Site
@@ -55,7 +57,11 @@ class Scheduler:
         self._load = LoadEstimate()
         self._random = entropy()
         self._metrics = SchedulerMetrics(self.node.metrics, access_nodes=lambda: len(self._nodes))
+        self._instances: tuple[ServiceInstance, ...] = ()
         self.node.http.app.router.add_get("/v1/access", self._access)
+        self._cors = Cors(Origins(config.origins).allows)
+        self._cors.guard(self.node.http.app, "/v1/access", "GET")
+        self.node.http.app.router.add_get("/v1/admin/access/nodes", self._admin_nodes)
 
     async def start(self) -> None:
         """Listen and join."""
@@ -67,6 +73,7 @@ class Scheduler:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             async for view in follow(self._registry.services, ACCESS_SERVICE, self._clock, on_outage=self._outage):
+                self._instances = tuple(view.items)
                 self._nodes = tuple(_read(instance) for instance in view.items)
                 self._load.forget_all_but(self._nodes)
 
@@ -94,6 +101,7 @@ class Scheduler:
 
     async def _access(self, request: web.Request) -> web.Response:
         """Answer `GET /v1/access`, asked by a client with a user token, or by a backend with an API key and `user`."""
+        self._cors.require_origin(request)
         unknown = set(request.query) - _PARAMS
         if unknown:
             raise BadRequest(f"unknown query parameters: {', '.join(sorted(unknown))}")
@@ -107,6 +115,33 @@ class Scheduler:
         self._load.assigned(decision.candidates[0])
         self._metrics.decisions.inc()
         return json_response(self._answer(decision, user, device, platform, explain="why" in request.query))
+
+    async def _admin_nodes(self, request: web.Request) -> web.Response:
+        """Answer with the access nodes as they last reported; `url` is where operators reach each."""
+        self._credentials.require(request, Role.VIEWER)
+        nodes = []
+        for instance in sorted(self._instances, key=lambda instance: name_order(instance.id)):
+            report = _report(instance)
+            nodes.append(
+                {
+                    "node": instance.id,
+                    "url": instance.url,
+                    "client_url": instance.meta.get("client_url", ""),
+                    "region": instance.meta.get("region", ""),
+                    "version": report.version,
+                    "capacity": int(instance.meta["capacity"]),
+                    "connections": report.connections,
+                    "estimate": self._load.connections(_read(instance)),
+                    "is_draining": report.is_draining,
+                    "accepted": report.accepted,
+                    "refused": report.refused,
+                    "rejected": report.rejected,
+                    "abnormal": report.abnormal,
+                    "loop_lag_ms": report.loop_lag_ms,
+                    "resident_bytes": report.resident_bytes,
+                }
+            )
+        return json_response({"nodes": nodes})
 
     def _user(self, request: web.Request) -> str:
         credential = bearer(request)
@@ -134,10 +169,7 @@ class Scheduler:
         return AccessAnswer(
             decision=ticket.jti,
             ttl_ms=self._config.ticket_ttl_ms,
-            candidates=tuple(
-                Candidate(node.id, node.region, {"websocket": node.url.replace("http", "ws", 1) + WEBSOCKET_PATH})
-                for node in decision.candidates
-            ),
+            candidates=tuple(Candidate(node.id, node.region, transport_urls(node.url)) for node in decision.candidates),
             ticket=mint_ticket(ticket, kid=self._kid, key=self._ticket_secret),
             backoff=Backoff(self._config.backoff_base_ms, self._config.backoff_ceiling_ms),
             why=decision.why if explain else None,
@@ -149,10 +181,10 @@ class Scheduler:
 
 def _read(instance: ServiceInstance) -> AccessNode:
     """An access node from its registration; one that has not reported yet counts as empty."""
-    report = msgspec.msgpack.decode(instance.note, type=NodeReport) if instance.note else NodeReport()
+    report = _report(instance)
     return AccessNode(
         id=NodeId(instance.id),
-        url=instance.url,
+        url=instance.meta.get("client_url", instance.url),
         region=instance.meta.get("region", ""),
         capacity=int(instance.meta["capacity"]),
         connections=report.connections,
@@ -160,3 +192,7 @@ def _read(instance: ServiceInstance) -> AccessNode:
         # A new life counts its reports from 1 again.
         report=(instance.incarnation, report.number),
     )
+
+
+def _report(instance: ServiceInstance) -> NodeReport:
+    return msgspec.msgpack.decode(instance.note, type=NodeReport) if instance.note else NodeReport()

@@ -51,6 +51,13 @@ class DeflateTerms(msgspec.Struct, frozen=True):
     client_no_context_takeover: bool = True
     server_max_window_bits: int = _WINDOW_BITS_MAX
     client_max_window_bits: int = _WINDOW_BITS_MAX
+    names_server_window: bool = False
+    """Whether the client asked for a window of the server's, which then has to be named, the largest too (7.1.2.1)."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a message that the server compressed for one client is good for others with such terms."""
+        return self.server_no_context_takeover and self.server_max_window_bits == _WINDOW_BITS_MAX
 
     def encode(self) -> str:
         """Return the terms as an element of `Sec-WebSocket-Extensions`: a client's offer, or a server's answer."""
@@ -59,7 +66,7 @@ class DeflateTerms(msgspec.Struct, frozen=True):
             parts.append("server_no_context_takeover")
         if self.client_no_context_takeover:
             parts.append("client_no_context_takeover")
-        if self.server_max_window_bits != _WINDOW_BITS_MAX:
+        if self.names_server_window or self.server_max_window_bits != _WINDOW_BITS_MAX:
             parts.append(f"server_max_window_bits={self.server_max_window_bits}")
         if self.client_max_window_bits != _WINDOW_BITS_MAX:
             parts.append(f"client_max_window_bits={self.client_max_window_bits}")
@@ -110,6 +117,7 @@ def negotiate(offers: tuple[Extension, ...], *, keeps_context: bool = False) -> 
                 server_no_context_takeover=asked.server_no_context_takeover or not keeps_context,
                 client_no_context_takeover=asked.client_no_context_takeover or not keeps_context,
                 server_max_window_bits=asked.server_max_window_bits,
+                names_server_window=asked.names_server_window,
             )
     return None
 
@@ -150,6 +158,7 @@ def _read(extension: Extension, *, is_offer: bool) -> DeflateTerms | None:
         client_no_context_takeover="client_no_context_takeover" in parameters,
         server_max_window_bits=int(parameters.get("server_max_window_bits") or _WINDOW_BITS_MAX),
         client_max_window_bits=int(parameters.get("client_max_window_bits") or _WINDOW_BITS_MAX),
+        names_server_window=is_offer and "server_max_window_bits" in parameters,
     )
 
 

@@ -114,3 +114,42 @@ def test_the_reference_lists_every_leaf_with_default_and_meaning() -> None:
     assert (docs["inner.low"].default, docs["inner.low"].meaning) == ("1", "The low bound.")
     assert docs["inner.names"].default == "[]"
     assert next(iter(field_docs(Needy))).default == "(required)"
+
+
+# ---------------------------------------------------------------- arrays of tables
+
+
+class Many(Section, frozen=True, kw_only=True):
+    inners: Annotated[tuple[Inner, ...], Meta(description="Any number.")] = ()
+    names: tuple[str, ...] = ()
+
+
+def test_an_array_of_tables_is_read_and_replaced_as_a_whole(tmp_path: Path) -> None:
+    """Each table is a section with its defaults; a flag or the environment gives all of them, as JSON."""
+    file = written(tmp_path, "[[inners]]\nlow = 2\n[[inners]]\nhigh = 30\n")
+    assert load(Many, file=file, env={}).inners == (Inner(low=2), Inner(high=30))
+    assert load(Many, file=file, env={}, flags=['inners=[{"low": 3}]']).inners == (Inner(low=3),)
+    assert load(Many, file=file, env={}, flags=["inners=[]"]).inners == ()
+
+
+def test_each_table_of_an_array_is_checked_as_a_section_is(tmp_path: Path) -> None:
+    """Types, unknown keys and rules between fields, each with its place in the array."""
+    file = written(tmp_path, "[[inners]]\nlow = 0\n[[inners]]\nlwo = 1\n[[inners]]\nlow = 30\n")
+    assert errors_of(Many, file=file) == [
+        f"{file}: inners[0].low: Expected `int` >= 1",
+        f"{file}: unknown key inners[1].lwo; did you mean inners[1].low?",
+        "inners[2]: low is above high",
+    ]
+
+
+def test_what_is_no_array_of_tables_is_refused(tmp_path: Path) -> None:
+    """One table, or a list of something else."""
+    assert errors_of(Many, file=written(tmp_path, "inners = 3\n"))[0].endswith("write [[inners]]")
+    assert "inners[0] is a section" in errors_of(Many, file=written(tmp_path, "inners = [3]\n"))[0]
+
+
+def test_the_reference_lists_the_fields_of_tables() -> None:
+    """Under the array's name, so that each has its own line."""
+    docs = {doc.path: doc for doc in field_docs(Many)}
+    assert list(docs) == ["inners", "inners[].low", "inners[].high", "inners[].names", "inners[].is_on", "names"]
+    assert (docs["inners"].type_name, docs["inners"].default, docs["inners"].meaning) == ("tables", "[]", "Any number.")

@@ -94,12 +94,19 @@ def test_every_legal_offer_is_answered_legally(server_bits: int | None, client_b
             assert terms is keeping is None  # zlib cannot write it
             continue
         window = server_bits or 15
-        assert terms == DeflateTerms(server_max_window_bits=window)
+        asks = server_bits is not None
+        assert terms == DeflateTerms(server_max_window_bits=window, names_server_window=asks)
         assert keeping == DeflateTerms(
-            server_no_context_takeover=forgets[0], client_no_context_takeover=forgets[1], server_max_window_bits=window
+            server_no_context_takeover=forgets[0],
+            client_no_context_takeover=forgets[1],
+            server_max_window_bits=window,
+            names_server_window=asks,
         )
+        assert terms.is_shared is (window == 15)
+        assert keeping.is_shared is (window == 15 and forgets[0])
         for answer in (terms, keeping):
             [element] = parsed(answer.encode())
+            assert (SERVER_BITS in dict(element.parameters)) is asks  # 7.1.2.1: whoever asks for one is told one
             assert agree(DeflateTerms(*forgets), element) is not None
 
 
@@ -126,7 +133,9 @@ def test_an_offer_that_cannot_be_kept_is_passed_over(parameter: str):
     bad = f"permessage-deflate; {parameter}"
     assert negotiate(parsed(bad)) is None
     assert negotiate(parsed(f"{bad}, x-other, permessage-deflate")) == DeflateTerms()
-    assert negotiate(parsed(f"permessage-deflate; {SERVER_BITS}=9, {bad}")) == DeflateTerms(server_max_window_bits=9)
+    assert negotiate(parsed(f"permessage-deflate; {SERVER_BITS}=9, {bad}")) == DeflateTerms(
+        server_max_window_bits=9, names_server_window=True
+    )
 
 
 def test_without_an_offer_there_is_no_compression():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from access.core.origins import Origins
+from base.core.origins import Origins, origin_problems
 
 
 @pytest.mark.parametrize("patterns", [[], ["https://app.example.com"], ["*"], ["null"]])
@@ -163,3 +163,11 @@ def test_any_text_has_an_answer(text: str):
     """A header is whatever the client sends."""
     assert Origins(["https://*.example.com", "*"]).allows(text) in {True, False}
     assert not Origins(["https://*.example.com"]).allows(text)
+
+
+def test_the_problems_of_a_setting_name_each_bad_pattern():
+    """All at once, and none for patterns that are good."""
+    assert list(origin_problems("origins", ["https://a.example", "*"])) == []
+    told = list(origin_problems("origins", ["a.example", "*", "https://a.example/path"]))
+    assert len(told) == 2
+    assert all(line.startswith("origins: ") for line in told)

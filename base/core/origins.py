@@ -18,11 +18,11 @@ Sources: RFC 6454 (sections 4, 5 and 6.2: triple, default ports, text form); RFC
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv6Address
 from typing import NamedTuple
 
-__all__ = ["Origins"]
+__all__ = ["Origins", "origin_problems"]
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 ORIGIN = re.compile(
@@ -85,6 +85,15 @@ class Origins:
             if asked._replace(host=parent) in self._below:
                 return True
         return False
+
+
+def origin_problems(setting: str, patterns: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong with the patterns of a setting, one line each."""
+    for pattern in patterns:
+        try:
+            Origins([pattern])
+        except ValueError as error:
+            yield f"{setting}: {error}"
 
 
 def _check_common_mistakes(pattern: str) -> None:
