@@ -1,140 +1,156 @@
-"""Who gets which timeline entry: every session of a user sees every offset once and in order, or is told to fetch.
+"""Who gets which timeline entry: every client of a user sees every offset once and in order, or is told to fetch.
 
 The message services send each new entry to the access nodes that hold the user's sessions, and may send it twice,
-late, or not at all. The offsets are 1, 2, 3 ... without a hole, so that each session's own position tells what to do
+late, or not at all. The offsets are 1, 2, 3 ... without a hole, so that each client's own position tells what to do
 with an entry:
 
     offset <= position       seen: drop
     offset == position + 1   next: write, position + 1
     offset >  position + 1   something is missing: fetch from the timeline, which has it
 
-While a session is loading (its start is being read from the timeline, or a gap fetched), entries for it are not
-written; if any came by, the session fetches once more when it has loaded. Nothing is buffered, since the timeline has
-it all.
+While a client is loading (its start is being read from the timeline, or a gap fetched), entries for it are not
+written; if any came by, it fetches once more when it has loaded. Nothing is buffered, since the timeline has it all.
+
+A client's place in the hub is its *reader*. Nearly all users have one client, so that the hub keeps the reader itself
+by user, and a tuple only where there are several.
 
 Invariants:
-    I1  A session's writes have offsets position + 1, position + 2, ... without gap or repeat.
-    I2  A session that missed an entry is loading, or is behind only by entries that nobody told this node about, or
+    I1  A client's writes have offsets position + 1, position + 2, ... without gap or repeat.
+    I2  A client that missed an entry is loading, or is behind only by entries that nobody told this node about, or
         its last fetch failed: then the next entry or audit makes it fetch.
-    I3  The sessions by user and the sessions by id are the same ones.
+    I3  A reader is in the hub from `attach` to `detach`, under its user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Generic, NamedTuple, TypeVar
 
-__all__ = ["InboxHub", "Routing"]
+__all__ = ["InboxHub", "Reader", "Routing"]
 
-
-@dataclass(slots=True)
-class _Subscriber:
-    user: str
-    position: int = 0
-    is_loading: bool = True
-    newest_heard: int = 0
-    """Greatest offset that came by; above `position` after loading, there is more to fetch."""
+C = TypeVar("C")
 
 
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """What to do with one entry: write it to these sessions, and fetch for those."""
+class Reader(Generic[C]):
+    """A client's place in its user's timeline."""
 
-    write: tuple[str, ...]
-    fetch: tuple[str, ...]
+    __slots__ = ("client", "is_loading", "newest_heard", "position", "user")
+
+    def __init__(self, client: C, user: str) -> None:
+        self.client = client
+        self.user = user
+        self.position = 0
+        """Offset up to which the client was written to."""
+        self.is_loading = True
+        self.newest_heard = 0
+        """Greatest offset that came by; above `position` after loading, there is more to fetch."""
 
 
-class InboxHub:
+class Routing(NamedTuple, Generic[C]):
+    """What to do with one entry: write it to these clients, and fetch for those."""
+
+    write: list[C]
+    fetch: list[Reader[C]]
+
+
+class InboxHub(Generic[C]):
     """All inbox subscriptions of one access node."""
 
     def __init__(self) -> None:
-        self._sessions: dict[str, _Subscriber] = {}
-        self._users: dict[str, dict[str, _Subscriber]] = {}
+        self._readers: dict[str, Reader[C] | tuple[Reader[C], ...]] = {}
 
-    def attach(self, session: str, user: str) -> None:
-        """Add a session, loading: call `loaded` when its start was read. Must precede the reading."""
-        assert session not in self._sessions
-        subscriber = _Subscriber(user)
-        self._sessions[session] = subscriber
-        self._users.setdefault(user, {})[session] = subscriber
+    def attach(self, client: C, user: str) -> Reader[C]:
+        """Add a client, loading: call `loaded` when its start was read. Must precede the reading."""
+        reader = Reader(client, user)
+        here = self._readers.get(user)
+        if here is None:
+            self._readers[user] = reader
+        else:
+            self._readers[user] = (*_each(here), reader)
+        return reader
 
-    def detach(self, session: str) -> None:
-        """Remove a session. Unknown sessions are no error."""
-        subscriber = self._sessions.pop(session, None)
-        if subscriber is not None:
-            sessions = self._users[subscriber.user]
-            del sessions[session]
-            if not sessions:
-                del self._users[subscriber.user]
+    def detach(self, reader: Reader[C]) -> None:
+        """Remove a reader. One that is gone already is no error."""
+        left = tuple(other for other in self._of(reader.user) if other is not reader)
+        if len(left) > 1:
+            self._readers[reader.user] = left
+        elif left:
+            self._readers[reader.user] = left[0]
+        else:
+            self._readers.pop(reader.user, None)
 
-    def loaded(self, session: str, position: int) -> bool:
-        """The session has been given everything up to `position`. Returns whether it must fetch once more.
+    def loaded(self, reader: Reader[C], position: int) -> bool:
+        """The client has been given everything up to `position`. Returns whether it must fetch once more.
 
-        A session that is already beyond the position stays where it is (a client read its own start again).
+        One that is already beyond the position stays where it is (a client read its own start again).
         """
-        subscriber = self._sessions.get(session)
-        if subscriber is None:
-            return False
-        subscriber.position = max(subscriber.position, position)
-        subscriber.is_loading = subscriber.newest_heard > subscriber.position
-        return subscriber.is_loading
+        reader.position = max(reader.position, position)
+        reader.is_loading = reader.newest_heard > reader.position and self.has(reader)
+        return reader.is_loading
 
-    def load_failed(self, session: str) -> None:
-        """The fetch failed. The next entry, or the next audit, will find the session behind and fetch again."""
-        subscriber = self._sessions.get(session)
-        if subscriber is not None:
-            subscriber.is_loading = False
+    def load_failed(self, reader: Reader[C]) -> None:
+        """The fetch failed. The next entry, or the next audit, will find the client behind and fetch again."""
+        reader.is_loading = False
 
-    def route(self, user: str, offset: int, *, has_data: bool) -> Routing:
+    def route(self, user: str, offset: int, *, has_data: bool) -> Routing[C]:
         """Decide on one entry. Without data (only the offset is news) nobody is written to, who is behind fetches."""
-        write: list[str] = []
-        fetch: list[str] = []
-        for session, subscriber in self._users.get(user, {}).items():
-            subscriber.newest_heard = max(subscriber.newest_heard, offset)
-            if subscriber.is_loading or offset <= subscriber.position:
+        write: list[C] = []
+        fetch: list[Reader[C]] = []
+        for reader in self._of(user):
+            reader.newest_heard = max(reader.newest_heard, offset)
+            if reader.is_loading or offset <= reader.position:
                 continue
-            if has_data and offset == subscriber.position + 1:
-                subscriber.position = offset
-                write.append(session)
+            if has_data and offset == reader.position + 1:
+                reader.position = offset
+                write.append(reader.client)
             else:
-                subscriber.is_loading = True
-                fetch.append(session)
-        return Routing(tuple(write), tuple(fetch))
+                reader.is_loading = True
+                fetch.append(reader)
+        return Routing(write, fetch)
 
-    def position(self, session: str) -> int | None:
-        """Return the offset up to which the session was written to, None when it is not attached."""
-        subscriber = self._sessions.get(session)
-        return subscriber.position if subscriber is not None else None
-
-    def user(self, session: str) -> str | None:
-        """Return whose session it is, None when it is not attached."""
-        subscriber = self._sessions.get(session)
-        return subscriber.user if subscriber is not None else None
+    def has(self, reader: Reader[C]) -> bool:
+        """Return whether the reader is still here."""
+        return any(other is reader for other in self._of(reader.user))
 
     def has_user(self, user: str) -> bool:
-        """Return whether any session of the user is attached."""
-        return user in self._users
+        """Return whether any client of the user is attached."""
+        return user in self._readers
 
     def users(self) -> tuple[str, ...]:
-        """Return the users with an attached session: whose heads an audit compares."""
-        return tuple(self._users)
+        """Return the users with an attached client: whose heads an audit compares."""
+        return tuple(self._readers)
 
-    def audit(self, heads: Mapping[str, int]) -> tuple[str, ...]:
-        """Compare with the timelines' heads; return the sessions that are behind and must fetch.
+    def clients(self) -> list[C]:
+        """Return everybody who is attached."""
+        return [reader.client for user in self._readers for reader in self._of(user)]
+
+    def clients_of(self, user: str) -> list[C]:
+        """Return the user's clients."""
+        return [reader.client for reader in self._of(user)]
+
+    def audit(self, heads: Mapping[str, int]) -> list[Reader[C]]:
+        """Compare with the timelines' heads; return the readers that are behind and must fetch.
 
         This is what finds a lost *last* entry, which no later entry would ever reveal.
         """
-        return tuple(
-            session for user, head in heads.items() for session in self.route(user, head, has_data=False).fetch
-        )
+        return [reader for user, head in heads.items() for reader in self.route(user, head, has_data=False).fetch]
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
-        loading = sum(subscriber.is_loading for subscriber in self._sessions.values())
-        return {"sessions": len(self._sessions), "users": len(self._users), "loading": loading}
+        readers = [reader for user in self._readers for reader in self._of(user)]
+        loading = sum(reader.is_loading for reader in readers)
+        return {"clients": len(readers), "users": len(self._readers), "loading": loading}
 
     def check_invariants(self) -> None:
         """Assert I3."""
-        by_user: Iterable[str] = (session for sessions in self._users.values() for session in sessions)
-        assert sorted(by_user) == sorted(self._sessions), "I3"
-        assert all(self._users.values()), "I3"
+        for user, here in self._readers.items():
+            assert all(reader.user == user for reader in _each(here)), "I3"
+            assert isinstance(here, Reader) or len(here) > 1, "I3"
+
+    def _of(self, user: str) -> Iterator[Reader[C]]:
+        here = self._readers.get(user)
+        return iter(()) if here is None else _each(here)
+
+
+def _each(here: Reader[C] | tuple[Reader[C], ...]) -> Iterator[Reader[C]]:
+    return iter((here,)) if isinstance(here, Reader) else iter(here)

@@ -20,11 +20,14 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from base.errors import LimitExceeded
 
 __all__ = ["Attached", "PresenceHub", "Published", "Start"]
+
+S = TypeVar("S")
+"""A session, as the caller knows it."""
 
 
 class Attached(NamedTuple):
@@ -34,11 +37,11 @@ class Attached(NamedTuple):
     is_first: bool
 
 
-class Published(NamedTuple):
+class Published(NamedTuple, Generic[S]):
     """A change to be written to these sessions: for each, the number of its subscription."""
 
     offset: int
-    sessions: tuple[tuple[str, int], ...]
+    sessions: tuple[tuple[S, int], ...]
 
 
 class Start(NamedTuple):
@@ -50,28 +53,28 @@ class Start(NamedTuple):
 
 
 @dataclass(slots=True)
-class _View:
+class _View(Generic[S]):
     epoch: str
     offset: int = 1
     was_read: bool = False
     """Whether anybody was ever given the offset."""
-    sessions: dict[str, int] = field(default_factory=dict)
+    sessions: dict[S, int] = field(default_factory=dict)
     """The number of each session's subscription."""
     live: set[int] = field(default_factory=set)
 
 
-class PresenceHub:
+class PresenceHub(Generic[S]):
     """All presence subscriptions of one access node."""
 
     def __init__(self, *, channels_max: int) -> None:
         """`channels_max` bounds the users at whom one session looks."""
         self._channels_max = channels_max
-        self._views: dict[tuple[str, str], _View] = {}
-        self._sessions: dict[str, dict[str, str]] = {}
+        self._views: dict[tuple[str, str], _View[S]] = {}
+        self._sessions: dict[S, dict[str, str]] = {}
         """By session: its viewer by user."""
         self._numbered = 0
 
-    def attach(self, session: str, viewer: str, user: str, *, new_epoch: str) -> Attached | Literal["repeated"]:
+    def attach(self, session: S, viewer: str, user: str, *, new_epoch: str) -> Attached | Literal["repeated"]:
         """Add a subscription, loading. `new_epoch` names the view if it begins with this.
 
         Raises:
@@ -90,7 +93,7 @@ class PresenceHub:
         view.sessions[session] = self._numbered
         return Attached(self._numbered, is_first)
 
-    def started(self, session: str, user: str, subscription: int, position: tuple[str, int]) -> Start | None:
+    def started(self, session: S, user: str, subscription: int, position: tuple[str, int]) -> Start | None:
         """The subscription is given the state of this instant. None if it has ended meanwhile.
 
         `position` is the epoch and offset with which the client came.
@@ -102,7 +105,7 @@ class PresenceHub:
         view.was_read = True
         return Start(view.epoch, view.offset, position == (view.epoch, view.offset))
 
-    def published(self, user: str, viewer: str) -> Published | None:
+    def published(self, user: str, viewer: str) -> Published[S] | None:
         """What the viewer sees has changed; return whom to tell. None where nobody was told anything yet."""
         view = self._views.get((user, viewer))
         if view is None or not view.was_read:
@@ -111,7 +114,7 @@ class PresenceHub:
         told = tuple((session, number) for session, number in view.sessions.items() if number in view.live)
         return Published(view.offset, told)
 
-    def detach(self, session: str, user: str, subscription: int | None = None) -> tuple[str, str] | None:
+    def detach(self, session: S, user: str, subscription: int | None = None) -> tuple[str, str] | None:
         """Remove a subscription, that one if it is named; return user and viewer if that ended the view."""
         view = self._view(session, user)
         if view is None or (subscription is not None and view.sessions[session] != subscription):
@@ -125,7 +128,7 @@ class PresenceHub:
         del self._views[user, viewer]
         return (user, viewer)
 
-    def users(self, session: str) -> tuple[str, ...]:
+    def users(self, session: S) -> tuple[str, ...]:
         """Return the users at whom the session looks."""
         return tuple(self._sessions.get(session, ()))
 
@@ -145,6 +148,6 @@ class PresenceHub:
             assert view.offset >= 1, "I2"
         assert all(0 < len(users) <= self._channels_max for users in self._sessions.values()), "I4"
 
-    def _view(self, session: str, user: str) -> _View | None:
+    def _view(self, session: S, user: str) -> _View[S] | None:
         viewer = self._sessions.get(session, {}).get(user)
         return None if viewer is None else self._views[user, viewer]

@@ -1,57 +1,63 @@
-"""One client's session, from the accepted socket to its close: a step machine without a socket.
+"""One client's session, from its arrival to its end: a step machine without a transport.
 
-```
-    awaiting ──connect──▶ connecting ──accepted──▶ open ──close, no pong, shutdown──▶ closed
-        │                     └──refused──▶ awaiting or closed                           ▲
-        └──anything else, or no connect in time──────────────────────────────────────────┘
-```
+The shell says what happens (`receive` for what the client sent, `accepted`, `refused`, `finish` for what came of what
+it was told to start, and what time or others did to the session) and carries out the effects that it gets back, in
+their order. What a phase does with an event stands in one table, `TRANSITIONS`; whatever is not in it is ignored. The
+reference has it as a diagram.
 
-The shell gives it what arrives (`receive`), the results of what it asked for, and the time (`tick`); it returns
-effects to carry out in their order. Commands are answered in any order, as the protocol allows, but started in
-theirs. What the shell starts may go on after the client went: before it opens anything that the end of the session has
-to close, it asks whether anybody still waits for it (`is_waiting`).
+Commands are started in the order in which they came and answered in any, as the protocol allows. What a client sends
+behind its connect command, without waiting for the reply, is held until it is accepted: some SDKs send all of their
+subscriptions so. Of those that are too many to be started only the ids are held, for the answer.
 
-| phase      | connect      | subscribe, rpc, unsubscribe | send       | other commands | pong       | not a command |
-|------------|--------------|-----------------------------|------------|----------------|------------|---------------|
-| awaiting   | authenticate | close 3501                  | close 3501 | close 3501     | close 3501 | close 3501    |
-| connecting | close 3501   | close 3501                  | close 3501 | close 3501     | close 3501 | close 3501    |
-| open       | close 3501   | start                       | ignore     | error 108      | alive      | close 3501    |
-| closed     | ignore       | ignore                      | ignore     | ignore         | ignore     | ignore        |
+What the shell starts may go on after the client went: before it opens anything that the end of the session has to
+close, it asks whether anybody still waits for it (`is_waiting`).
 
 Invariants:
-    I1  Nothing is written before the connect reply, nothing after the close.
+    I1  Nothing is written before the connect's reply, nothing after the close.
     I2  At most `inflight_max` commands are under way; one more is answered with error 111.
-    I3  Every started command gets exactly one reply, unless the session closes before.
-    I4  An open session that did not answer a ping in time is closed with 3012.
+    I3  Every started command gets exactly one reply, unless the session closes before; a `send` gets none.
+    I4  A session that did not answer its last ping is closed with 3012 when it is looked at.
     I5  Nobody waits for a command before its start, after its reply, or after the close.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from enum import Enum
+from typing import NamedTuple
 
 import msgspec
 
 from access.core.protocol import (
-    PING_FRAME,
-    ChannelRequest,
+    EMPTY,
     ClientError,
     Close,
     Command,
     ConnectRequest,
     ConnectResult,
     ReplyError,
-    RpcRequest,
-    RpcResult,
-    SubscribeRequest,
-    SubscribeResult,
-    decode_frame,
-    encode_reply,
+    Result,
 )
-from base.clock import Instant
 
-__all__ = ["Phase", "Session", "SessionPolicy"]
+__all__ = [
+    "HELD_MAX",
+    "TRANSITIONS",
+    "Action",
+    "Authenticate",
+    "Disconnect",
+    "Effect",
+    "Event",
+    "Phase",
+    "Reply",
+    "Session",
+    "SessionPolicy",
+    "Start",
+    "Step",
+]
+
+
+HELD_MAX = 2_000
+"""Commands that a client may send behind its connect: as many as fit into one frame, about."""
 
 
 class Phase(Enum):
@@ -63,196 +69,295 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+class Event(Enum):
+    """What happens to a session. The first five are what a client sends."""
+
+    CONNECT = "connect"
+    REQUEST = "request"
+    """Any other command that wants a reply."""
+    SEND = "send"
+    """A command that wants none."""
+    PONG = "pong"
+    MALFORMED = "malformed"
+    """Not a command, or one whose id cannot be answered."""
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    """The connect failed in a way that the client may try again, here or elsewhere."""
+    STALE = "no connect in time"
+    SILENT = "no pong in time"
+    CLOSED = "closed by the node"
+    """Bad credentials, shutdown, a slow client, and so on."""
+    GONE = "transport gone"
+
+
+class Action(Enum):
+    """What is done about it."""
+
+    AUTHENTICATE = "authenticate"
+    HOLD = "hold"
+    START = "start"
+    NOTE = "note the answer"
+    OPEN = "reply, start what was held"
+    REPLY = "reply"
+    CLOSE = "close"
+    END = "end"
+
+
+class Step(NamedTuple):
+    """What a phase does with an event, and the phase after it."""
+
+    action: Action
+    phase: Phase
+
+
+_AWAITING, _CONNECTING, _OPEN, _CLOSED = Phase.AWAITING, Phase.CONNECTING, Phase.OPEN, Phase.CLOSED
+_CLOSE = Step(Action.CLOSE, _CLOSED)
+_END = Step(Action.END, _CLOSED)
+
+TRANSITIONS: Mapping[tuple[Phase, Event], Step] = {
+    (_AWAITING, Event.CONNECT): Step(Action.AUTHENTICATE, _CONNECTING),
+    (_AWAITING, Event.REQUEST): _CLOSE,
+    (_AWAITING, Event.SEND): _CLOSE,
+    (_AWAITING, Event.PONG): _CLOSE,
+    (_AWAITING, Event.MALFORMED): _CLOSE,
+    (_AWAITING, Event.STALE): _CLOSE,
+    (_AWAITING, Event.CLOSED): _CLOSE,
+    (_AWAITING, Event.GONE): _END,
+    (_CONNECTING, Event.CONNECT): _CLOSE,
+    (_CONNECTING, Event.REQUEST): Step(Action.HOLD, _CONNECTING),
+    (_CONNECTING, Event.SEND): Step(Action.HOLD, _CONNECTING),
+    (_CONNECTING, Event.PONG): _CLOSE,
+    (_CONNECTING, Event.MALFORMED): _CLOSE,
+    (_CONNECTING, Event.ACCEPTED): Step(Action.OPEN, _OPEN),
+    (_CONNECTING, Event.REFUSED): Step(Action.REPLY, _AWAITING),
+    (_CONNECTING, Event.STALE): _CLOSE,
+    (_CONNECTING, Event.CLOSED): _CLOSE,
+    (_CONNECTING, Event.GONE): _END,
+    (_OPEN, Event.CONNECT): _CLOSE,
+    (_OPEN, Event.REQUEST): Step(Action.START, _OPEN),
+    (_OPEN, Event.SEND): Step(Action.START, _OPEN),
+    (_OPEN, Event.PONG): Step(Action.NOTE, _OPEN),
+    (_OPEN, Event.MALFORMED): _CLOSE,
+    (_OPEN, Event.SILENT): _CLOSE,
+    (_OPEN, Event.CLOSED): _CLOSE,
+    (_OPEN, Event.GONE): _END,
+}
+"""Of events that are not here nothing comes: the session was closed before they could."""
+
+
 class SessionPolicy(msgspec.Struct, frozen=True):
     """Limits of every session; the configuration explains each."""
 
-    connect_deadline_ms: int
-    ping_interval_ms: int
-    pong_deadline_ms: int
     inflight_max: int
 
 
 # ---------------------------------------------------------------- effects
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Send these bytes as one text frame."""
+class Reply(NamedTuple):
+    """Write the reply to a command: `kind` is its name, or `error`."""
 
-    data: bytes
+    command_id: int
+    kind: str
+    result: Result
 
 
-@dataclass(frozen=True, slots=True)
-class Authenticate:
-    """Check the token, then call `accepted` or `refused`, or `close`. Not if nobody waits for it any more."""
+class Authenticate(NamedTuple):
+    """Check who it is, then call `accepted` or `refused`, or `close`. Not if nobody waits for it any more."""
 
     command_id: int
     request: ConnectRequest
 
 
-@dataclass(frozen=True, slots=True)
-class StartRpc:
-    """Call the method, then `finish` with the result or an error."""
+class Start(NamedTuple):
+    """Do what the command asks, then `finish` it if it has an id. Not if nobody waits for it any more."""
 
-    command_id: int
-    request: RpcRequest
-
-
-@dataclass(frozen=True, slots=True)
-class StartSubscribe:
-    """Read the channel from the asked position, then `finish` with the result or an error.
-
-    Not if nobody waits for it any more.
-    """
-
-    command_id: int
-    request: SubscribeRequest
+    command: Command
+    kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class StartUnsubscribe:
-    """End the subscription, then `finish`."""
-
-    command_id: int
-    request: ChannelRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnect:
-    """Close the socket with this code; the session is over."""
+class Disconnect(NamedTuple):
+    """Close the transport with this code; the session is over."""
 
     close: Close
 
 
-Effect = Write | Authenticate | StartRpc | StartSubscribe | StartUnsubscribe | Disconnect
+Effect = Reply | Authenticate | Start | Disconnect
 
 
 class Session:
-    """See the module. One per connection."""
+    """See the module. One a client."""
 
-    def __init__(self, session_id: str, now: Instant, policy: SessionPolicy) -> None:
-        self.id = session_id
+    __slots__ = ("_awaits_pong", "_held", "_inflight", "_policy", "phase")
+
+    def __init__(self, policy: SessionPolicy) -> None:
         self.phase = Phase.AWAITING
         self._policy = policy
-        self._inflight: set[int] = set()
-        self._deadline = Instant(now + policy.connect_deadline_ms)
+        # Both are made when they are needed: most sessions are idle, and an empty set is as large as all the rest.
+        self._inflight: set[int] | None = None
+        self._held: list[Command | int] | None = None
         self._awaits_pong = False
 
-    def next_deadline(self) -> Instant | None:
-        """Return when `tick` must be called next, None once closed."""
-        return None if self.phase is Phase.CLOSED else self._deadline
+    # ---------------------------------------------------------------- what the client sends
 
-    def tick(self, now: Instant) -> list[Effect]:
-        """Act on the time: ping, or close what is silent. Early calls do nothing."""
-        if self.phase is Phase.CLOSED or now < self._deadline:
-            return []
-        if self.phase is not Phase.OPEN:
-            return self._close(Close.STALE)
-        if self._awaits_pong:
-            return self._close(Close.NO_PONG)
-        self._awaits_pong = True
-        self._deadline = Instant(now + self._policy.pong_deadline_ms)
-        return [Write(PING_FRAME)]
-
-    def receive(self, now: Instant, frame: bytes | str) -> list[Effect]:
-        """Take one frame from the client."""
-        if self.phase is Phase.CLOSED:
-            return []
-        try:
-            commands = decode_frame(frame)
-        except (msgspec.MsgspecError, UnicodeError):
-            return self._close(Close.BAD_REQUEST)
-        if not commands:
-            return self._close(Close.BAD_REQUEST)
+    def receive(self, commands: Iterable[Command]) -> list[Effect]:
+        """Take the commands of one frame."""
         effects: list[Effect] = []
+        is_empty = True
         for command in commands:
-            effects.extend(self._step(now, command))
-            if self.is_closed():
-                break
-        return effects
+            is_empty = False
+            effects += self._receive(command)
+        return effects if not is_empty else self.malformed()
 
-    def accepted(self, now: Instant, command_id: int, result: ConnectResult) -> list[Effect]:
-        """The connect succeeded: the session is open."""
-        if self.phase is not Phase.CONNECTING:
+    def malformed(self) -> list[Effect]:
+        """The client sent something that is no frame of commands."""
+        return self._happen(Event.MALFORMED, Close.BAD_REQUEST)
+
+    def pong(self) -> list[Effect]:
+        """The client sent the answer to a ping."""
+        if self.phase is Phase.OPEN:  # as the table has it, for the most frequent event of all
+            self._awaits_pong = False
             return []
-        self.phase = Phase.OPEN
-        self._inflight.clear()
-        self._deadline = Instant(now + self._policy.ping_interval_ms)
-        return [Write(encode_reply(command_id, "connect", result))]
+        return self._happen(Event.PONG, Close.BAD_REQUEST)
+
+    # ---------------------------------------------------------------- what came of what was started
+
+    def accepted(self, command_id: int, result: ConnectResult) -> list[Effect]:
+        """The connect succeeded. After the effects, begin the subscriptions of the result, then `release`."""
+        if TRANSITIONS.get((self.phase, Event.ACCEPTED)) is None:
+            return []
+        self._inflight = None
+        self.phase = TRANSITIONS[self.phase, Event.ACCEPTED].phase
+        return [Reply(command_id, "connect", result)]
+
+    def release(self) -> list[Effect]:
+        """Start what the client sent behind its connect."""
+        held, self._held = self._held, None
+        return [effect for command in held or () for effect in self._receive_held(command)]
 
     def refused(self, command_id: int, error: ReplyError) -> list[Effect]:
-        """The connect failed in a way that the client can mend on this connection or the next one."""
-        if self.phase is not Phase.CONNECTING:
-            return []
-        self.phase = Phase.AWAITING
-        self._inflight.clear()
-        return [Write(encode_reply(command_id, "error", error))]
+        """The connect failed in a way that the client can mend on this connection or the next one.
 
-    def finish(
-        self, command_id: int, kind: str, result: RpcResult | SubscribeResult | ReplyError | None
-    ) -> list[Effect]:
-        """A started command is done. `result` None stands for an empty one."""
-        if self.phase is not Phase.OPEN or not self.is_waiting(command_id):
+        What it sent behind its connect was for a session that there is not: the client has to send it anew.
+        """
+        step = TRANSITIONS.get((self.phase, Event.REFUSED))
+        if step is None:
+            return []
+        self._inflight = self._held = None
+        self.phase = step.phase
+        return [Reply(command_id, "error", error)]
+
+    def finish(self, command_id: int, kind: str, result: Result) -> list[Effect]:
+        """A started command is done; a `ReplyError` as its result says that it failed."""
+        if self.phase is not Phase.OPEN or self._inflight is None or command_id not in self._inflight:
             return []
         self._inflight.remove(command_id)
-        name = "error" if isinstance(result, ReplyError) else kind
-        return [Write(encode_reply(command_id, name, result if result is not None else {}))]
+        if not self._inflight:
+            self._inflight = None
+        return [Reply(command_id, "error" if isinstance(result, ReplyError) else kind, result)]
 
     def is_waiting(self, command_id: int) -> bool:
         """Return whether the client waits for the reply to a command, the connect too: it is there, and had none."""
-        return command_id in self._inflight
+        return self._inflight is not None and command_id in self._inflight
+
+    # ---------------------------------------------------------------- what time and others do
+
+    def pinged(self) -> bool:
+        """The client is about to be pinged; return whether to do so."""
+        self._awaits_pong = self.phase is Phase.OPEN
+        return self._awaits_pong
+
+    def looked_at(self) -> list[Effect]:
+        """It is time that the last ping was answered."""
+        return self._happen(Event.SILENT, Close.NO_PONG) if self._awaits_pong else []
+
+    def stale(self) -> list[Effect]:
+        """It is time that the client is connected."""
+        return self._happen(Event.STALE, Close.STALE)
 
     def close(self, close: Close) -> list[Effect]:
-        """End the session from this side: shutdown, slow consumer, bad ticket."""
-        return [] if self.phase is Phase.CLOSED else self._close(close)
+        """End the session from this side: shutdown, slow consumer, bad credentials."""
+        return self._happen(Event.CLOSED, close)
 
     def gone(self) -> None:
-        """The socket is gone: nothing can be written any more."""
-        self._end()
+        """The transport is gone: nothing can be written any more."""
+        self._happen(Event.GONE, Close.CONNECTION_CLOSED)
 
     def is_closed(self) -> bool:
         """Return whether the session is over."""
         return self.phase is Phase.CLOSED
 
-    def _step(self, now: Instant, command: Command) -> list[Effect]:
+    # ---------------------------------------------------------------- inside
+
+    def _receive(self, command: Command) -> list[Effect]:
         kind = command.kind()
-        if self.phase is Phase.OPEN:
-            return self._step_open(now, kind, command)
-        if self.phase is Phase.AWAITING and command.connect is not None and command.id > 0:
-            self.phase = Phase.CONNECTING
-            self._inflight.add(command.id)
-            return [Authenticate(command.id, command.connect)]
-        return self._close(Close.BAD_REQUEST)
-
-    def _step_open(self, now: Instant, kind: str | None, command: Command) -> list[Effect]:
-        if kind is None:
-            if command.id:
-                return self._close(Close.BAD_REQUEST)
-            self._awaits_pong = False
-            self._deadline = Instant(now + self._policy.ping_interval_ms)
+        step = TRANSITIONS.get((self.phase, self._event_of(command, kind)))
+        if step is None:
             return []
-        if command.send is not None:
-            return []  # a message without a reply, which nothing here listens to
-        if command.connect is not None or command.id <= 0 or command.id in self._inflight:
-            return self._close(Close.BAD_REQUEST)
-        if len(self._inflight) >= self._policy.inflight_max:
-            return [Write(encode_reply(command.id, "error", ClientError.TOO_MANY_REQUESTS.wire))]
-        effect: Effect
-        if command.rpc is not None:
-            effect = StartRpc(command.id, command.rpc)
-        elif command.subscribe is not None:
-            effect = StartSubscribe(command.id, command.subscribe)
-        elif command.unsubscribe is not None:
-            effect = StartUnsubscribe(command.id, command.unsubscribe)
+        match step.action:
+            case Action.AUTHENTICATE:
+                assert command.connect is not None
+                self.phase = step.phase
+                self._inflight = {command.id}
+                return [Authenticate(command.id, command.connect)]
+            case Action.HOLD:
+                return self._hold(command, kind or "")
+            case Action.START:
+                return self._start(command, kind or "")
+            case Action.NOTE:
+                self._awaits_pong = False
+                return []
+            case _:
+                return self._happen(Event.MALFORMED, Close.BAD_REQUEST)
+
+    def _event_of(self, command: Command, kind: str | None) -> Event:
+        if kind is None:
+            return Event.MALFORMED if command.id else Event.PONG
+        if kind == "send":
+            return Event.SEND
+        if command.id <= 0 or self.is_waiting(command.id):
+            return Event.MALFORMED
+        return Event.CONNECT if kind == "connect" else Event.REQUEST
+
+    def _hold(self, command: Command, kind: str) -> list[Effect]:
+        if self._held is None:
+            self._held = []
+        count = len(self._held)
+        if count < self._policy.inflight_max:
+            self._held.append(command)
+        elif count < HELD_MAX and kind != "send":
+            self._held.append(command.id)
         else:
-            return [Write(encode_reply(command.id, "error", ClientError.NOT_AVAILABLE.wire))]
+            return self._happen(Event.CLOSED, Close.BAD_REQUEST)
+        return []
+
+    def _receive_held(self, command: Command | int) -> list[Effect]:
+        if isinstance(command, Command):
+            return self._receive(command)
+        if self.is_waiting(command):
+            return self.malformed()
+        return [] if self.is_closed() else [_too_many(command)]
+
+    def _start(self, command: Command, kind: str) -> list[Effect]:
+        if kind == "send":
+            return [Start(command, kind)]
+        if kind == "ping":
+            return [Reply(command.id, kind, EMPTY)]
+        if self._inflight is None:
+            self._inflight = set()
+        if len(self._inflight) >= self._policy.inflight_max:
+            return [_too_many(command.id)]
         self._inflight.add(command.id)
-        return [effect]
+        return [Start(command, kind)]
 
-    def _close(self, close: Close) -> list[Effect]:
-        self._end()
-        return [Disconnect(close)]
+    def _happen(self, event: Event, close: Close) -> list[Effect]:
+        step = TRANSITIONS.get((self.phase, event))
+        if step is None:
+            return []
+        self.phase = step.phase
+        self._inflight = self._held = None
+        return [] if step.action is Action.END else [Disconnect(close)]
 
-    def _end(self) -> None:
-        self.phase = Phase.CLOSED
-        self._inflight.clear()
+
+def _too_many(command_id: int) -> Reply:
+    return Reply(command_id, "error", ClientError.TOO_MANY_REQUESTS.wire)

@@ -13,12 +13,12 @@ from base.errors import LimitExceeded
 NOWHERE = ("", 0)
 
 
-def hub(channels_max: int = 3) -> PresenceHub:
+def hub(channels_max: int = 3) -> PresenceHub[str]:
     return PresenceHub(channels_max=channels_max)
 
 
 def attached(
-    presences: PresenceHub, session: str = "s", user: str = "u", *, viewer: str = "v", epoch: str = "e"
+    presences: PresenceHub[str], session: str = "s", user: str = "u", *, viewer: str = "v", epoch: str = "e"
 ) -> int:
     made = presences.attach(session, viewer, user, new_epoch=epoch)
     presences.check_invariants()

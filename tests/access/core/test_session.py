@@ -1,79 +1,98 @@
-"""The session: its table cell by cell, examples by invariant, then random histories against a dumb twin."""
+"""The session: its table cell by cell, then examples by invariant.
+
+Random histories against a dumb twin are in the file beside this one.
+"""
 
 from __future__ import annotations
 
-import json
-import re
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from access.core import session as module
 from access.core.protocol import (
+    EMPTY,
     ChannelRequest,
     ClientError,
     Close,
+    Command,
     ConnectRequest,
     ConnectResult,
+    HistoryRequest,
+    PublishRequest,
+    RefreshRequest,
     ReplyError,
+    RpcRequest,
     RpcResult,
+    SendRequest,
+    SubRefreshRequest,
     SubscribeRequest,
     SubscribeResult,
     error_of,
 )
 from access.core.session import (
+    HELD_MAX,
+    TRANSITIONS,
+    Action,
     Authenticate,
     Disconnect,
     Effect,
+    Event,
     Phase,
+    Reply,
     Session,
     SessionPolicy,
-    StartRpc,
-    StartSubscribe,
-    StartUnsubscribe,
-    Write,
+    Start,
 )
-from base.clock import Instant
 from base.errors import Overloaded
 
-POLICY = SessionPolicy(connect_deadline_ms=1_000, ping_interval_ms=25_000, pong_deadline_ms=8_000, inflight_max=2)
+POLICY = SessionPolicy(inflight_max=2)
 WELCOME = ConnectResult("s", "v", 25, pong=True, session="s", node="access-1")
 DONE = RpcResult(msgspec.Raw(b'"done"'))
+FAILED = ReplyError(107, "no")
+TOO_MANY = ClientError.TOO_MANY_REQUESTS.wire
+
+REQUESTS: dict[str, Any] = {
+    "subscribe": SubscribeRequest("c"),
+    "unsubscribe": ChannelRequest("c"),
+    "publish": PublishRequest("c"),
+    "presence": ChannelRequest("c"),
+    "presence_stats": ChannelRequest("c"),
+    "history": HistoryRequest("c"),
+    "rpc": RpcRequest("m"),
+    "refresh": RefreshRequest("t"),
+    "sub_refresh": SubRefreshRequest("c", "t"),
+}
+"""All commands with a reply that the shell is told to start."""
+REST: dict[str, Any] = {"connect": ConnectRequest("t"), "ping": EMPTY, "send": SendRequest()}
 
 
-def at(ms: int) -> Instant:
-    return Instant(ms)
+def command(command_id: int, kind: str) -> Command:
+    return Command(command_id, **{kind: (REQUESTS | REST)[kind]})
 
 
-def command(command_id: int, name: str, /, **fields: Any) -> str:
-    return json.dumps({"id": command_id, name: fields})
+def rpcs(*ids: int) -> list[Command]:
+    return [command(one, "rpc") for one in ids]
+
+
+def starts(*ids: int) -> list[Effect]:
+    return [Start(one, "rpc") for one in rpcs(*ids)]
 
 
 def session_in(phase: Phase) -> Session:
-    """A session that came to the phase at 0, in the usual way."""
-    session = Session("s", at(0), POLICY)
+    """A session that came to the phase in the usual way; its connect had the id 1."""
+    session = Session(POLICY)
     if phase is not Phase.AWAITING:
-        session.receive(at(0), command(1, "connect", token="t"))
+        session.receive([command(1, "connect")])
     if phase is Phase.OPEN:
-        session.accepted(at(0), 1, WELCOME)
+        session.accepted(1, WELCOME)
+        session.release()
     if phase is Phase.CLOSED:
         session.close(Close.SHUTDOWN)
     assert session.phase is phase
     return session
-
-
-def replies(effects: list[Effect]) -> list[dict[str, Any]]:
-    """What is written, decoded; anything else is an error of the test."""
-    return [json.loads(effect.data) for effect in effects if isinstance(effect, Write)]
-
-
-def error_reply(command_id: int, error: ClientError) -> dict[str, Any]:
-    return {"id": command_id, "error": msgspec.to_builtins(error.wire)}
 
 
 @pytest.fixture
@@ -84,223 +103,294 @@ def session() -> Session:
 
 # ---------------------------------------------------------------- the table, cell by cell
 
-FRAMES = {
-    "connect": [command(7, "connect"), command(7, "connect", token="t", name="js")],
-    "subscribe, rpc, unsubscribe": [
-        command(7, "subscribe", channel="inbox:u"),
-        command(7, "rpc", method="im.send", data={}),
-        command(7, "unsubscribe", channel="inbox:u"),
-    ],
-    "send": [command(7, "send"), command(0, "send", data=1)],
-    "other commands": [
-        command(7, name, channel="c")
-        for name in ("publish", "presence", "presence_stats", "history", "ping", "refresh", "sub_refresh")
-    ],
-    "pong": ["{}", b"{}"],
-    "not a command": [
-        "",
-        "\n",
-        "not json",
-        b"\xff",
-        "[]",
-        '{"id":7}',
-        '{"id":7,"unheard_of":{}}',
-        command(0, "connect"),
-        command(-1, "connect"),
-        '{"connect":{}}',
-        command(0, "rpc"),
-        command(-1, "rpc"),
-        '{"id":7,"rpc":{"data":' + "[" * 50_000 + "]" * 50_000 + "}}",
-    ],
+Happen = Callable[[Session], list[Effect]]
+
+
+def receives(*commands: Command) -> Happen:
+    return lambda session: session.receive(commands)
+
+
+def is_not_answered(session: Session) -> list[Effect]:
+    session.pinged()
+    return session.looked_at()
+
+
+def is_gone(session: Session) -> list[Effect]:
+    session.gone()
+    return []
+
+
+STIMULI: dict[Event, dict[str, Happen]] = {
+    Event.CONNECT: {"connect": receives(command(7, "connect"))},
+    Event.REQUEST: {kind: receives(command(7, kind)) for kind in (*REQUESTS, "ping")},
+    Event.SEND: {"with id": receives(command(7, "send")), "without": receives(command(0, "send"))},
+    Event.PONG: {"alone": Session.pong, "among commands": receives(Command())},
+    Event.MALFORMED: {
+        "no commands": Session.malformed,
+        "an empty frame": receives(),
+        "an id and nothing": receives(Command(7)),
+        "connect without id": receives(command(0, "connect")),
+        "rpc without id": receives(command(0, "rpc")),
+        "ping without id": receives(command(0, "ping")),
+    },
+    Event.ACCEPTED: {"": lambda session: session.accepted(1, WELCOME)},
+    Event.REFUSED: {"": lambda session: session.refused(1, FAILED)},
+    Event.STALE: {"": Session.stale},
+    Event.SILENT: {"": is_not_answered},
+    Event.CLOSED: {"": lambda session: session.close(Close.EVICTED)},
+    Event.GONE: {"": is_gone},
 }
-STARTED = {
-    "subscribe": StartSubscribe(7, SubscribeRequest("inbox:u")),
-    "unsubscribe": StartUnsubscribe(7, ChannelRequest("inbox:u")),
-}
+CLOSES = {Event.STALE: Close.STALE, Event.SILENT: Close.NO_PONG, Event.CLOSED: Close.EVICTED}
+"""Others are the client's fault."""
 
 
-def table() -> dict[tuple[Phase, str], str]:
-    """The cells of the table in the module's docstring."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in (module.__doc__ or "").splitlines()
-        if line.startswith("| ")
-    ]
-    (_, *kinds), *body = rows
-    return {(Phase(phase), kind): cell for phase, *cells in body for kind, cell in zip(kinds, cells, strict=True)}
+def cells() -> Iterator[Any]:
+    for phase, event in product(Phase, Event):
+        for name, happen in STIMULI[event].items():
+            yield pytest.param(phase, event, name, happen, id=f"{phase.value}, {event.value} {name}")
 
 
-def test_the_table_has_a_cell_for_every_phase_and_kind():
-    """Nothing is left to guess."""
-    assert set(table()) == set(product(Phase, FRAMES))
-
-
-@pytest.mark.parametrize(
-    ("phase", "kind", "frame"),
-    [(phase, kind, frame) for phase, kind in product(Phase, FRAMES) for frame in FRAMES[kind]],
-)
-def test_each_cell_of_the_table_is_what_happens(phase: Phase, kind: str, frame: str | bytes):
-    """The documentation is the specification."""
+@pytest.mark.parametrize(("phase", "event", "name", "happen"), [*cells()])
+def test_each_cell_of_the_table_is_what_happens(phase: Phase, event: Event, name: str, happen: Happen):
+    """The documentation is the specification. What is not in it is ignored."""
     session = session_in(phase)
-    before = session.next_deadline()
-    effects = session.receive(at(500), frame)
-    match table()[phase, kind]:
-        case "authenticate":
-            assert effects == [Authenticate(7, ConnectRequest(json.loads(frame)["connect"].get("token", "")))]
-            assert session.phase is Phase.CONNECTING
-        case "start":
-            (effect,) = effects
-            assert isinstance(effect, StartRpc | StartSubscribe | StartUnsubscribe)
-            assert effect.command_id == 7
-            assert session.phase is Phase.OPEN
-        case "close 3501":
-            assert effects == [Disconnect(Close.BAD_REQUEST)]
-            assert session.phase is Phase.CLOSED
-        case "error 108":
-            assert replies(effects) == [error_reply(7, ClientError.NOT_AVAILABLE)]
-            assert session.phase is Phase.OPEN
-        case "alive":
-            assert effects == []
-            assert session.next_deadline() == 25_500
-        case "ignore":
-            assert effects == []
-            assert session.phase is phase
-            assert session.next_deadline() == before
-        case other:
-            pytest.fail(f"the table says {other}")
+    effects = happen(session)
+    step = TRANSITIONS.get((phase, event))
+    if step is None:
+        assert effects == []
+        assert session.phase is phase
+        return
+    expected: dict[Action, list[Effect]] = {
+        Action.AUTHENTICATE: [Authenticate(7, ConnectRequest("t"))],
+        Action.REPLY: [Reply(1, "error", FAILED)],
+        Action.OPEN: [Reply(1, "connect", WELCOME)],
+        Action.CLOSE: [Disconnect(CLOSES.get(event, Close.BAD_REQUEST))],
+    }
+    if step.action is Action.START:
+        kind = "send" if event is Event.SEND else name
+        sent = command(0 if name == "without" else 7, kind)
+        assert effects == ([Reply(7, "ping", EMPTY)] if kind == "ping" else [Start(sent, kind)])
+    else:
+        assert effects == expected.get(step.action, [])
+    assert session.phase is step.phase
+    assert session.is_closed() is (step.phase is Phase.CLOSED)
 
 
-def test_what_is_started_carries_what_was_asked(session: Session):
-    """The shell needs nothing else."""
-    (call,) = session.receive(at(0), command(6, "rpc", method="im.sync", data=[1]))
-    assert isinstance(call, StartRpc)
-    assert (call.command_id, call.request.method, bytes(call.request.data)) == (6, "im.sync", b"[1]")
-    session.finish(6, "rpc", DONE)
-    for name, started in STARTED.items():
-        assert session.receive(at(0), command(7, name, channel="inbox:u")) == [started]
-        session.finish(7, name, None)
+def test_the_table_says_what_a_client_may_do_in_every_phase_and_how_each_ends():
+    """Nothing that can happen is left out: who is there may send anything, be closed, or go."""
+    always = {
+        Event.CONNECT,
+        Event.REQUEST,
+        Event.SEND,
+        Event.PONG,
+        Event.MALFORMED,
+        Event.CLOSED,
+        Event.GONE,
+    }
+    for phase in Phase:
+        known = {event for of, event in TRANSITIONS if of is phase}
+        assert (always <= known) is (phase is not Phase.CLOSED)
+    assert not [event for phase, event in TRANSITIONS if phase is Phase.CLOSED]
+    assert all(
+        (step.action in (Action.CLOSE, Action.END)) is (step.phase is Phase.CLOSED) for step in TRANSITIONS.values()
+    )
 
 
 # ---------------------------------------------------------------- connecting
 
 
-def test_the_connect_reply_is_the_first_thing_written():
-    """I1; from then on the session is open and its pings begin."""
-    session = session_in(Phase.CONNECTING)
-    (effect,) = session.accepted(at(10), 1, WELCOME)
-    assert isinstance(effect, Write)
-    assert json.loads(effect.data)["connect"]["client"] == "s"
-    assert (session.phase, session.next_deadline()) == (Phase.OPEN, 25_010)
-
-
 def test_a_refused_connect_may_be_tried_again_on_the_same_connection():
-    """Within the same deadline, which a client cannot push out."""
+    """Its error says whether that is of use."""
     session = session_in(Phase.CONNECTING)
-    effects = session.refused(1, error_of(Overloaded("m")))
-    assert replies(effects) == [{"id": 1, "error": {"code": 111, "message": "m", "temporary": True}}]
-    assert (session.phase, session.next_deadline()) == (Phase.AWAITING, 1_000)
-    assert session.receive(at(5), command(2, "connect", token="u")) == [Authenticate(2, ConnectRequest("u"))]
+    assert session.refused(1, error_of(Overloaded("m"))) == [Reply(1, "error", ReplyError(111, "m", temporary=True))]
+    assert session.receive([command(1, "connect")]) == [Authenticate(1, ConnectRequest("t"))]
+    assert session.accepted(1, WELCOME) == [Reply(1, "connect", WELCOME)]
+
+
+def test_a_connect_is_no_command_that_is_finished():
+    """I1: it is accepted or refused."""
+    session = session_in(Phase.CONNECTING)
+    assert session.finish(1, "connect", DONE) == []
+    assert session.accepted(1, WELCOME) == [Reply(1, "connect", WELCOME)]
 
 
 @pytest.mark.parametrize("phase", [Phase.AWAITING, Phase.OPEN, Phase.CLOSED])
 def test_an_outcome_that_nobody_waits_for_is_dropped(phase: Phase):
     """I1: the client was closed while its token was checked."""
     session = session_in(phase)
-    assert session.accepted(at(0), 1, WELCOME) == []
-    assert session.refused(1, ClientError.INTERNAL.wire) == []
+    assert session.accepted(1, WELCOME) == []
+    assert session.refused(1, FAILED) == []
+    assert session.release() == []
     assert session.phase is phase
 
 
-@pytest.mark.parametrize("phase", [Phase.AWAITING, Phase.CONNECTING])
-def test_who_does_not_connect_in_time_is_closed(phase: Phase):
-    """3502, whether it said nothing or its token takes too long."""
-    session = session_in(phase)
-    assert session.tick(at(999)) == []
-    assert session.tick(at(1_000)) == [Disconnect(Close.STALE)]
+# ---------------------------------------------------------------- behind the connect
 
 
-def test_a_command_behind_the_connect_in_one_frame_is_too_early():
-    """The connect may be refused; the rest of the frame is not looked at."""
-    session = session_in(Phase.AWAITING)
-    frame = "\n".join([command(1, "connect"), command(2, "rpc"), command(3, "rpc")])
-    assert session.receive(at(0), frame) == [Authenticate(1, ConnectRequest()), Disconnect(Close.BAD_REQUEST)]
-    assert session.accepted(at(1), 1, WELCOME) == []
+def test_what_comes_behind_the_connect_waits_for_it():
+    """I1: in the same frame or in a later one; it is started in its order when it is released."""
+    session = Session(POLICY)
+    frame = [command(1, "connect"), command(2, "subscribe"), command(3, "ping")]
+    assert session.receive(frame) == [Authenticate(1, ConnectRequest("t"))]
+    assert session.accepted(1, WELCOME) == [Reply(1, "connect", WELCOME)]
+    assert not session.is_waiting(2)
+    assert session.release() == [Start(command(2, "subscribe"), "subscribe"), Reply(3, "ping", EMPTY)]
+    assert session.is_waiting(2)
+    assert session.release() == []
+
+
+def test_of_what_is_held_as_much_is_started_as_may_be_under_way():
+    """I2: an SDK that subscribes to very many channels behind its connect tries again with the others."""
+    session = session_in(Phase.CONNECTING)
+    assert session.receive(rpcs(*range(2, 2 + HELD_MAX))) == []
+    session.accepted(1, WELCOME)
+    told = [Reply(one, "error", TOO_MANY) for one in range(4, 2 + HELD_MAX)]
+    assert session.release() == [*starts(2, 3), *told]
+    assert session.finish(2, "rpc", DONE) == [Reply(2, "rpc", DONE)]
+    assert session.receive(rpcs(4)) == starts(4)
+
+
+def test_there_is_an_end_to_what_is_held():
+    """Nobody can fill the memory before he is let in."""
+    session = session_in(Phase.CONNECTING)
+    session.receive(rpcs(*range(2, 2 + HELD_MAX)))
+    assert session.receive(rpcs(9_999)) == [Disconnect(Close.BAD_REQUEST)]
+    assert session.accepted(1, WELCOME) == []
+
+
+def test_a_message_that_could_not_be_refused_is_not_lost_in_silence():
+    """There is no reply to say so; the session ends."""
+    session = session_in(Phase.CONNECTING)
+    assert session.receive([command(0, "send"), command(0, "send")]) == []
+    assert session.receive([command(0, "send")]) == [Disconnect(Close.BAD_REQUEST)]
+
+
+@pytest.mark.parametrize("second", [3, 4, 9])
+def test_an_id_that_comes_twice_behind_the_connect_breaks_the_protocol(second: int):
+    """As it would later, wherever it waits; and nothing that waits behind it is started or answered."""
+    session = session_in(Phase.CONNECTING)
+    session.receive(rpcs(*(2 if one == second else one for one in range(2, 10))))
+    session.accepted(1, WELCOME)
+    effects = session.release()
+    refused = [Reply(one, "error", TOO_MANY) for one in range(4, 10) if one < second]
+    assert effects == [*(starts(2) if second == 3 else starts(2, 3)), *refused, Disconnect(Close.BAD_REQUEST)]
+    assert not session.is_waiting(2)
+
+
+def test_the_id_of_the_connect_is_in_use_while_it_is_under_way():
+    """Two replies could not be told apart."""
+    session = session_in(Phase.CONNECTING)
+    assert session.receive(rpcs(1)) == [Disconnect(Close.BAD_REQUEST)]
+
+
+def test_what_was_held_for_a_refused_connect_is_forgotten():
+    """The client has to send it anew: it was told that there is no session."""
+    session = session_in(Phase.CONNECTING)
+    session.receive(rpcs(2))
+    session.refused(1, FAILED)
+    session.receive([command(3, "connect")])
+    session.accepted(3, WELCOME)
+    assert session.release() == []
+
+
+def test_nothing_that_was_held_is_started_after_the_close():
+    """I1: the first reply was too much for the client, say."""
+    session = session_in(Phase.CONNECTING)
+    session.receive(rpcs(*range(2, 8)))
+    session.accepted(1, WELCOME)
+    session.close(Close.SLOW)
+    assert session.release() == []
 
 
 # ---------------------------------------------------------------- commands
 
 
 def test_commands_are_started_in_their_order_and_answered_in_any(session: Session):
-    """Each reply has the id of its command."""
-    started = session.receive(at(0), command(5, "rpc") + "\n" + command(6, "subscribe"))
-    assert [type(effect) for effect in started] == [StartRpc, StartSubscribe]
+    """Each reply has the id of its command, and the kind of its result."""
+    assert session.receive([command(5, "rpc"), command(6, "subscribe")]) == [
+        Start(command(5, "rpc"), "rpc"),
+        Start(command(6, "subscribe"), "subscribe"),
+    ]
     result = SubscribeResult(epoch="e", offset=3)
-    assert replies(session.finish(6, "subscribe", result)) == [{"id": 6, "subscribe": {"epoch": "e", "offset": 3}}]
-    assert replies(session.finish(5, "rpc", DONE)) == [{"id": 5, "rpc": {"data": "done"}}]
+    assert session.finish(6, "subscribe", result) == [Reply(6, "subscribe", result)]
+    assert session.finish(5, "rpc", FAILED) == [Reply(5, "error", FAILED)]
 
 
 def test_a_command_is_answered_once(session: Session):
     """I3."""
-    session.receive(at(0), command(5, "rpc"))
+    session.receive(rpcs(5))
     assert len(session.finish(5, "rpc", DONE)) == 1
     assert session.finish(5, "rpc", DONE) == []
     assert session.finish(6, "rpc", DONE) == []
 
 
-def test_a_command_may_fail(session: Session):
-    """An error in the place of the result."""
-    session.receive(at(0), command(5, "rpc"))
-    assert replies(session.finish(5, "rpc", ReplyError(107, "no"))) == [
-        {"id": 5, "error": {"code": 107, "message": "no"}}
+def test_a_message_without_a_reply_takes_no_place_and_gets_none(session: Session):
+    """I2 and I3, whatever its id."""
+    session.receive(rpcs(5, 6))
+    assert session.receive([command(5, "send"), command(0, "send")]) == [
+        Start(command(5, "send"), "send"),
+        Start(command(0, "send"), "send"),
     ]
-
-
-def test_a_command_may_have_an_empty_result(session: Session):
-    """As an unsubscribe has."""
-    session.receive(at(0), command(5, "unsubscribe"))
-    assert replies(session.finish(5, "unsubscribe", None)) == [{"id": 5, "unsubscribe": {}}]
+    assert session.finish(0, "send", EMPTY) == []
 
 
 def test_one_command_too_many_is_told_so(session: Session):
-    """I2: 111, until one of the others is done."""
-    session.receive(at(0), command(5, "rpc") + "\n" + command(6, "rpc"))
-    assert replies(session.receive(at(0), command(7, "rpc"))) == [error_reply(7, ClientError.TOO_MANY_REQUESTS)]
+    """I2: 111, until one of the others is done. A ping is answered all the same."""
+    session.receive(rpcs(5, 6))
+    assert session.receive([*rpcs(7), command(8, "ping")]) == [
+        Reply(7, "error", TOO_MANY),
+        Reply(8, "ping", EMPTY),
+    ]
     session.finish(5, "rpc", DONE)
-    assert [type(effect) for effect in session.receive(at(0), command(7, "rpc"))] == [StartRpc]
+    assert session.receive(rpcs(7)) == starts(7)
 
 
-def test_an_id_in_use_breaks_the_protocol(session: Session):
+@pytest.mark.parametrize("kind", ["rpc", "ping", "connect"])
+def test_an_id_in_use_breaks_the_protocol(session: Session, kind: str):
     """Two replies could not be told apart; once answered, an id may come again."""
-    session.receive(at(0), command(5, "rpc"))
+    session.receive(rpcs(5))
     session.finish(5, "rpc", DONE)
-    session.receive(at(0), command(5, "rpc"))
-    assert session.receive(at(0), command(5, "rpc")) == [Disconnect(Close.BAD_REQUEST)]
+    assert session.receive(rpcs(5)) == starts(5)
+    assert session.receive([command(5, kind)]) == [Disconnect(Close.BAD_REQUEST)]
+
+
+def test_nothing_behind_a_fault_is_looked_at(session: Session):
+    """What came before it in the frame was started."""
+    assert session.receive([*rpcs(5), Command(9), *rpcs(6), Command(9)]) == [*starts(5), Disconnect(Close.BAD_REQUEST)]
 
 
 # ---------------------------------------------------------------- pings
 
 
-def test_a_quiet_session_is_pinged(session: Session):
-    """And not before its time."""
-    assert session.tick(at(24_999)) == []
-    assert session.tick(at(25_000)) == [Write(b"{}")]
-    assert session.next_deadline() == 33_000
+@pytest.mark.parametrize("phase", [Phase.AWAITING, Phase.CONNECTING, Phase.CLOSED])
+def test_only_an_open_session_is_pinged(phase: Phase):
+    """I1; and nobody is closed for what he was not asked."""
+    session = session_in(phase)
+    assert not session.pinged()
+    assert session.looked_at() == []
 
 
-def test_a_pong_keeps_it_open(session: Session):
-    """The next ping comes an interval after it."""
-    session.tick(at(25_000))
-    assert session.receive(at(26_000), "{}") == []
-    assert session.tick(at(33_000)) == []
-    assert session.tick(at(51_000)) == [Write(b"{}")]
+@pytest.mark.parametrize("answer", [Session.pong, receives(Command()), receives(*rpcs(5), Command())])
+def test_an_answer_keeps_it_open(session: Session, answer: Happen):
+    """Until the next ping, which wants its own answer."""
+    assert session.pinged()
+    answer(session)
+    assert session.looked_at() == []
+    session.pinged()
+    assert session.looked_at() == [Disconnect(Close.NO_PONG)]
+    assert session.looked_at() == []
 
 
-def test_without_a_pong_it_is_closed(session: Session):
-    """I4: other commands are no answer to a ping."""
-    session.tick(at(25_000))
-    session.receive(at(26_000), command(5, "rpc"))
-    assert session.tick(at(32_999)) == []
-    assert session.tick(at(33_000)) == [Disconnect(Close.NO_PONG)]
+def test_other_commands_are_no_answer_to_a_ping(session: Session):
+    """I4."""
+    session.pinged()
+    session.receive([*rpcs(5), command(6, "ping"), command(0, "send")])
+    assert session.looked_at() == [Disconnect(Close.NO_PONG)]
+
+
+def test_a_session_that_was_not_pinged_since_it_opened_is_not_closed(session: Session):
+    """Its place in the round was pinged before it was there."""
+    assert session.looked_at() == []
 
 
 # ---------------------------------------------------------------- closing
@@ -312,234 +402,40 @@ def test_a_session_is_closed_once(phase: Phase):
     session = session_in(phase)
     assert session.close(Close.SLOW) == [Disconnect(Close.SLOW)]
     assert session.close(Close.SHUTDOWN) == []
-    assert session.is_closed()
-    assert session.next_deadline() is None
 
 
-def test_nothing_is_written_after_the_close(session: Session):
-    """I1 and I3: a command that was under way gets no reply."""
-    session.receive(at(0), command(5, "rpc"))
-    session.close(Close.SHUTDOWN)
-    assert session.finish(5, "rpc", DONE) == []
-    assert session.tick(at(99_999)) == []
-    assert session.receive(at(99_999), command(6, "rpc")) == []
-
-
-def test_a_socket_that_is_gone_ends_the_session_without_a_word(session: Session):
-    """There is nobody to close."""
-    session.gone()
-    assert session.close(Close.SHUTDOWN) == []
-    assert session.phase is Phase.CLOSED
-
-
-# ---------------------------------------------------------------- who still waits
+@pytest.mark.parametrize("end", ["gone", "closed", "malformed"])
+@pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.OPEN])
+def test_nobody_waits_after_the_end(phase: Phase, end: str):
+    """I1, I3 and I5: whoever ended it, what was under way gets no reply and must open nothing any more."""
+    session = session_in(phase)
+    command_id = 1
+    if phase is Phase.OPEN:
+        command_id = 2
+        session.receive(rpcs(2))
+    assert session.is_waiting(command_id)
+    if end == "gone":
+        session.gone()
+    elif end == "closed":
+        session.close(Close.SHUTDOWN)
+    else:
+        session.malformed()
+    assert not session.is_waiting(command_id)
+    assert session.finish(command_id, "rpc", DONE) == []
 
 
 def test_a_client_waits_from_the_start_of_a_command_to_its_reply():
     """I5: the connect too, refused or accepted."""
     session = session_in(Phase.AWAITING)
     assert not session.is_waiting(1)
-    session.receive(at(0), command(1, "connect"))
+    session.receive([command(1, "connect"), *rpcs(2)])
     assert (session.is_waiting(1), session.is_waiting(2)) == (True, False)
-    session.refused(1, ClientError.INTERNAL.wire)
+    session.refused(1, FAILED)
     assert not session.is_waiting(1)
-    session.receive(at(0), command(2, "connect"))
-    session.accepted(at(0), 2, WELCOME)
+    session.receive([command(2, "connect")])
+    session.accepted(2, WELCOME)
     assert not session.is_waiting(2)
-    session.receive(at(0), command(3, "subscribe"))
+    session.receive(rpcs(3))
     assert session.is_waiting(3)
-    session.finish(3, "subscribe", DONE)
+    session.finish(3, "rpc", DONE)
     assert not session.is_waiting(3)
-
-
-@pytest.mark.parametrize("end", ["gone", "close", "nonsense"])
-@pytest.mark.parametrize("phase", [Phase.CONNECTING, Phase.OPEN])
-def test_nobody_waits_after_the_end(phase: Phase, end: str):
-    """I5: whoever ended it; what was started must open nothing any more."""
-    session = session_in(phase)
-    command_id = 1
-    if phase is Phase.OPEN:
-        command_id = 2
-        session.receive(at(0), command(command_id, "subscribe"))
-    assert session.is_waiting(command_id)
-    if end == "gone":
-        session.gone()
-    elif end == "close":
-        session.close(Close.SHUTDOWN)
-    else:
-        session.receive(at(0), "nonsense")
-    assert not session.is_waiting(command_id)
-
-
-# ---------------------------------------------------------------- random histories
-
-
-SELDOM = st.sampled_from([False] * 9 + [True])
-
-
-class SessionAgainstTwin(RuleBasedStateMachine):
-    """The twin keeps the list of everything that was started and written, and reads the invariants off it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = Instant(0)
-        self.session = Session("s", self.now, POLICY)
-        self.policy = POLICY
-        self.started: list[tuple[int, str]] = []
-        self.answered: list[int] = []
-        self.connects: list[int] = []
-        self.is_welcome = False
-        self.closes: list[Close] = []
-        self.pinged_at: int | None = None
-
-    @initialize(inflight_max=st.integers(1, 3), is_open=st.booleans())
-    def begin(self, inflight_max: int, *, is_open: bool) -> None:
-        self.policy = msgspec.structs.replace(POLICY, inflight_max=inflight_max)
-        self.session = Session("s", self.now, self.policy)
-        if is_open:
-            self.connect(1)
-            self.accept()
-
-    def under_way(self) -> list[tuple[int, str]]:
-        """What was started and not answered. An id may be used again, so each answer takes one away."""
-        left = list(self.started)
-        for command_id in self.answered:
-            left.remove(next(one for one in left if one[0] == command_id))
-        return left
-
-    def carry_out(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            assert not self.closes, "I1: nothing after the close"
-            match effect:
-                case Write(b"{}"):
-                    assert self.is_welcome, "I1"
-                    assert self.pinged_at is None, "I4"
-                    self.pinged_at = self.now
-                case Write(data):
-                    self.take_reply(json.loads(data))
-                case Authenticate(command_id, _):
-                    assert not self.is_welcome
-                    self.connects.append(command_id)
-                case StartRpc(command_id, _) | StartSubscribe(command_id, _) | StartUnsubscribe(command_id, _):
-                    assert self.is_welcome
-                    kind = re.sub("Start", "", type(effect).__name__).lower()
-                    self.started.append((command_id, kind))
-                case Disconnect(Close.NO_PONG):
-                    assert self.pinged_at == self.now - self.policy.pong_deadline_ms, "I4"
-                    self.closes.append(Close.NO_PONG)
-                case Disconnect(close):
-                    self.closes.append(close)
-
-    def take_reply(self, reply: dict[str, Any]) -> None:
-        if "connect" in reply:
-            assert not self.is_welcome
-            assert reply["id"] == self.connects[-1]
-            self.is_welcome = True
-        elif "error" not in reply:
-            assert self.is_welcome, "I1"
-        elif reply["error"]["code"] == ClientError.TOO_MANY_REQUESTS.value[0]:
-            assert len(self.under_way()) == self.policy.inflight_max, "I2"
-
-    @precondition(lambda self: not self.is_welcome)
-    @rule(command_id=st.integers(1, 3))
-    def connect(self, command_id: int) -> None:
-        self.carry_out(self.session.receive(self.now, command(command_id, "connect")))
-
-    @precondition(lambda self: self.is_welcome)
-    @rule(
-        ids=st.sets(st.integers(1, 6), min_size=1, max_size=4),
-        name=st.sampled_from(["rpc", "subscribe", "unsubscribe", "publish", "send"]),
-    )
-    def commands(self, ids: set[int], name: str) -> None:
-        """With ids that are free; of what started nothing is counted that finished."""
-        free = ids - {command_id for command_id, _ in self.under_way()}
-        if free:
-            before = len(self.under_way())
-            self.carry_out(self.session.receive(self.now, "\n".join(command(one, name) for one in sorted(free))))
-            if name not in ("publish", "send") and not self.session.is_closed():
-                assert len(self.under_way()) == min(before + len(free), self.policy.inflight_max), "I2"
-
-    @rule(frame=st.sampled_from(["nonsense", '{"id":1}', command(0, "rpc"), command(1, "connect")]), is_sent=SELDOM)
-    def junk(self, frame: str, *, is_sent: bool) -> None:
-        """Whatever comes behind it in its frame is not looked at."""
-        if is_sent:
-            self.carry_out(self.session.receive(self.now, "\n".join([frame, command(9, "rpc"), frame])))
-
-    @rule()
-    def pong(self) -> None:
-        if self.is_welcome:
-            self.carry_out(self.session.receive(self.now, "{}"))
-            self.pinged_at = None
-
-    @rule()
-    def accept(self) -> None:
-        if self.connects:
-            self.carry_out(self.session.accepted(self.now, self.connects[-1], WELCOME))
-
-    @rule()
-    def refuse(self) -> None:
-        if self.connects:
-            self.carry_out(self.session.refused(self.connects[-1], ClientError.INTERNAL.wire))
-
-    @rule(data=st.data(), result=st.sampled_from([DONE, None, ReplyError(107, "no")]))
-    def finish(self, data: st.DataObject, result: RpcResult | ReplyError | None) -> None:
-        """I3: exactly one reply, with the result or the error, unless the session is over."""
-        if not self.under_way():
-            return
-        command_id, kind = data.draw(st.sampled_from(self.under_way()))
-        effects = self.session.finish(command_id, kind, result)
-        name = "error" if isinstance(result, ReplyError) else kind
-        assert [(reply["id"], name in reply) for reply in replies(effects)] == (
-            [] if self.session.is_closed() else [(command_id, True)]
-        )
-        self.carry_out(effects)
-        self.answered.append(command_id)
-        assert self.session.finish(command_id, kind, result) == []
-
-    @rule(ms=st.sampled_from([1, 500, 8_000, 25_000, 40_000]), is_deaf=st.booleans())
-    def pass_time(self, ms: int, *, is_deaf: bool) -> None:
-        """At each deadline on the way a tick."""
-        until = self.now + (ms if self.is_welcome else ms // 10)
-        while (deadline := self.session.next_deadline()) is not None and deadline <= until:
-            self.now = deadline
-            self.carry_out(self.session.tick(self.now))
-            if not is_deaf:
-                self.pong()
-        self.now = Instant(until)
-        assert self.session.tick(self.now) == []
-
-    @rule(is_gone=st.booleans(), happens=SELDOM)
-    def end(self, *, is_gone: bool, happens: bool) -> None:
-        if happens and is_gone:
-            self.session.gone()
-        elif happens:
-            self.carry_out(self.session.close(Close.SHUTDOWN))
-
-    @invariant()
-    def at_most_so_many_are_under_way(self) -> None:
-        """I2."""
-        assert self.session.is_closed() or len(self.under_way()) <= self.policy.inflight_max
-
-    @invariant()
-    def who_does_not_answer_a_ping_is_closed(self) -> None:
-        """I4; and who does not connect in time is, too."""
-        assert self.session.is_closed() or self.is_welcome or self.now < 1_000
-        if self.pinged_at is not None and not self.session.is_closed():
-            assert self.now < self.pinged_at + self.policy.pong_deadline_ms
-
-    @invariant()
-    def a_client_waits_for_what_is_under_way(self) -> None:
-        """I5."""
-        waiting = {one for one, _ in self.under_way()} if not self.session.is_closed() else set()
-        if self.session.phase is Phase.CONNECTING:
-            waiting = {self.connects[-1]}
-        assert {one for one in range(10) if self.session.is_waiting(one)} == waiting
-
-    @invariant()
-    def it_is_closed_with_one_code(self) -> None:
-        assert len(self.closes) <= 1
-        assert not self.closes or self.session.is_closed()
-
-
-TestSessionAgainstTwin = SessionAgainstTwin.TestCase
-TestSessionAgainstTwin.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
