@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_network
 from typing import Annotated
 
 from msgspec import Meta
 
+from access.core.namespaces import ChannelSettings, Namespace, namespace_problems
 from base.config import Section
+from base.core.origins import origin_problems
 
 __all__ = ["AccessConfig"]
 
@@ -16,10 +19,126 @@ class AccessConfig(Section, frozen=True, kw_only=True):
     """The `[access]` section."""
 
     region: Annotated[str, Meta(description="Region of this node, as the scheduler compares it.")] = "local"
+
+    # ---------------------------------------------------------------- where clients connect
+
+    client_host: Annotated[
+        str,
+        Meta(description="Address that the clients' listener binds; empty for the same as the node's own."),
+    ] = ""
+    client_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65_535,
+            description="Port for clients, apart from the one for other nodes and operators; 0 picks a free one. Of "
+            "several access nodes in one process, the others take the ports after it.",
+        ),
+    ] = 0
+    client_url: Annotated[
+        str,
+        Meta(
+            description="Base URL under which clients reach this node, such as `https://a1.example.com`, if it is not "
+            "the address that is bound. The scheduler tells it to clients."
+        ),
+    ] = ""
+    tls_certificate: Annotated[
+        str, Meta(description="File with the certificate chain (PEM) for clients; empty to serve them without TLS.")
+    ] = ""
+    tls_key: Annotated[str, Meta(description="File with the certificate's private key (PEM).")] = ""
+    tls_reload_ms: Annotated[
+        int,
+        Meta(
+            ge=1_000,
+            description="How often the two files are looked at (ms). A changed pair serves connections from then on; "
+            "one that cannot be loaded is logged, and the old one kept.",
+        ),
+    ] = 10_000
+    proxies: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Networks of the load balancers in front, such as `10.0.0.0/8`, which name each client by the "
+            "PROXY protocol, version 1 or 2. With any, a connection from elsewhere, or without that header, is "
+            "dropped, so that nobody can claim an address. Empty: clients connect directly."
+        ),
+    ] = ()
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Web pages that may connect: `https://app.example.com`, `https://*.example.com`, or `*` for "
+            "all. A client that is no browser names no origin, and is not asked for one."
+        ),
+    ] = ("*",)
+    compression: Annotated[
+        bool,
+        Meta(
+            description="Whether to compress messages for clients that offer it (permessage-deflate, without context "
+            "takeover). It saves bytes of long messages, and costs CPU once for each message and not for each client."
+        ),
+    ] = False
+    token_key: Annotated[
+        str,
+        Meta(
+            description="HS256 secret of the application's own connection and subscription tokens (JWT), for clients "
+            "that connect without asking the scheduler. Empty: only tickets are taken."
+        ),
+    ] = ""
+
+    # ---------------------------------------------------------------- who is refused
+
     capacity: Annotated[
         int,
         Meta(ge=1, description="Most connections this node takes; one more is refused with 503 before the upgrade."),
     ] = 15_000
+    accepts_per_second: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="New connections a second, with a burst of twice as many; more are refused with 503 and told "
+            "when to come back. Raising it shortens a storm and slows down those who are connected. 0: no limit.",
+        ),
+    ] = 1_000
+    address_accepts_per_second: Annotated[
+        int,
+        Meta(ge=0, description="New connections a second from one address (IPv6: one /64), else 503. 0: no limit."),
+    ] = 0
+    address_connections_max: Annotated[
+        int,
+        Meta(ge=0, description="Connections from one address at a time, else 503. 0: no limit, as many share one."),
+    ] = 0
+    user_connections_max: Annotated[
+        int, Meta(ge=1, description="Connections of one user at this node, else close 3504.")
+    ] = 32
+    memory_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Resident memory of the process (bytes); from 90 % of it on new connections are refused with "
+            "503 until it is below 85 %. 0: no limit.",
+        ),
+    ] = 0
+    queued_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=1_048_576,
+            description="Bytes that may wait for all clients together; beyond, the slowest are closed with 3008.",
+        ),
+    ] = 268_435_456
+    handshake_deadline_ms: Annotated[
+        int,
+        Meta(
+            ge=100,
+            description="Time for the TLS handshake, and again for the request's head (ms); a client that is slower is "
+            "dropped.",
+        ),
+    ] = 5_000
+    arrivals_max: Annotated[
+        int,
+        Meta(ge=1, description="Connections that may be on their way through the handshake at once, else dropped."),
+    ] = 4_096
+
+    # ---------------------------------------------------------------- what one client may do
+
     frame_bytes_max: Annotated[
         int, Meta(ge=1_024, description="Longest frame a client may send (bytes); a longer one closes with 1009.")
     ] = 65_536
@@ -69,6 +188,43 @@ class AccessConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 1_000
 
+    expired_deadline_ms: Annotated[
+        int,
+        Meta(
+            ge=1_000,
+            description="Time to renew a connection after its token expired (ms), else close 3005.",
+        ),
+    ] = 25_000
+    drain_grace_ms: Annotated[
+        int,
+        Meta(
+            ge=100,
+            description="How long a client that was told to go elsewhere may take, before it is closed with 3001 (ms).",
+        ),
+    ] = 10_000
+    stop_drain_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Over which time clients are told to go elsewhere when the node is stopped by SIGTERM (ms). "
+            "0, or no other node that takes them: all at once.",
+        ),
+    ] = 5_000
+    subscribe_inbox: Annotated[
+        bool,
+        Meta(
+            description="Whether the server subscribes each client to its user's inbox as it connects. If not, a "
+            "client that wants its messages subscribes to `inbox:<user>` itself."
+        ),
+    ] = True
+    channels: ChannelSettings = ChannelSettings()
+    namespaces: Annotated[
+        tuple[Namespace, ...],
+        Meta(description="The application's channels, by what stands before the first `:` of their names."),
+    ] = ()
+    conversations_max: Annotated[
+        int, Meta(ge=0, description="Conversations (`conv:`) that one client may follow at once, else error 106.")
+    ] = 128
     presence_channels_max: Annotated[
         int, Meta(ge=0, description="Presence channels of one client, else error 106.")
     ] = 500
@@ -83,9 +239,25 @@ class AccessConfig(Section, frozen=True, kw_only=True):
     ] = 100_000
 
     def problems(self) -> Iterable[str]:
-        """A recovery must fit into what may wait for one client."""
+        """A recovery must fit into what may wait for one client; files come in pairs."""
         if self.recovery_bytes_max >= self.write_bytes_max:
             yield (
                 f"recovery_bytes_max ({self.recovery_bytes_max}) must be below write_bytes_max "
                 f"({self.write_bytes_max}), or a full recovery would close its own client"
             )
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            yield "tls_certificate and tls_key go together: name both, or none"
+        if self.pong_deadline_ms + 500 > self.ping_interval_ms:
+            yield (
+                f"pong_deadline_ms ({self.pong_deadline_ms}) must be 500 ms below ping_interval_ms "
+                f"({self.ping_interval_ms}), or a client would be pinged again before it must have answered"
+            )
+        yield from origin_problems("origins", self.origins)
+        if self.client_url and not self.client_url.startswith(("http://", "https://")):
+            yield f"client_url is {self.client_url!r}: write http:// or https://, which stands for WebSockets too"
+        yield from namespace_problems(self.namespaces)
+        for network in self.proxies:
+            try:
+                ip_network(network)
+            except ValueError as error:
+                yield f"proxies: {error}"

@@ -3,6 +3,9 @@
 The rules are `core/inbox`; this carries them out. Whatever was lost on the way to this node is in the timeline: a gap
 is seen when the next entry comes, a lost last entry by the audit, which compares all positions with the heads of the
 timelines, a thousand users a call.
+
+Every client is subscribed to its user's inbox by the server; it may take the subscription over with one of its own,
+which starts at a position that it kept. There is one place in the hub for both.
 """
 
 from __future__ import annotations
@@ -12,11 +15,25 @@ import asyncio
 import msgspec
 
 from access.api import Deliver, Delivered
+from access.client import Client
 from access.config import AccessConfig
-from access.core.inbox import InboxHub
-from access.core.protocol import Close, Position, Publication, SubscribeResult, encode_push
+from access.core.inbox import InboxHub, Reader
+from access.core.outgoing import Outgoing
+from access.core.protocol import (
+    ClientError,
+    Close,
+    HistoryRequest,
+    HistoryResult,
+    Position,
+    Publication,
+    ReplyError,
+    SubscribeFlag,
+    SubscribeRequest,
+    SubscribeResult,
+)
 from access.metrics import AccessMetrics
-from access.ports import Sink
+from access.ports import Member
+from access.refusing import RefusingBroker
 from base.errors import RoadsteadError
 from base.log import logger
 from im.api import TimelinePage
@@ -27,17 +44,16 @@ __all__ = ["CHANNEL_PREFIX", "Inboxes"]
 CHANNEL_PREFIX = "inbox:"
 
 
-class Inboxes:
-    """The inbox subscriptions of one node."""
+class Inboxes(RefusingBroker):
+    """The inbox subscriptions of one node, a `Broker`."""
 
-    def __init__(self, config: AccessConfig, im: ImClient, metrics: AccessMetrics, sink: Sink, *, node: str) -> None:
-        self.hub = InboxHub()
+    def __init__(self, config: AccessConfig, im: ImClient, metrics: AccessMetrics, *, node: str) -> None:
+        self.hub: InboxHub[Client] = InboxHub()
         self._config = config
         self._im = im
         self._metrics = metrics
-        self._sink = sink
         self._epoch: str | None = None
-        self._fetching: set[str] = set()
+        self._fetching: set[Reader[Client]] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._log = logger(node=node)
 
@@ -51,10 +67,60 @@ class Inboxes:
                 except RoadsteadError as error:
                     self._log.info("audit_failed", error=str(error))
                     continue
-                for session in behind:
-                    self.fetch(session)
+                for reader in behind:
+                    self._fetch_later(reader)
 
-    async def read_start(self, user: str, position: Position) -> SubscribeResult:
+    def attach(self, client: Client) -> None:
+        """From here on entries for the client are noticed, to be fetched if its start does not have them."""
+        client.reader = self.hub.attach(client, client.user)
+
+    def detach(self, client: Client) -> None:
+        """Undo `attach`; no error if that was not called."""
+        reader, client.reader = client.reader, None
+        if reader is not None:
+            self.hub.detach(reader)
+
+    # ---------------------------------------------------------------- Broker
+
+    async def subscribe(self, member: Member, request: SubscribeRequest) -> SubscribeResult | ReplyError:
+        """Hand the inbox over to the client's own subscription, with a position that it kept."""
+        if request.channel != CHANNEL_PREFIX + member.user:
+            return ClientError.PERMISSION_DENIED.wire
+        result = await self._read_start(member.user, Position(request.recover, request.epoch, request.offset))
+        if result.was_recovering and not result.recovered and request.flag & SubscribeFlag.REJECT_UNRECOVERED:
+            return ClientError.UNRECOVERABLE_POSITION.wire
+        return result
+
+    async def subscribe_by_server(self, member: Member, channel: str, position: Position) -> SubscribeResult | None:
+        """Read what the inbox starts with. `attach` has to come first. Raises what the message services raise."""
+        del channel
+        return await self._read_start(member.user, position)
+
+    def subscribed(self, member: Member, channel: str, result: SubscribeResult) -> None:
+        """The client was given its start; from here on entries are written to it."""
+        del channel
+        assert isinstance(member, Client)
+        if member.reader is not None and self.hub.loaded(member.reader, result.offset):
+            self._fetch_later(member.reader)
+
+    def unsubscribe(self, member: Member, channel: str) -> None:
+        """See `Broker`. The inbox stays subscribed by the server; the SDK just stops listening to it by itself."""
+
+    def gone(self, member: Member) -> None:
+        """See `Broker`."""
+        assert isinstance(member, Client)
+        self.detach(member)
+
+    async def history(self, member: Member, request: HistoryRequest) -> HistoryResult | ReplyError:
+        """Return how far the timeline goes; what is in it is read in pages with `im.sync`."""
+        if request.channel != CHANNEL_PREFIX + member.user:
+            return ClientError.PERMISSION_DENIED.wire
+        if request.limit != 0:
+            return ClientError.NOT_AVAILABLE.wire
+        page = await self._read(member.user, 0, 0)
+        return HistoryResult(epoch=page.epoch, offset=page.head)
+
+    async def _read_start(self, user: str, position: Position) -> SubscribeResult:
         """Read what a subscription starts with: everything after the position, or just where the timeline is.
 
         Never a part: who is too far behind, or comes with another epoch, is told `recovered = false` and the present
@@ -76,10 +142,7 @@ class Inboxes:
             publications=publications,
         )
 
-    def started(self, session: str, offset: int) -> None:
-        """The session was given its start up to `offset`; from here on entries are written to it."""
-        if self.hub.loaded(session, offset):
-            self.fetch(session)
+    # ---------------------------------------------------------------- entries
 
     def deliver(self, deliver: Deliver, _peer: str) -> Delivered:
         """Take entries from the message services (peer method)."""
@@ -91,49 +154,49 @@ class Inboxes:
                 continue
             routing = self.hub.route(entry.user, entry.offset, has_data=bool(entry.data))
             if routing.write:
-                # Encoded once, for all of the user's devices here.
-                frame = encode_push(CHANNEL_PREFIX + entry.user, Publication(msgspec.Raw(entry.data), entry.offset))
-                for session in routing.write:
-                    self._sink.write(session, frame)
-                self._metrics.writes.inc(len(routing.write))
-            for session in routing.fetch:
-                self.fetch(session)
+                self._write(routing.write, entry.user, entry.offset, entry.data)
+            for reader in routing.fetch:
+                self._fetch_later(reader)
         return Delivered(absent)
 
-    def fetch(self, session: str) -> None:
-        """Fill a session's gap from the timeline, in the background."""
-        if self._tasks is not None and session not in self._fetching:
-            self._metrics.fetches.inc()
-            self._fetching.add(session)
-            self._tasks.create_task(self._fetch(session))
+    def _write(self, clients: list[Client], user: str, offset: int, data: bytes) -> None:
+        # Encoded once, for all of the user's devices here.
+        outgoing = Outgoing(CHANNEL_PREFIX + user, Publication(msgspec.Raw(data), offset))
+        for client in clients:
+            client.connection.write(outgoing.frame(client.connection.form))
+        self._metrics.writes.inc(len(clients))
 
-    async def _fetch(self, session: str) -> None:
+    def _fetch_later(self, reader: Reader[Client]) -> None:
+        """Fill a client's gap from the timeline, in the background."""
+        if self._tasks is not None and reader not in self._fetching:
+            self._metrics.fetches.inc()
+            self._fetching.add(reader)
+            self._tasks.create_task(self._fetch(reader))
+
+    async def _fetch(self, reader: Reader[Client]) -> None:
         try:
-            while await self._fetch_page(session):
+            while await self._fetch_page(reader):
                 pass
         except RoadsteadError as error:
-            self._log.info("fetch_failed", session=session, error=str(error))
-            self.hub.load_failed(session)
+            self._log.info("fetch_failed", client=reader.client.id, error=str(error))
+            self.hub.load_failed(reader)
         finally:
-            self._fetching.discard(session)
+            self._fetching.discard(reader)
 
-    async def _fetch_page(self, session: str) -> bool:
-        """Fetch and write what follows the session's position; return whether it needs more."""
-        user, since = self.hub.user(session), self.hub.position(session)
-        if user is None or since is None:
+    async def _fetch_page(self, reader: Reader[Client]) -> bool:
+        """Fetch and write what follows the reader's position; return whether it needs more."""
+        if not self.hub.has(reader):
             return False
-        page = await self._read(user, since, self._config.recovery_entries_max)
-        written = 0
+        since = reader.position
+        page = await self._read(reader.user, since, self._config.recovery_entries_max)
         for offset, data in page.entries:
             # The client may have read its start anew meanwhile: what it was given then is not written again.
-            if offset > (self.hub.position(session) or 0):
-                self._sink.write(session, encode_push(CHANNEL_PREFIX + user, Publication(msgspec.Raw(data), offset)))
-                written += 1
-        self._metrics.writes.inc(written)
-        needs_more = self.hub.loaded(session, page.entries[-1][0] if page.entries else since)
+            if offset > reader.position:
+                self._write([reader.client], reader.user, offset, data)
+        needs_more = self.hub.loaded(reader, page.entries[-1][0] if page.entries else since)
         if needs_more and not page.entries:
             # Told of an entry that the timeline does not show: do not insist, the audit looks again.
-            self.hub.load_failed(session)
+            self.hub.load_failed(reader)
             return False
         return needs_more
 
@@ -146,5 +209,6 @@ class Inboxes:
         if self._epoch not in (None, epoch):
             # The store lost its past or was replaced: every position here is void. Clients come back and are told.
             self._log.warning("epoch_changed", epoch=epoch)
-            self._sink.close_all(Close.INSUFFICIENT_STATE)
+            for client in self.hub.clients():
+                client.connection.close(Close.INSUFFICIENT_STATE)
         self._epoch = epoch

@@ -13,10 +13,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from access.config import AccessConfig
-from access.core.presence import PresenceHub
-from access.core.protocol import ClientError, Publication, ReplyError, SubscribeRequest, SubscribeResult, encode_push
+from access.core.outgoing import Outgoing
+from access.core.presence import Attached, PresenceHub
+from access.core.protocol import ClientError, Publication, ReplyError, SubscribeRequest, SubscribeResult
 from access.metrics import AccessMetrics
-from access.ports import Sink
+from access.ports import Member
+from access.refusing import RefusingBroker
 from base.clock import Clock, Timestamp
 from base.errors import BadRequest, LimitExceeded, NotReady
 from base.ids import checked_id, new_epoch
@@ -62,32 +64,30 @@ _get_decoder = msgspec.json.Decoder(GetRequest)
 _encode = msgspec.json.Encoder().encode
 
 
-class Presences:
-    """The presence subscriptions of one node, and its clients' calls."""
+class Presences(RefusingBroker):
+    """The presence subscriptions of one node, a `Broker`, and its clients' calls."""
 
     def __init__(
         self,
         config: AccessConfig,
         clock: Clock,
         metrics: AccessMetrics,
-        sink: Sink,
         *,
         statuses: StatusLookups,
         watches: StatusWatches | None,
     ) -> None:
         """`watches` None: the status backend has none, and there are no presence channels."""
-        self.hub = PresenceHub(channels_max=config.presence_channels_max)
+        self.hub: PresenceHub[Member] = PresenceHub(channels_max=config.presence_channels_max)
         self._deadline_ms = config.publish_deadline_ms
         self._clock = clock
         self._metrics = metrics
-        self._sink = sink
         self._statuses = statuses
         self._watches = watches
         if watches is not None:
             watches.on_told(self._told)
             metrics.show_presence(self.hub.statistics, watches.statistics)
 
-    async def subscribe(self, session: str, viewer: str, request: SubscribeRequest) -> SubscribeResult | ReplyError:
+    async def subscribe(self, member: Member, request: SubscribeRequest) -> SubscribeResult | ReplyError:
         """Begin a subscription; whatever is published from the return on follows the result.
 
         Raises:
@@ -100,16 +100,16 @@ class Presences:
             user = checked_id(request.channel.removeprefix(CHANNEL_PREFIX), "user")
         except BadRequest:
             return ClientError.UNKNOWN_CHANNEL.wire
-        attached = self.hub.attach(session, viewer, user, new_epoch=new_epoch())
+        attached = self._attach(member, user)
         if attached == "repeated":
             return ClientError.ALREADY_SUBSCRIBED.wire
         start = None
         try:
-            seen = await self._watches.watch(user, viewer, deadline_ms=self._deadline_ms)
-            start = self.hub.started(session, user, attached.subscription, (request.epoch, request.offset))
+            seen = await self._watches.watch(user, member.user, deadline_ms=self._deadline_ms)
+            start = self.hub.started(member, user, attached.subscription, (request.epoch, request.offset))
         finally:
             if start is None:
-                self._release(session, user, attached.subscription)
+                self._release(member, user, attached.subscription)
         if start is None:
             raise NotReady("unsubscribed before it was subscribed")
         state = _state(seen.state, seen.last_seen)
@@ -125,14 +125,17 @@ class Presences:
             data=state,
         )
 
-    def unsubscribe(self, session: str, channel: str) -> None:
-        """End a subscription; one that is not there does not matter."""
-        self._release(session, channel.removeprefix(CHANNEL_PREFIX), None)
+    def subscribed(self, member: Member, channel: str, result: SubscribeResult) -> None:
+        """See `Broker`. What is published after the result was made follows it by itself."""
 
-    def gone(self, session: str) -> None:
-        """End all subscriptions of a session."""
-        for user in self.hub.users(session):
-            self._release(session, user, None)
+    def unsubscribe(self, member: Member, channel: str) -> None:
+        """End a subscription; one that is not there does not matter."""
+        self._release(member, channel.removeprefix(CHANNEL_PREFIX), None)
+
+    def gone(self, member: Member) -> None:
+        """End all subscriptions of a client."""
+        for user in self.hub.users(member):
+            self._release(member, user, None)
 
     def connecting(self, opened: Opened, data: bytes) -> Opened:
         """Return the session as the client wants it to begin. Raises BadRequest or LimitExceeded."""
@@ -190,13 +193,21 @@ class Presences:
             return
         publication = Publication(_state(state, last_seen), published.offset)
         # Encoded once, for all devices of the viewer.
-        frame = encode_push(CHANNEL_PREFIX + user, publication)
-        for session, subscription in published.sessions:
-            self._sink.write(session, frame, replaces=subscription)
+        outgoing = Outgoing(CHANNEL_PREFIX + user, publication)
+        for member, subscription in published.sessions:
+            connection = member.connection
+            connection.write(outgoing.frame(connection.form), subscription)
         self._metrics.writes.inc(len(published.sessions))
 
-    def _release(self, session: str, user: str, subscription: int | None) -> None:
-        ended = self.hub.detach(session, user, subscription)
+    def _attach(self, member: Member, user: str) -> Attached | Literal["repeated"]:
+        try:
+            return self.hub.attach(member, member.user, user, new_epoch=new_epoch())
+        except LimitExceeded as error:
+            self._metrics.presence_refused.inc(error.code.label)
+            raise
+
+    def _release(self, member: Member, user: str, subscription: int | None) -> None:
+        ended = self.hub.detach(member, user, subscription)
         if ended is not None and self._watches is not None:
             self._watches.unwatch(*ended)
 

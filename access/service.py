@@ -1,25 +1,43 @@
-"""An access node: one HTTP port with the clients' WebSockets, peer streams, health and metrics.
+"""An access node: a port for clients, and one for other nodes and operators with peer streams, health and metrics.
 
-Start: listen, register. Run: clients, their inboxes, reports to the status backend, a report to the registry each
-second. Drain: not ready, no new connections, everybody is closed with 3001, which makes a stock SDK come back by way of
-the scheduler or the pool address. Stop: deregister, close.
+Start: wait for the status backend and the message services, listen for clients, register. Run: clients, their
+channels, reports to the status backend, a report to the registry each second. Drain: not ready, no new connections,
+everybody is told to go elsewhere over some time. Stop: deregister, close.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from access.api import DELIVER, SERVICE, WEBSOCKET_PATH, NodeReport
+from access.admin import AccessAdmin
+from access.admission import Admission
+from access.api import DELIVER, DELIVER_CONVERSATION, SERVICE, WEBSOCKET_PATH, NodeReport
+from access.brokers import Brokers
+from access.channel_api import ChannelApi
+from access.channel_metrics import ChannelMetrics
+from access.channels import Channels
 from access.clients import Clients
+from access.commands import Commands
 from access.config import AccessConfig
+from access.connecting import VERSION, WayIn
+from access.conversations import Conversations
 from access.core.protocol import Close
+from access.drain import Drain
+from access.fanout import Fanout
+from access.identity import Identities
+from access.inboxes import Inboxes
+from access.listener import Listener
+from access.mesh import Mesh
 from access.metrics import AccessMetrics
-from access.websocket import run_connection
-from base.errors import BadRequest, Draining, Overloaded, StoreError
+from access.presence import Presences
+from access.transports import HttpTransports
+from base.errors import BadRequest, StoreError
+from base.http import HttpServer
 from base.node import Node
 from base.site import Site
 from im.client import ImClient
@@ -29,6 +47,8 @@ from status.client import SessionReports, StatusLookups, StatusWatches
 __all__ = ["AccessNode"]
 
 LAST_FRAMES_S = 1.0
+SHED_INTERVAL_S = 1.0
+DRAIN_SPARE_S = 5.0
 
 
 class AccessNode:
@@ -49,40 +69,153 @@ class AccessNode:
         Args:
             config: its settings.
             site: its place.
-            ticket_keys: kid -> secret of every key that the scheduler may sign tickets with.
+            ticket_keys: kid -> secret of every key that the scheduler may sign tickets with; the last one signs those
+                for clients that this node sends elsewhere.
             reports: where sessions are reported; run by this node, as are the other two.
             statuses: where users are looked up.
             watches: where users are watched; None if the status backend has no watches.
         """
         self.node = Node(site, SERVICE, statistics=self.statistics, note=self._report)
+        self.node.drain_deadline_s = (config.stop_drain_ms + config.drain_grace_ms) / 1000 + DRAIN_SPARE_S
         self._config = config
-        self._is_draining = False
         self._heartbeats = 0
-        self._metrics = AccessMetrics(self.node.metrics, connections=lambda: len(self._clients))
+        self._metrics = AccessMetrics(self.node.metrics, node=site.name, connections=lambda: self._admission.open)
+        self._admission = Admission(config, site.clock, self._metrics)
         self._reports = reports
         self._statuses = statuses
         self._watches = watches
         self._im = ImClient(site)
-        self._clients = Clients(
+        self._mesh = Mesh(site, self.node.peers)
+        self._identities = Identities(TicketVerifier(ticket_keys, node=site.name), token_key=config.token_key)
+        self._fanout = Fanout()
+        self._brokers = self._build_brokers(site)
+        self._way_in = WayIn(
             config,
             site,
-            verifier=TicketVerifier(ticket_keys, node=site.name),
+            identities=self._identities,
+            brokers=self._brokers,
             reports=reports,
-            statuses=statuses,
-            watches=watches,
-            im=self._im,
             metrics=self._metrics,
         )
-        reports.on_evict(self._clients.evict)
-        self.node.peers.serve(DELIVER, self._clients.inboxes.deliver)
-        self.node.http.app.router.add_get(WEBSOCKET_PATH, self._websocket)
+        self._clients = self._build_clients(site)
+        self._http = HttpServer(
+            site.name, self.node.metrics, statistics=dict, body_bytes_max=config.frame_bytes_max, is_public=True
+        )
+        self._listener = Listener(
+            config,
+            site.clock,
+            node=site.name,
+            http=self._http,
+            websockets={WEBSOCKET_PATH: self._clients},
+            admission=self._admission,
+            metrics=self._metrics,
+        )
+        self._transports = self._build_transports(site)
+        self._drain = Drain(
+            config,
+            site,
+            clients=self._clients,
+            admission=self._admission,
+            ticket_key=list(ticket_keys.items())[-1],
+            announce=self._announce,
+            metrics=self._metrics,
+        )
+        self._mesh.on_instances(self._drain.saw)
+        self._serve()
+
+    def _build_brokers(self, site: Site) -> Brokers:
+        config, metrics = self._config, self._metrics
+        return Brokers(
+            inboxes=Inboxes(config, self._im, metrics, node=site.name),
+            conversations=Conversations(config, self._im, metrics, self._fanout, node=site.name),
+            presences=Presences(config, site.clock, metrics, statuses=self._statuses, watches=self._watches),
+            channels=Channels(
+                self._mesh,
+                site.clock,
+                namespaces=config.namespaces,
+                settings=config.channels,
+                verify=lambda token, channel, user: self._identities.subscription(
+                    token, channel, user, site.clock.realtime()
+                ),
+                fanout=self._fanout,
+                metrics=ChannelMetrics(self.node.metrics, node=site.name),
+            ),
+        )
+
+    def _build_clients(self, site: Site) -> Clients:
+        commands = Commands(
+            self._config,
+            site,
+            brokers=self._brokers,
+            identities=self._identities,
+            im=self._im,
+            reports=self._reports,
+            metrics=self._metrics,
+        )
+        return Clients(
+            self._config,
+            site,
+            admission=self._admission,
+            way_in=self._way_in,
+            commands=commands,
+            brokers=self._brokers,
+            reports=self._reports,
+            metrics=self._metrics,
+        )
+
+    def _build_transports(self, site: Site) -> HttpTransports:
+        transports = HttpTransports(
+            self._clients,
+            node=site.name,
+            peers=self._mesh.pool,
+            clock=site.clock,
+            admit=lambda request: self._admission.check(
+                self._listener.address_of(request), request.headers.get("Origin")
+            ),
+            address_of=self._listener.address_of,
+            allows=self._admission.allows_origin,
+            limits=self._listener.limits,
+            away_ms=self._config.pong_deadline_ms,
+        )
+        transports.add_routes(self._http.app)
+        self._http.app.router.add_get(WEBSOCKET_PATH, _no_upgrade)
+        transports.serve(self.node.peers)
+        return transports
+
+    def _serve(self) -> None:
+        self._reports.on_evict(self._clients.evict)
+        self.node.peers.serve(DELIVER, self._brokers.inboxes.deliver)
+        self.node.peers.serve(DELIVER_CONVERSATION, self._brokers.conversations.deliver)
+        router = self.node.http.app.router
+        AccessAdmin(self.node.site, clients=self._clients, drain=self._drain, describe=self._describe).add_to(router)
+        ChannelApi(self.node.site, self._brokers.channels).add_to(router)
+        self._metrics.show_listener(
+            arrivals=lambda: self._listener.arrivals,
+            queued=lambda: sum(self._clients.queued().values()),
+            resident=lambda: self._admission.resident,
+            lag=lambda: self._admission.lag_s,
+        )
+
+    @property
+    def client_url(self) -> str:
+        """Where clients reach this node, once it listens."""
+        return self._listener.url
 
     async def start(self) -> None:
         """Listen, wait for the status backend and the message services' addresses, join."""
         await self.node.listen()
         await self._reports.wait_ready()
         await self._im.wait_ready()
-        await self.node.join({"region": self._config.region, "capacity": str(self._config.capacity)})
+        await self._listener.listen(self._config.client_host or self.node.site.host, self._config.client_port)
+        self._http.is_ready = True
+        await self.node.join(
+            {
+                "region": self._config.region,
+                "capacity": str(self._config.capacity),
+                "client_url": self._listener.url,
+                "version": VERSION,
+            }
+        )
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -91,40 +224,101 @@ class AccessNode:
             tasks.create_task(self._statuses.run())
             if self._watches is not None:
                 tasks.create_task(self._watches.run())
-            tasks.create_task(self._im.run())
-            tasks.create_task(self._clients.run())
-            tasks.create_task(self.node.run())
+            for part in (
+                self._im,
+                self._mesh,
+                self._admission,
+                self._listener,
+                self._brokers.inboxes,
+                self._brokers.conversations,
+                self._brokers.channels,
+                self._fanout,
+                self._clients,
+                self._transports,
+                self._drain,
+                self.node,
+            ):
+                tasks.create_task(part.run())
+            tasks.create_task(self._shed())
 
     async def drain(self) -> None:
-        """Tell the scheduler, then close everybody in a way that makes them come back elsewhere."""
-        self.node.http.is_ready = False
-        self._is_draining = True
-        try:
-            await self.node.heartbeat()
-        except StoreError as error:
-            self.node.log.warning("registry_unreachable", error=str(error))
+        """Tell everybody where to go, over some time if there is another node; then close who is left."""
+        over_ms = self._config.stop_drain_ms
+        if over_ms and self._drain.has_targets() and self._admission.open:
+            await self._drain.start(over_ms=over_ms)
+            with contextlib.suppress(TimeoutError):  # one that an operator began may be paused, or take an hour
+                async with asyncio.timeout((over_ms + self._config.drain_grace_ms) / 1000 + LAST_FRAMES_S):
+                    await self._drain.wait_over()
+        else:
+            self._admission.is_draining = True
+            await self._announce(True)
         self._clients.close_all(Close.SHUTDOWN)
         try:
             async with asyncio.timeout(LAST_FRAMES_S):
-                while len(self._clients):  # noqa: ASYNC110 - sockets end one by one, there is no one event
+                while self._admission.open:  # noqa: ASYNC110 - sockets end one by one, there is no one event
                     await asyncio.sleep(0.01)
         except TimeoutError:
-            self.node.log.info("clients_left_behind", connections=len(self._clients))
+            self.node.log.info("clients_left_behind", connections=self._admission.open)
 
     async def stop(self) -> None:
         """Deregister and close."""
         await self.node.close()
+        await self.cut_off()
+
+    async def cut_off(self) -> None:
+        """Close the clients' port, and whatever is open on it, without a goodbye. Idempotent."""
+        self._listener.stop_accepting()
+        for client in self._clients:
+            client.connection.abort()
+        await self._listener.close()
 
     def statistics(self) -> dict[str, Any]:
         """Return a snapshot for `/debug/statistics`."""
         return {
-            "connections": len(self._clients),
-            "is_draining": self._is_draining,
-            "inboxes": self._clients.inboxes.hub.statistics(),
-            "presence": self._clients.presences.statistics(),
+            "connections": self._admission.open,
+            "is_draining": self._admission.is_draining,
+            "arrivals": self._listener.arrivals,
+            "http": self._transports.statistics(),
+            "inboxes": self._brokers.inboxes.hub.statistics(),
+            "conversations": self._brokers.conversations.statistics(),
+            "channels": self._brokers.channels.statistics(),
+            "presence": self._brokers.presences.statistics(),
             "status_links": self._reports.statistics(),
             "status_digest": self._status_digest(),
             "streams": self.node.peers.statistics(),
+        }
+
+    # ---------------------------------------------------------------- inside
+
+    async def _shed(self) -> None:
+        """Close the slowest when too much waits for all clients together, until cancelled."""
+        while True:
+            await asyncio.sleep(SHED_INTERVAL_S)
+            for client in self._admission.shed(self._clients.queued()):
+                self._metrics.shed.inc()
+                self._clients.close(client, Close.SLOW)
+
+    async def _announce(self, is_draining: bool) -> None:  # noqa: FBT001 - it is the announcement
+        """Tell the scheduler and load balancers, now."""
+        self.node.http.is_ready = self._http.is_ready = not is_draining
+        try:
+            await self.node.heartbeat()
+        except StoreError as error:
+            self.node.log.warning("registry_unreachable", error=str(error))
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "node": self.node.site.name,
+            "region": self._config.region,
+            "client_url": self._listener.url,
+            "version": VERSION,
+            "connections": self._admission.open,
+            "capacity": self._config.capacity,
+            "accepted": self._admission.accepted,
+            "refused": self._metrics.refused.total(),
+            "resident_bytes": self._admission.resident,
+            "loop_lag_ms": round(self._admission.lag_s * 1000),
+            "is_draining": self._admission.is_draining,
         }
 
     def _status_digest(self) -> dict[str, Any] | None:
@@ -136,24 +330,20 @@ class AccessNode:
 
     def _report(self) -> bytes:
         self._heartbeats += 1
-        return msgspec.msgpack.encode(NodeReport(self._heartbeats, len(self._clients), self._is_draining))
-
-    async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
-        """Admit before the upgrade: a refusal is an HTTP status with Retry-After, never a socket closed at once."""
-        if self._is_draining:
-            self._metrics.refused.labels(self.node.site.name, "draining").inc()
-            raise Draining("this access node is draining; ask the scheduler for another", retry_after_ms=1_000)
-        if len(self._clients) >= self._config.capacity:
-            self._metrics.refused.labels(self.node.site.name, "full").inc()
-            raise Overloaded("this access node is full", what="connections", retry_after_ms=1_000)
-        if not web.WebSocketResponse().can_prepare(request):
-            raise BadRequest("this is a WebSocket endpoint; connect with a WebSocket client")
-
-        return await run_connection(
-            request,
-            frame_bytes_max=self._config.frame_bytes_max,
-            write_bytes_max=self._config.write_bytes_max,
-            arrived=self._clients.arrived,
-            received=self._clients.received,
-            gone=self._clients.gone,
+        report = NodeReport(
+            number=self._heartbeats,
+            connections=self._admission.open,
+            is_draining=self._admission.is_draining,
+            accepted=self._admission.accepted,
+            refused=self._metrics.refused.total(),
+            rejected=self._way_in.rejected,
+            abnormal=self._clients.abnormal,
+            loop_lag_ms=round(self._admission.lag_s * 1000),
+            resident_bytes=self._admission.resident,
+            version=VERSION,
         )
+        return msgspec.msgpack.encode(report)
+
+
+async def _no_upgrade(_request: web.Request) -> web.Response:
+    raise BadRequest("this is a WebSocket endpoint; connect with a WebSocket client")

@@ -1,125 +1,227 @@
-"""The WebSocket transport: sockets in, sessions' effects out. Decides nothing.
+"""One WebSocket connection: a protocol on the event loop, without a task or a timer of its own.
 
-Writes never wait: a connection's frames gather while its socket is busy and leave together, joined by newlines as the
-protocol allows. What waits is bounded in bytes; a client that does not read is closed with 3008 and recovers by offset
-when it comes back, and nobody else notices.
+What the client sends goes through the codec (`core/websocket`) to the gateway; what is written goes straight to the
+transport, and waits here only while that is full. The frames of a push are made elsewhere, once for all clients.
+
+An idle connection holds this object, a frame reader and the loop's transport, and nothing that grows with time.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import NamedTuple
 
-from aiohttp import WSCloseCode, WSMsgType, web
-
+from access.core.backlog import Backlog
+from access.core.deflate import DeflateTerms
+from access.core.outgoing import Form
 from access.core.protocol import Close
+from access.core.websocket import CloseHandshake, FrameReader, Opcode, Violation, encode_frame
+from access.ports import Gateway
 
-__all__ = ["Connection", "run_connection"]
+__all__ = ["PROTOBUF_SUBPROTOCOL", "SUBPROTOCOLS", "TransportLimits", "WebSocketConnection", "form_of"]
 
-WRITE_TIMEOUT_S = 15.0
-CLOSE_TIMEOUT_S = 2.0
+PROTOBUF_SUBPROTOCOL = "centrifuge-protobuf"
+SUBPROTOCOLS = (PROTOBUF_SUBPROTOCOL, "centrifuge-json")
+
+CLOSE_DEADLINE_S = 2.0
+"""How long a client may take to answer a close, and to read what was written to it before."""
+
+ABNORMAL = 1006
+_TEXT, _CLOSE, _PING = map(int, (Opcode.TEXT, Opcode.CLOSE, Opcode.PING))
 
 
-class Connection:
-    """One client's socket, as the node sees it: `write` and `close` return at once."""
+class TransportLimits(NamedTuple):
+    """Limits of each connection, in bytes; the configuration explains them."""
 
-    def __init__(self, socket: web.WebSocketResponse, *, write_bytes_max: int) -> None:
-        self._socket = socket
-        self._write_bytes_max = write_bytes_max
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
-        self._replaceable: dict[int, int] = {}
-        """Where frames wait that a later one may replace."""
-        self._wake = asyncio.Event()
-        self._close: Close | None = None
+    frame_bytes_max: int
+    write_bytes_max: int
 
-    def write(self, data: bytes, replaces: int | None = None) -> bool:
-        """Queue a frame, in the place of one with the same `replaces` if that still waits.
 
-        False when the client is too slow, and the caller must close it.
-        """
-        at = None if replaces is None else self._replaceable.get(replaces)
-        size = len(data) - (len(self._waiting[at]) if at is not None else 0)
-        if self._waiting_bytes + size > self._write_bytes_max:
-            return False
-        self._waiting_bytes += size
-        if at is not None:
-            self._waiting[at] = data
-        else:
-            if replaces is not None:
-                self._replaceable[replaces] = len(self._waiting)
-            self._waiting.append(data)
-        self._wake.set()
-        return True
+def form_of(subprotocol: str | None, deflate: DeflateTerms | None) -> Form:
+    """Return the form in which a client wants its messages, by what its handshake agreed on.
+
+    A window that is smaller than the largest would need a compressor of its own: such a client is sent messages as
+    they are, which the extension allows, and may compress its own.
+    """
+    is_deflated = deflate is not None and deflate.is_shared
+    if subprotocol == PROTOBUF_SUBPROTOCOL:
+        return Form.WS_PROTOBUF_DEFLATED if is_deflated else Form.WS_PROTOBUF
+    return Form.WS_JSON_DEFLATED if is_deflated else Form.WS_JSON
+
+
+class WebSocketConnection(asyncio.Protocol):
+    """See the module. Implements `Connection`; takes over its transport from whoever did the handshake."""
+
+    __slots__ = (
+        "_address",
+        "_backlog",
+        "_closing",
+        "_gateway",
+        "_is_gone",
+        "_limits",
+        "_reader",
+        "_transport",
+        "client",
+        "code",
+        "form",
+        "opcode",
+    )
+    session = ""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        transport: asyncio.Transport,
+        *,
+        form: Form,
+        address: str,
+        limits: TransportLimits,
+        deflate: DeflateTerms | None = None,
+    ) -> None:
+        self.form = form
+        self.client: object | None = None
+        self.code = ABNORMAL
+        self.opcode = _TEXT
+        """In which kind of frame the message came that the gateway is given: text or binary."""
+        self._gateway = gateway
+        self._transport = transport
+        self._address = address
+        self._limits = limits
+        self._reader = FrameReader(
+            is_server=True,
+            message_bytes_max=limits.frame_bytes_max,
+            inflate=deflate.inflate(is_server=True) if deflate is not None else None,
+        )
+        self._backlog: Backlog | None = None
+        self._closing: CloseHandshake | None = None
+        self._is_gone = False
+
+    def start(self, rest: bytes) -> None:
+        """The handshake is done, and `rest` is what came behind it."""
+        self._gateway.arrived(self, self._address)
+        if rest:
+            self.data_received(rest)
+
+    # ---------------------------------------------------------------- the node's side
+
+    def write(self, frame: bytes, replaces: int | None = None) -> None:
+        """See `Connection`."""
+        if self._closing is not None:
+            return
+        if self._backlog is None:
+            self._transport.write(frame)
+        elif not self._backlog.put(frame, replaces):
+            self.close(Close.SLOW)
 
     def close(self, close: Close) -> None:
-        """Close after what is queued; a slow client's queue is dropped, since it would not read it."""
-        self._close = self._close or close
-        if close is Close.SLOW:
-            self._waiting.clear()
-            self._replaceable.clear()
-        self._wake.set()
+        """See `Connection`."""
+        self._close(close.code, close.reason, drops=close is Close.SLOW)
+        if close is Close.NO_PONG or close is Close.SLOW:
+            self._tell_gone()  # it will hardly answer: its session is not to wait for that
 
-    async def run_writer(self) -> None:
-        """Write until closed. One task a connection."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            batch, self._waiting = self._waiting, []
-            self._waiting_bytes = 0
-            self._replaceable.clear()
-            try:
-                if batch:
-                    async with asyncio.timeout(WRITE_TIMEOUT_S):
-                        await self._socket.send_str(b"\n".join(batch).decode())
-                if self._close is not None:
-                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                        await self._socket.close(code=self._close.code, message=self._close.reason.encode())
-                    return
-            except (TimeoutError, ConnectionError):
-                # Not reading, or gone. Without this the reader would wait for a client that is not there.
-                self._abort()
-                return
+    def abort(self) -> None:
+        """See `Connection`."""
+        self._transport.abort()
 
-    def _abort(self) -> None:
-        transport = self._socket.get_extra_info("transport") if self._socket.prepared else None
-        if transport is not None:
-            transport.abort()
+    def queued(self) -> int:
+        """Return how many bytes wait for the client: here, and in the transport."""
+        return self._transport.get_write_buffer_size() + (self._backlog.size if self._backlog is not None else 0)
 
+    # ---------------------------------------------------------------- the transport's side
 
-async def run_connection(
-    request: web.Request,
-    *,
-    frame_bytes_max: int,
-    write_bytes_max: int,
-    arrived: Callable[[Connection], None],
-    received: Callable[[Connection, str | bytes], None],
-    gone: Callable[[Connection], None],
-) -> web.WebSocketResponse:
-    """Upgrade the request and run the connection until it ends.
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the client."""
+        for opcode, payload in self._reader.feed(data):
+            if opcode < _CLOSE:  # a message
+                if self._closing is None:
+                    self.opcode = opcode
+                    self._gateway.received(self, payload)
+            elif opcode == _PING:
+                self.write(encode_frame(Opcode.PONG, payload))
+            elif opcode == _CLOSE:
+                self._received_close(payload)
+        violation = self._reader.violation
+        if violation is not None:
+            self._fail(violation)
 
-    Args:
-        request: the HTTP request.
-        frame_bytes_max: longest frame accepted; a longer one closes with 1009.
-        write_bytes_max: see `Connection`.
-        arrived: called once with the new connection.
-        received: called with each frame, in order.
-        gone: called once when the connection is over, whoever ended it.
-    """
-    socket = web.WebSocketResponse(max_msg_size=frame_bytes_max, compress=False, timeout=CLOSE_TIMEOUT_S)
-    await socket.prepare(request)
-    connection = Connection(socket, write_bytes_max=write_bytes_max)
-    async with asyncio.TaskGroup() as tasks:
-        writer = tasks.create_task(connection.run_writer())
-        arrived(connection)
-        try:
-            async for message in socket:
-                if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
-                    break
-                received(connection, message.data)
-            if not socket.closed:
-                await socket.close(code=WSCloseCode.PROTOCOL_ERROR)
-        finally:
-            gone(connection)
-            writer.cancel()
-    return socket
+    def pause_writing(self) -> None:
+        """The transport is full: what is written waits here."""
+        if self._backlog is None and self._closing is None:
+            self._backlog = Backlog(self._limits.write_bytes_max)
+            self._gateway.crowded(self)
+
+    def resume_writing(self) -> None:
+        """The transport has room again."""
+        backlog, self._backlog = self._backlog, None
+        self._gateway.relieved(self)
+        if backlog:
+            self._transport.write(b"".join(backlog.take()))
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more, which for a WebSocket means that it is gone: let the transport close."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone."""
+        del exc
+        if self._closing is None:
+            self._closing = CloseHandshake()  # nothing is written any more
+        self._backlog = None
+        self._tell_gone()
+
+    def _tell_gone(self) -> None:
+        if not self._is_gone:
+            self._is_gone = True
+            self._gateway.gone(self)
+
+    # ---------------------------------------------------------------- closing
+
+    def _close(self, code: int, reason: str, *, drops: bool = False) -> None:
+        if self._closing is not None:
+            return
+        self.code = code
+        self._closing = CloseHandshake()
+        waiting = b"" if drops or self._backlog is None else b"".join(self._backlog.take())
+        self._backlog = None
+        self._transport.write(waiting + self._closing.start(code, reason))
+        self._give_up_later()
+
+    def _received_close(self, payload: bytes) -> None:
+        self._backlog = None  # or it would be written behind the close frame
+        if self._closing is None:
+            self._closing = CloseHandshake()
+        answer = self._closing.receive(payload)
+        if answer:
+            received = self._closing.received
+            self.code = received[0] if received is not None else ABNORMAL
+            self._transport.write(answer)
+            self._give_up_later()
+        if isinstance(self._closing.received, Violation):
+            self._end_writing()
+        else:
+            self._transport.close()
+        # What it sent just before the close may have begun something: that is to see at once that nobody waits for it.
+        self._tell_gone()
+
+    def _fail(self, violation: Violation) -> None:
+        self._backlog = None
+        if self._closing is None:
+            self._closing = CloseHandshake()
+            self.code = violation.code
+        elif self._closing.is_done:
+            return
+        frame = self._closing.fail(violation)
+        if frame:
+            self._transport.write(frame)
+        self._give_up_later()
+        self._end_writing()
+        self._tell_gone()
+
+    def _end_writing(self) -> None:
+        # Hanging up on what it still sends would reset the connection, and the frame that says why be lost with it.
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _give_up_later(self) -> None:
+        # Only what is closing has a timer: without it, a client that is not there would be waited for.
+        asyncio.get_running_loop().call_later(CLOSE_DEADLINE_S, self._transport.abort)

@@ -1,4 +1,4 @@
-"""A status node in a process of its own, which joins the system that another process runs with `up`.
+"""A status node or an access node in a process of its own, which joins the system that another process runs with `up`.
 
 What the two share is that process's registry, used over a peer stream. Through it the nodes find each other, as they do
 within one process.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from access.api import SERVICE as ACCESS
+from access.service import AccessNode
 from base.clock import SystemClock
 from base.errors import (
     ConfigError,
@@ -31,19 +33,22 @@ from base.peer.upgrade import connect
 from base.registry import Registry
 from base.registry.node import SERVICE as REGISTRY
 from base.registry.remote import RemoteRegistry
-from base.service import run_services
+from base.service import Service, run_services
 from base.site import Site
 from im.api import SERVICE as IM
 from roadstead.agreed import require_agreed
+from roadstead.backends import access_side
 from roadstead.config import Config
 from scheduler.service import SERVICE as SCHEDULER
 from status.api import SERVICE as STATUS
 from status.service import StatusNode
 
-__all__ = ["Joined", "Place", "run_status_node"]
+__all__ = ["Joined", "Place", "run_access_node", "run_status_node"]
 
 ROLES = (STATUS, ACCESS, IM, SCHEDULER, REGISTRY)
 CONNECT_TIMEOUT_S = 3.0
+
+S = TypeVar("S", bound=Service)
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +68,58 @@ class Joined(msgspec.Struct, frozen=True):
     name: str
     url: str
     pid: int
+    client_url: str | None = None
+    """Where an access node's clients connect."""
 
 
 async def run_status_node(
     config: Config, place: Place, *, on_ready: Callable[[Joined], None], stop: asyncio.Event | None = None
 ) -> None:
     """Run one status node until SIGTERM, SIGINT or `stop`.
+
+    Raises what `_run` raises, and ConfigError when the backend has no status nodes.
+    """
+    if config.status.backend != "cluster":
+        raise ConfigError([f'status.backend is "{config.status.backend}": there are no status nodes to add to'])
+    status_config = msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes)
+
+    def ready(node: StatusNode) -> None:
+        on_ready(Joined(place.name, node.node.http.url, os.getpid()))
+
+    await _run(config, place, lambda site: StatusNode(status_config, site), on_ready=ready, stop=stop)
+
+
+async def run_access_node(
+    config: Config,
+    place: Place,
+    *,
+    ticket_keys: Mapping[str, str],
+    on_ready: Callable[[Joined], None],
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Run one access node until SIGTERM, SIGINT or `stop`.
+
+    `ticket_keys`: kid -> secret of every key that the system's schedulers sign tickets with. Raises what `_run` raises.
+    """
+
+    def build(site: Site) -> AccessNode:
+        return AccessNode(config.access, site, ticket_keys=dict(ticket_keys), **access_side(config, site))
+
+    def ready(node: AccessNode) -> None:
+        on_ready(Joined(place.name, node.node.http.url, os.getpid(), node.client_url))
+
+    await _run(config, place, build, on_ready=ready, stop=stop)
+
+
+async def _run(
+    config: Config,
+    place: Place,
+    build: Callable[[Site], S],
+    *,
+    on_ready: Callable[[S], None],
+    stop: asyncio.Event | None,
+) -> None:
+    """Run the node that `build` makes, and the connection to the system's registry.
 
     Raises:
         ConfigError: the port or a setting cannot be used, a setting is not as in the system, or what was named is no
@@ -77,23 +128,14 @@ async def run_status_node(
         Unauthenticated: the peer key is another one.
         SessionLost: a node of this name is alive, or one that was started later took the name over.
     """
-    if config.status.backend != "cluster":
-        raise ConfigError([f'status.backend is "{config.status.backend}": there are no status nodes to add to'])
     await _probe(place)
     registry = RemoteRegistry(place.registry, node=place.name, peer_key=place.peer_key)
     failure: RoadsteadError | None = None
     async with asyncio.TaskGroup() as tasks:
         connection = tasks.create_task(registry.run())
         try:
-            node = StatusNode(
-                msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes),
-                await _site(config, place, registry),
-            )
-
-            def ready() -> None:
-                on_ready(Joined(place.name, node.node.http.url, os.getpid()))
-
-            await run_services([node], on_ready=ready, stop=stop)
+            service = build(await _site(config, place, registry))
+            await run_services([service], on_ready=lambda: on_ready(service), stop=stop)
         except RoadsteadError as error:
             failure = error  # raised below, where no group of errors is made of it
         finally:

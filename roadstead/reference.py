@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from access.core.protocol import APPLICATION_CODES, ClientError, Close, error_of
+from access.core.session import TRANSITIONS, Action, Event, Phase
 from access.metrics import AccessMetrics
 from base.config import ENV_PREFIX, field_docs
 from base.errors import Code, RoadsteadError
@@ -33,6 +34,7 @@ def pages() -> dict[str, str]:
         "configuration.md": _configuration(),
         "errors.md": _errors(),
         "metrics.md": _metrics(),
+        "session.md": _session(),
         "openapi.json": json.dumps(document(), indent=2, sort_keys=True, ensure_ascii=False) + "\n",
     }
 
@@ -101,14 +103,47 @@ def _metrics() -> str:
     return _MADE + "\n".join(lines)
 
 
+def _session() -> str:
+    """The table of a client's session, and its diagram."""
+    lines = [
+        "# A client's session\n",
+        "What an access node does with what happens to a client, by the phase in which its session is. An event",
+        "without an action is ignored: the session was closed before it could come.\n",
+        "```mermaid",
+        "stateDiagram-v2",
+        "  [*] --> awaiting",
+    ]
+    for phase in Phase:
+        told: dict[tuple[Action, Phase], list[str]] = {}
+        for event in Event:
+            step = TRANSITIONS.get((phase, event))
+            if step is not None:
+                told.setdefault(step, []).append(event.value)
+        lines += [
+            f"  {phase.value} --> {after.value} : {', '.join(events)} / {action.value}"
+            for (action, after), events in told.items()
+        ]
+    lines += [
+        "  closed --> [*]",
+        "```\n",
+        f"| event | {' | '.join(phase.value for phase in Phase)} |",
+        f"|---|{'---|' * len(Phase)}",
+    ]
+    for event in Event:
+        steps = [TRANSITIONS.get((phase, event)) for phase in Phase]
+        lines.append(f"| {event.value} | {' | '.join(step.action.value if step else '-' for step in steps)} |")
+    return _MADE + "\n".join(lines) + "\n"
+
+
 def _declared() -> dict[str, Metrics]:
     titles = ("Every node", "Scheduler", "Access node", "Status node", "Messages", "Registry")
     made = {title: Metrics("docs") for title in titles}
     HttpServer("docs", made["Every node"], statistics=dict)
     SchedulerMetrics(made["Scheduler"], access_nodes=lambda: 0)
-    AccessMetrics(made["Access node"], connections=lambda: 0).show_presence(
-        lambda: {"channels": 0}, lambda: {"users": 0}
-    )
+    access = AccessMetrics(made["Access node"], node="docs", connections=lambda: 0)
+    access.show_presence(lambda: {"channels": 0}, lambda: {"users": 0})
+    access.show_listener(arrivals=lambda: 0, queued=lambda: 0, resident=lambda: 0, lag=lambda: 0)
+    HttpServer("docs", made["Access node"], statistics=dict, is_public=True)
     StatusMetrics(made["Status node"], lambda: {"users": 0, "sessions": 0, "recovering": 0, "in_doubt": 0})
     ServingMetrics(made["Status node"], granter=lambda: 0, is_registry_reachable=lambda: True)
     feed = FeedMetrics(made["Status node"])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from access.config import AccessConfig
 from access.service import AccessNode
 from base.clock import SystemClock
 from base.errors import ConfigError, StoreUnavailable
@@ -26,10 +27,10 @@ from base.site import Site
 from im.service import MessageService
 from im.sqlite import SqliteMessageStore
 from roadstead.agreed import publish_agreed
+from roadstead.backends import access_side, lookups
 from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints, Secrets
 from scheduler.service import Scheduler
-from status.client import StatusClient, StatusLookups, StatusSide, status_side
 from status.gateway import StatusGateway
 from status.service import StatusNode
 
@@ -96,6 +97,7 @@ class _Nodes(msgspec.Struct):
             urls(*self.access),
             urls(self.im),
             urls(self.registry),
+            {node.node.site.name: node.client_url for node in self.access},
         )
 
 
@@ -122,46 +124,33 @@ class _Wiring:
             config.scheduler, await self._site("scheduler-1"), user_key=secrets.user_key, ticket_key=ticket_key
         )
         im_site = await self._site("im-1")
-        im = MessageService(config.im, im_site, store=store, worker=WORKER, statuses=self._lookups(im_site))
+        im = MessageService(config.im, im_site, store=store, worker=WORKER, statuses=lookups(config, im_site))
         access_sites = [await self._site(f"access-{number}") for number in range(1, config.up.access_nodes + 1)]
-        access = [
-            AccessNode(config.access, site, ticket_keys=dict([ticket_key]), **self._status_side(site))
-            for site in access_sites
-        ]
         status = await self._status()
-        return _Nodes(RegistryNode(await self._site("registry-1")), status, im, access, scheduler)
+        registry = RegistryNode(await self._site("registry-1"))
+        access = [
+            AccessNode(access_config, site, ticket_keys=dict([ticket_key]), **access_side(config, site))
+            for site, access_config in zip(access_sites, self._access_configs(len(access_sites)), strict=True)
+        ]
+        return _Nodes(registry, status, im, access, scheduler)
+
+    def _access_configs(self, count: int) -> list[AccessConfig]:
+        """Each has its own port for clients; and they stop together, so that there is nowhere to send clients to."""
+        config = msgspec.structs.replace(self._config.access, stop_drain_ms=0)
+        first = config.client_port or self._next_port
+        return [msgspec.structs.replace(config, client_port=first + number if first else 0) for number in range(count)]
 
     async def _status(self) -> list[StatusNode] | list[StatusGateway]:
         config = self._config
         if config.status.backend == "redis":
             site = await self._site("status-1")
-            return [StatusGateway(site, statuses=self._lookups(site))]
+            return [StatusGateway(site, statuses=lookups(config, site))]
         # The first table has the first by name; the spares come after them, by name and in the order of starting.
         status_config = msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes)
         return [
             StatusNode(status_config, await self._site(f"status-{number}"))
             for number in range(1, config.up.status_nodes + config.up.spare_status_nodes + 1)
         ]
-
-    def _status_side(self, site: Site) -> StatusSide:
-        if self._config.status.backend == "redis":
-            from status.redis import RedisSessionReports
-
-            return {
-                "reports": RedisSessionReports(self._config.status, site),
-                "statuses": self._lookups(site),
-                "watches": None,
-            }
-        return status_side(
-            site, users_max=self._config.access.watches_max, grace_ms=self._config.status.offline_grace_ms
-        )
-
-    def _lookups(self, site: Site) -> StatusLookups:
-        if self._config.status.backend == "redis":
-            from status.redis import RedisStatusLookups
-
-            return RedisStatusLookups(self._config.status, site)
-        return StatusClient(site)
 
     async def _site(self, name: str) -> Site:
         port = self._next_port

@@ -19,6 +19,7 @@ _COMMANDS = {
     "chat": "Chat in the terminal as a user.",
     "send": "Send one message for a user.",
     "status": "Ask the status cluster.",
+    "access": "Run and manage access nodes.",
     "token": "Mint a user token, as your backend would.",
     "doctor": "Check a running system and say what to do.",
     "check-config": "Check a configuration and list every fault.",

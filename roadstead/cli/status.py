@@ -19,7 +19,7 @@ from roadstead.cli.count import count
 from roadstead.cli.digest import digest
 from roadstead.cli.events import events
 from roadstead.cli.resize import abort, pause, progress, resize, resume
-from roadstead.cli.serve import serve
+from roadstead.cli.serve import serve_status
 from roadstead.cli.sessions import sessions
 from roadstead.cli.watch import watch
 from roadstead.deployment import DataFolder
@@ -34,7 +34,7 @@ def command() -> None:
     """Ask the status cluster, and resize it."""
 
 
-for _one in (count, sessions, resize, progress, pause, resume, abort, digest, events, serve, watch):
+for _one in (count, sessions, resize, progress, pause, resume, abort, digest, events, serve_status, watch):
     command.add_command(_one)
 
 

@@ -53,7 +53,8 @@ def _show(endpoints: Endpoints, data: DataFolder) -> None:
             "status": "/v1/users/USER/status",
             "registry": "/debug/statistics",
         }
-        table.add_row(name, url, hint.get(name.split("-")[0], "/connection/websocket"))
+        clients = endpoints.clients.get(name)
+        table.add_row(name, url, f"clients: {clients}" if clients else hint[name.split("-")[0]])
     console.print(table)
     folder = "" if data.path == Path("roadstead-data") else f" --data {data.path}"
     console.print(f"\nIn another terminal:  roadstead chat --user alice --to bob{folder}")

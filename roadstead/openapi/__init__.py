@@ -13,6 +13,7 @@ from base.errors import Code
 from base.http import Role
 from roadstead import __version__
 from roadstead.config import Config
+from roadstead.openapi.access import ACCESS_OPERATIONS, access_schemas
 from roadstead.openapi.operations import EVERY_NODE, JSON, OPERATIONS, Operation
 from roadstead.openapi.schemas import Schema, ref, schemas
 
@@ -21,6 +22,7 @@ __all__ = ["document"]
 _ROLES = {
     EVERY_NODE: "Health and metrics, on the port of every node.",
     "scheduler": "Where clients connect.",
+    "access": "The clients' connections, and the channels of the application, for operators and backends.",
     "status": "Who is online, and the cluster that knows it.",
     "im": "Messages, for backends.",
 }
@@ -29,7 +31,7 @@ _ROLES = {
 def document() -> dict[str, Any]:
     """Return the document."""
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
+    for operation in (*OPERATIONS, *ACCESS_OPERATIONS):
         path = paths.setdefault(operation.path, {"servers": _servers(operation.served_by)})
         assert operation.method not in path, "an operation is described once"
         path[operation.method] = _operation(operation)
@@ -45,7 +47,7 @@ def document() -> dict[str, Any]:
         "tags": [{"name": name, "description": meaning} for name, meaning in _ROLES.items()],
         "paths": paths,
         "components": {
-            "schemas": {**schemas(), "NothingElse": _nothing_else()},
+            "schemas": {**schemas(), **access_schemas(), "NothingElse": _nothing_else()},
             "securitySchemes": _security_schemes(),
         },
     }

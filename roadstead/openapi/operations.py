@@ -1,6 +1,7 @@
 """Every operation of the HTTP APIs: where it is, which role serves it, who may ask, what it takes and answers.
 
-Decides what is public: all that a role registers but the peer streams of the nodes and the clients' WebSocket.
+Decides what is public: all that a role registers on its own port but the peer streams of the nodes. What access nodes
+have on their port for clients is the client protocol, which is described elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from status.feed import PAGE_MAX, WAIT_MS_MAX
 from status.rollcall import PAGE_MAX as LISTED_MAX
 from status.rollcall_api import LIMIT as LISTED
 
-__all__ = ["EVERY_NODE", "JSON", "OPERATIONS", "Operation"]
+__all__ = ["EVERY_NODE", "JSON", "OPERATIONS", "Operation", "query"]
 
 JSON = "application/json"
 EVERY_NODE: Final = "every node"
@@ -34,7 +35,7 @@ class Operation:
     method: Literal["get", "post"]
     path: str
     name: str
-    served_by: Literal["every node", "scheduler", "status", "im"]
+    served_by: Literal["every node", "scheduler", "access", "status", "im"]
     summary: str
     description: str = ""
     key: Role | None = None
@@ -49,12 +50,13 @@ class Operation:
     errors: tuple[Code, ...] = ()
 
 
-def _query(name: str, schema: Schema, meaning: str, **more: Any) -> Schema:
+def query(name: str, schema: Schema, meaning: str, **more: Any) -> Schema:
+    """Return an optional parameter of the query."""
     return {"name": name, "in": "query", "required": False, "description": meaning, "schema": schema, **more}
 
 
 _USER = {"name": "user", "in": "path", "required": True, "description": "The user.", "schema": ref("Id")}
-_CURSOR = _query(
+_CURSOR = query(
     "cursor",
     text(default="", maxLength=CURSOR_CHARS_MAX),
     "What the last answer gave. Empty: from now on; `start`: everything that is open first.",
@@ -66,9 +68,9 @@ _LAST_EVENT_ID = {
     "description": "The last `id` of a stream that broke; goes before `cursor`.",
     "schema": text(maxLength=CURSOR_CHARS_MAX),
 }
-_DEVICE = _query("device", ref("Id") | {"default": "default"}, "The client's device, one of the user's.")
-_PLATFORM = _query("platform", ref("Id") | {"default": "unknown"}, "What the client runs on.")
-_VIEWER = _query("viewer", ref("Id"), "Answer with what this user may see: no sessions.")
+_DEVICE = query("device", ref("Id") | {"default": "default"}, "The client's device, one of the user's.")
+_PLATFORM = query("platform", ref("Id") | {"default": "unknown"}, "What the client runs on.")
+_VIEWER = query("viewer", ref("Id"), "Answer with what this user may see: no sessions.")
 _SYNC_MAX = Config().im.sync_entries_max
 
 _NODE: tuple[Operation, ...] = (
@@ -121,10 +123,10 @@ _ACCESS = Operation(
     key=Role.BACKEND,
     user_token=True,
     parameters=(
-        _query("user", ref("Id"), "The user; required with an API key. With a user token the token's, or left out."),
+        query("user", ref("Id"), "The user; required with an API key. With a user token the token's, or left out."),
         _DEVICE,
         _PLATFORM,
-        _query("why", text(), "If there, with any value, the answer says why these nodes.", allowEmptyValue=True),
+        query("why", text(), "If there, with any value, the answer says why these nodes.", allowEmptyValue=True),
     ),
     answer=ref("AccessAnswer"),
     errors=(Code.BAD_REQUEST, Code.TOKEN_EXPIRED, Code.NOT_READY),
@@ -178,8 +180,8 @@ _EVENTS: tuple[Operation, ...] = (
         key=Role.BACKEND,
         parameters=(
             _CURSOR,
-            _query("limit", integer(least=1, most=PAGE_MAX, default=LIMIT), "A page ends with what reaches it."),
-            _query("wait_ms", integer(most=WAIT_MS_MAX, default=0), "How long to wait rather than say: nothing."),
+            query("limit", integer(least=1, most=PAGE_MAX, default=LIMIT), "A page ends with what reaches it."),
+            query("wait_ms", integer(most=WAIT_MS_MAX, default=0), "How long to wait rather than say: nothing."),
         ),
         answer=ref("EventPage"),
         errors=_FEED_ERRORS,
@@ -245,13 +247,13 @@ _SESSIONS = Operation(
     f"is in it, unless a page says that it misses its partition. {_CLUSTER_ONLY}",
     key=Role.OPERATOR,
     parameters=(
-        _query("node", ref("Id"), "The access node. One that there is not has no sessions.") | {"required": True},
-        _query(
+        query("node", ref("Id"), "The access node. One that there is not has no sessions.") | {"required": True},
+        query(
             "limit",
             integer(least=1, most=LISTED_MAX, default=LISTED),
             "About how many sessions: a page may be shorter before the end, and a user's sessions are never parted.",
         ),
-        _query("cursor", text(default="", maxLength=LISTING_CHARS_MAX), "What the last page gave; empty: begin."),
+        query("cursor", text(default="", maxLength=LISTING_CHARS_MAX), "What the last page gave; empty: begin."),
     ),
     answer=ref("SessionPage"),
     errors=(Code.BAD_REQUEST, Code.NOT_FOUND, Code.NOT_READY),
@@ -298,8 +300,8 @@ _MESSAGES: tuple[Operation, ...] = (
         key=Role.BACKEND,
         parameters=(
             _USER,
-            _query("since", integer(most=OFFSET_MAX, default=0), "The offset that was read last."),
-            _query(
+            query("since", integer(most=OFFSET_MAX, default=0), "The offset that was read last."),
+            query(
                 "limit",
                 integer(least=1, most=_SYNC_MAX, default=100),
                 "Most entries of the page; `im.sync_entries_max` is the most that may be asked for.",

@@ -8,6 +8,7 @@ holds answers of a running system against them.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import msgspec
@@ -23,7 +24,20 @@ from status.core.partitions import PARTITIONS, Stage
 from status.lookup_api import StatusesRequest
 from status.resize import WEIGHT_MAX, ResizeRequest
 
-__all__ = ["REF", "Schema", "integer", "ref", "schemas", "text"]
+__all__ = [
+    "REF",
+    "Schema",
+    "by_name",
+    "either",
+    "integer",
+    "many",
+    "obj",
+    "of_types",
+    "ref",
+    "schemas",
+    "text",
+    "yes_no",
+]
 
 Schema = dict[str, Any]
 
@@ -36,7 +50,7 @@ _YES_NO: Schema = {"type": "boolean"}
 
 def schemas() -> dict[str, Schema]:
     """Return every named schema."""
-    return {**_of_types(), **_common(), **_statuses(), **_events(), **_messages(), **_cluster()}
+    return {**_bodies(), **_common(), **_statuses(), **_events(), **_messages(), **_cluster()}
 
 
 def ref(name: str) -> Schema:
@@ -65,19 +79,28 @@ def _time(meaning: str) -> Schema:
     return integer(f"{meaning}, in ms since the Unix epoch.")
 
 
-def _either(*kinds: Schema, meaning: str = "") -> Schema:
+def yes_no(meaning: str = "") -> Schema:
+    """Return the schema of a yes or no."""
+    return {"type": "boolean", **_meant(meaning)}
+
+
+def either(*kinds: Schema, meaning: str = "") -> Schema:
+    """Return the schema of what is one of several kinds."""
     return {"anyOf": list(kinds), **_meant(meaning)}
 
 
-def _many(items: Schema, meaning: str = "", **more: Any) -> Schema:
+def many(items: Schema, meaning: str = "", **more: Any) -> Schema:
+    """Return the schema of a list."""
     return {"type": "array", "items": items, **_meant(meaning), **more}
 
 
-def _by_name(values: Schema, meaning: str = "") -> Schema:
+def by_name(values: Schema, meaning: str = "") -> Schema:
+    """Return the schema of an object with names that are not known before."""
     return {"type": "object", "additionalProperties": values, **_meant(meaning)}
 
 
-def _object(properties: dict[str, Schema], meaning: str = "", *, optional: tuple[str, ...] = ()) -> Schema:
+def obj(properties: dict[str, Schema], meaning: str = "", *, optional: tuple[str, ...] = ()) -> Schema:
+    """Return the schema of an object with known fields, required but for some."""
     required = sorted(set(properties) - set(optional))
     return {"type": "object", "properties": properties, "required": required, **_meant(meaning)}
 
@@ -85,18 +108,24 @@ def _object(properties: dict[str, Schema], meaning: str = "", *, optional: tuple
 # ---------------------------------------------------------------- from the types
 
 
-def _of_types() -> dict[str, Schema]:
-    """Return the schemas of the structs, with the limits that their handlers check."""
-    _, made = msgspec.json.schema_components(BODIES, ref_template=REF)
+def of_types(types: Iterable[type]) -> dict[str, Schema]:
+    """Return the schemas of structs, by their names."""
+    _, made = msgspec.json.schema_components(types, ref_template=REF)
     for schema in made.values():
         if "description" in schema:
             schema["description"] = inspect.cleandoc(schema["description"])
+    return made
+
+
+def _bodies() -> dict[str, Schema]:
+    """Return the schemas of the structs, with the limits that their handlers check."""
+    made = of_types(BODIES)
     send, lookup, resize = (made[name]["properties"] for name in ("ServerSend", "StatusesRequest", "ResizeRequest"))
     send |= {"from": ref("Id"), "to": ref("Id"), "client_msg_id": ref("Id")}
     send["type"] |= {"minLength": 1, "maxLength": KIND_BYTES_MAX}
     send["body"] = {"description": "Any JSON value, of at most `im.body_bytes_max` bytes as it is sent."}
     lookup["users"] |= {"items": ref("Id"), "maxItems": LOOKUP_USERS_MAX}
-    lookup["viewer"] = _either(ref("Id"), _NULL) | {"default": None}
+    lookup["viewer"] = either(ref("Id"), _NULL) | {"default": None}
     weight = {"minimum": 1, "maximum": WEIGHT_MAX}
     resize["to"]["anyOf"][0] |= {"minimum": 1}
     resize["to"] |= _meant("Grow or shrink to so many nodes. Not together with `weights`, `add` or `remove`.")
@@ -115,7 +144,7 @@ def _of_types() -> dict[str, Schema]:
 
 def _common() -> dict[str, Schema]:
     codes = [f"- `{code.label}` ({code.number}, HTTP {code.http_status}): {code.meaning}" for code in Code]
-    error = _object(
+    error = obj(
         {
             "code": integer("The hundred says what to do, for unknown codes as well.", enum=[c.number for c in Code]),
             "name": text("\n".join(codes), enum=[code.label for code in Code]),
@@ -126,11 +155,11 @@ def _common() -> dict[str, Schema]:
         optional=("detail",),
     )
     return {
-        "Error": _object({"error": error}, "Every failure has this shape."),
+        "Error": obj({"error": error}, "Every failure has this shape."),
         "Id": text("1 to 128 bytes of UTF-8 without control characters.", minLength=1, maxLength=ID_BYTES_MAX),
-        "Health": _object({"status": text(const="ok")}),
-        "Readiness": _object({"status": text(enum=["ready", "not ready"])}),
-        "Statistics": _object({"node": text()}, "The node's name, and a snapshot that each role has of its own.")
+        "Health": obj({"status": text(const="ok")}),
+        "Readiness": obj({"status": text(enum=["ready", "not ready"])}),
+        "Statistics": obj({"node": text()}, "The node's name, and a snapshot that each role has of its own.")
         | {"additionalProperties": True},
     }
 
@@ -148,21 +177,21 @@ def _session() -> dict[str, Schema]:
 
 
 def _statuses() -> dict[str, Schema]:
-    last_seen = _either(
+    last_seen = either(
         _time("A time"), _NULL, meaning="When everybody could see the user last; null while all can, or if unknown."
     )
     shown = {
         "user": ref("Id"),
         "state": text("`unknown` is said while nobody can tell; it never means offline.", enum=_USER_STATES),
         "last_seen": last_seen,
-        "sessions": _many(ref("Session"), "Every open session; absent in what a viewer sees."),
+        "sessions": many(ref("Session"), "Every open session; absent in what a viewer sees."),
     }
     return {
-        "Session": _object(_session(), "One open session."),
-        "UserStatus": _object(shown, "A user's status.", optional=("sessions",)),
-        "UserStatuses": _object({"statuses": _many(ref("UserStatus"), "One a user, in the order asked.")}),
-        "OnlineCount": _object(_count(), "How many are online: those of whom a lookup would say it."),
-        "SessionPage": _object(_session_page(), "A page of the sessions behind an access node."),
+        "Session": obj(_session(), "One open session."),
+        "UserStatus": obj(shown, "A user's status.", optional=("sessions",)),
+        "UserStatuses": obj({"statuses": many(ref("UserStatus"), "One a user, in the order asked.")}),
+        "OnlineCount": obj(_count(), "How many are online: those of whom a lookup would say it."),
+        "SessionPage": obj(_session_page(), "A page of the sessions behind an access node."),
     }
 
 
@@ -175,11 +204,11 @@ def _count() -> dict[str, Schema]:
     return {
         "epoch": integer("The number of the partition table by which it was counted."),
         "is_exact": _YES_NO | _meant("Whether all partitions were counted completely."),
-        "unknown": _many(text(), "Status nodes that did not answer: nobody of their partitions is counted."),
+        "unknown": many(text(), "Status nodes that did not answer: nobody of their partitions is counted."),
         "partitions": integer("How many partitions were counted completely.", most=PARTITIONS),
         "users": integer(),
         "sessions": integer(),
-        "access_nodes": _many(_object(each), "Those that are registered, and those that have sessions."),
+        "access_nodes": many(obj(each), "Those that are registered, and those that have sessions."),
     }
 
 
@@ -188,12 +217,12 @@ def _session_page() -> dict[str, Schema]:
     return {
         "node": text("The access node."),
         "is_registered": _YES_NO | _meant("Whether there is an access node of that name now."),
-        "sessions": _many(ref("UserSession"), "A user's sessions follow each other."),
-        "cursor": _either(text(), _NULL, meaning="Hand it back for the next page; null at the end."),
-        "missing_partitions": _many(
+        "sessions": many(ref("UserSession"), "A user's sessions follow each other."),
+        "cursor": either(text(), _NULL, meaning="Hand it back for the next page; null at the end."),
+        "missing_partitions": many(
             partition, "Partitions within the page that are not, or not completely, listed in it."
         ),
-        "unknown": _many(text(), "Status nodes that did not answer."),
+        "unknown": many(text(), "Status nodes that did not answer."),
     }
 
 
@@ -209,18 +238,18 @@ def _events() -> dict[str, Schema]:
         "at": _time("When the status node heard of it"),
         **session,
     }
-    sessions = _many(ref("UserSession"), "All that is open in the partition; sessions that are not in it are gone.")
+    sessions = many(ref("UserSession"), "All that is open in the partition; sessions that are not in it are gone.")
     return {
-        "UserSession": _object(session, "An open session and whose it is."),
-        "SessionEvent": _object(event, "One thing that happened to a session."),
-        "Resync": _object({"kind": text(const="resync"), **placed, "sessions": sessions}, "A partition, said anew."),
-        "Event": _either(ref("SessionEvent"), ref("Resync")),
-        "EventPage": _object(
+        "UserSession": obj(session, "An open session and whose it is."),
+        "SessionEvent": obj(event, "One thing that happened to a session."),
+        "Resync": obj({"kind": text(const="resync"), **placed, "sessions": sessions}, "A partition, said anew."),
+        "Event": either(ref("SessionEvent"), ref("Resync")),
+        "EventPage": obj(
             {
-                "events": _many(ref("Event")),
+                "events": many(ref("Event")),
                 "cursor": text("Hand it back for what comes next; it is good at every status node."),
                 "is_at_end": _YES_NO | _meant("Whether nothing more is to be read at once."),
-                "missing": _many(text(), "Status nodes that did not answer in time; the cursor waits for them."),
+                "missing": many(text(), "Status nodes that did not answer in time; the cursor waits for them."),
             }
         ),
     }
@@ -244,15 +273,15 @@ def _messages() -> dict[str, Schema]:
         "body": {"description": "The JSON value that was sent."},
     }
     return {
-        "SendResult": _object({**place, "is_new": _YES_NO | _meant("False for a retry: it was stored before.")}),
-        "Message": _object(message, "A stored message, as clients get it."),
-        "TimelineEntry": _object({"offset": integer(least=1), "data": ref("Message")}),
-        "TimelinePage": _object(
+        "SendResult": obj({**place, "is_new": _YES_NO | _meant("False for a retry: it was stored before.")}),
+        "Message": obj(message, "A stored message, as clients get it."),
+        "TimelineEntry": obj({"offset": integer(least=1), "data": ref("Message")}),
+        "TimelinePage": obj(
             {
                 "epoch": text("Offsets of different epochs do not compare."),
                 "head": integer("The newest offset, 0 for an empty timeline."),
                 "has_more": _YES_NO,
-                "entries": _many(ref("TimelineEntry"), "Without a hole after `since`."),
+                "entries": many(ref("TimelineEntry"), "Without a hole after `since`."),
             }
         ),
     }
@@ -265,7 +294,7 @@ def _cluster() -> dict[str, Schema]:
     epoch = {"epoch": integer("The table's number.")}
     move = {"partition": integer(most=PARTITIONS - 1), "source": text(), "target": text()}
     stage = text(enum=[stage.value for stage in Stage])
-    owners = _many(
+    owners = many(
         integer(),
         "By partition, its owner's place in `nodes`.",
         minItems=PARTITIONS,
@@ -273,24 +302,24 @@ def _cluster() -> dict[str, Schema]:
     )
     table = {
         **epoch,
-        "nodes": _many(ref("NodeShare"), "`wanted_partitions` is there while a resize is under way."),
-        "moves": _many(_object({**move, "stage": stage})),
+        "nodes": many(ref("NodeShare"), "`wanted_partitions` is there while a resize is under way."),
+        "moves": many(obj({**move, "stage": stage})),
         "owners": owners,
     }
     life = {"node": text(), "incarnation": integer(), "entries": integer(), "xor": text(pattern="^[0-9a-f]{16}$")}
     digest = {
         **epoch,
         "is_exact": _YES_NO | _meant("Whether every partition was counted, and once."),
-        "unknown": _many(text(), "Status nodes that did not answer."),
-        "access_nodes": _many(_object(life, "What is held of one life of an access node.")),
+        "unknown": many(text(), "Status nodes that did not answer."),
+        "access_nodes": many(obj(life, "What is held of one life of an access node.")),
     }
     return {
         "NodeShare": _node_share(),
-        "PartitionTable": _object(table),
-        "Digest": _object(digest),
-        "ResizeProgress": _object(_progress(), "How far the table is from what is wanted."),
-        "AbortResult": _object({**_progress(), "rolled_back": integer("How many moves are rolled back.")}),
-        "ResizePlan": _object(_plan(), "The moves that lead from the table to these weights."),
+        "PartitionTable": obj(table),
+        "Digest": obj(digest),
+        "ResizeProgress": obj(_progress(), "How far the table is from what is wanted."),
+        "AbortResult": obj({**_progress(), "rolled_back": integer("How many moves are rolled back.")}),
+        "ResizePlan": obj(_plan(), "The moves that lead from the table to these weights."),
     }
 
 
@@ -302,41 +331,41 @@ def _node_share() -> Schema:
         "wanted_partitions": integer("How many it shall own.", most=PARTITIONS),
         "is_registered": _YES_NO | _meant("Whether it is there now; only in a resize's progress."),
     }
-    return _object(share, optional=("wanted_partitions", "is_registered"))
+    return obj(share, optional=("wanted_partitions", "is_registered"))
 
 
 def _weights(meaning: str) -> Schema:
-    return _by_name(integer(least=1, most=WEIGHT_MAX), meaning)
+    return by_name(integer(least=1, most=WEIGHT_MAX), meaning)
 
 
 def _progress() -> dict[str, Schema]:
     return {
         "epoch": integer("The table's number."),
-        "leader": _either(text(), _NULL, meaning="The status node that leads; null if none does now."),
+        "leader": either(text(), _NULL, meaning="The status node that leads; null if none does now."),
         "is_paused": _YES_NO,
         "is_done": _YES_NO | _meant("Whether nothing is left to do; nodes that left may be stopped then."),
         "weights": _weights("The wanted nodes and their weights."),
-        "nodes": _many(ref("NodeShare")),
-        "moves": _object({stage.value: integer() for stage in Stage}, "How many moves are in each stage."),
+        "nodes": many(ref("NodeShare")),
+        "moves": obj({stage.value: integer() for stage in Stage}, "How many moves are in each stage."),
         "left": integer("Partitions that are not yet where they shall be."),
-        "spares": _many(text(), "Status nodes that are there and shall own nothing."),
+        "spares": many(text(), "Status nodes that are there and shall own nothing."),
     }
 
 
 def _plan() -> dict[str, Schema]:
-    unknown = _either(integer(), _NULL, meaning="Null where the source did not answer.")
+    unknown = either(integer(), _NULL, meaning="Null where the source did not answer.")
     pair = {"source": text(), "target": text(), "partitions": integer(), "sessions": unknown, "bytes": unknown}
     return {
         "epoch": integer("The table's number."),
         "weights": _weights("The nodes and weights that were asked for."),
         "before": _weights("Those that were wanted before."),
-        "nodes": _many(ref("NodeShare")),
-        "moves": _many(_object(pair, "What goes from one node to another.")),
+        "nodes": many(ref("NodeShare")),
+        "moves": many(obj(pair, "What goes from one node to another.")),
         "partitions": integer("How many move."),
         "minimum": integer("How many must move at least."),
         "sessions": integer("How many sessions move, of the nodes that answered."),
         "bytes": integer("About how much they take."),
-        "unknown": _many(text(), "Status nodes that did not answer."),
+        "unknown": many(text(), "Status nodes that did not answer."),
         "expected_s": {"type": "number", "minimum": 0, "description": "A rough expectation."},
         "is_planned_only": _YES_NO,
         "is_paused": _YES_NO,

@@ -12,7 +12,9 @@ import aiohttp
 import msgspec
 import pytest
 
-from access.api import WEBSOCKET_PATH
+from access.api import transport_urls
+from access.config import AccessConfig
+from access.core.namespaces import Namespace
 from base.clock import SystemClock
 from base.errors import Code
 from base.peer.server import PEER_PATH
@@ -25,7 +27,8 @@ from roadstead.openapi import document
 from roadstead.up import _Wiring, run_up
 from status.config import StatusConfig
 
-NOT_PUBLIC = {PEER_PATH, WEBSOCKET_PATH}
+NOT_PUBLIC = {PEER_PATH}
+UNSAID = {"HEAD", "OPTIONS"}
 SETTLE_S = 10.0
 DOCUMENT = document()
 Operations = set[tuple[str, str]]
@@ -42,11 +45,11 @@ def documented(*tags: str) -> Operations:
 
 
 def registered(service: Service) -> Operations:
-    """Return what a role has on its port; HEAD comes with each GET."""
+    """Return what a role has on its port; HEAD comes with each GET, and OPTIONS is what browsers ask before it."""
     return {
         (route.method.lower(), route.resource.canonical)
         for route in service.node.http.app.router.routes()
-        if route.resource is not None and route.method != "HEAD" and route.resource.canonical not in NOT_PUBLIC
+        if route.resource is not None and route.method not in UNSAID and route.resource.canonical not in NOT_PUBLIC
     }
 
 
@@ -66,7 +69,7 @@ async def built(folder: Path, config: Config) -> list[Service]:
 
 async def test_every_route_is_documented_and_every_documented_path_is_there(tmp_path: Path) -> None:
     """Of each role what is tagged with it, and on every node what every node has."""
-    tags = {"scheduler": ("scheduler",), "status": ("status",), "im": ("im",)}
+    tags = {"scheduler": ("scheduler",), "access": ("access",), "status": ("status",), "im": ("im",)}
     seen: Operations = set()
     for service in await built(tmp_path / "data", Config()):
         routes = registered(service)
@@ -164,7 +167,7 @@ def object_faults(value: dict[str, Any], schema: dict[str, Any], at: str) -> lis
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[tuple[Endpoints, str]]:
     """A whole system and its API key."""
-    base = Config()
+    base = Config(access=AccessConfig(namespaces=(NEWS,)))
     config = msgspec.structs.replace(base, up=msgspec.structs.replace(base.up, port=0))
     ready: asyncio.Future[Endpoints] = asyncio.get_running_loop().create_future()
     stop, data = asyncio.Event(), DataFolder(tmp_path / "data")
@@ -176,6 +179,8 @@ async def running(tmp_path: Path) -> AsyncIterator[tuple[Endpoints, str]]:
             stop.set()
 
 
+NEWS = Namespace(name="news", history_size=10, presence=True, allow_subscribe="anyone")
+CHANNEL = "news:1"
 CALLS: list[tuple[str, str, str, str, dict[str, Any] | None]] = [
     ("get", "scheduler", "/healthz", "/healthz", None),
     ("get", "im", "/readyz", "/readyz", None),
@@ -203,6 +208,27 @@ CALLS: list[tuple[str, str, str, str, dict[str, Any] | None]] = [
     ("post", "im", "/v1/messages", "/v1/messages", {"from": "a", "to": "b", "client_msg_id": "1", "body": [1]}),
     ("post", "im", "/v1/messages", "/v1/messages", {"from": "a", "to": "b", "client_msg_id": "1", "body": [2]}),
     ("post", "im", "/v1/messages", "/v1/messages", {"from": "a"}),
+    ("get", "scheduler", "/v1/admin/access/nodes", "/v1/admin/access/nodes", None),
+    ("get", "access", "/v1/admin/access", "/v1/admin/access", None),
+    ("get", "access", "/v1/admin/access/clients", "/v1/admin/access/clients?user=alice", None),
+    ("get", "access", "/v1/admin/access/clients", "/v1/admin/access/clients", None),
+    ("post", "access", "/v1/channels/publish", "/v1/channels/publish", {"channel": CHANNEL, "data": [1]}),
+    ("post", "access", "/v1/channels/publish", "/v1/channels/publish", {"channel": "unknown:1", "data": [1]}),
+    ("post", "access", "/v1/channels/broadcast", "/v1/channels/broadcast", {"channels": [CHANNEL, "x:1"], "data": {}}),
+    ("post", "access", "/v1/channels/broadcast", "/v1/channels/broadcast", {"channels": [], "data": {}}),
+    ("get", "access", "/v1/channels/{channel}/history", f"/v1/channels/{CHANNEL}/history?limit=1", None),
+    ("get", "access", "/v1/channels/{channel}/history", f"/v1/channels/{CHANNEL}/history?offset=1&epoch=x", None),
+    ("get", "access", "/v1/channels/{channel}/presence", f"/v1/channels/{CHANNEL}/presence", None),
+    ("get", "access", "/v1/channels/{channel}/presence_stats", f"/v1/channels/{CHANNEL}/presence_stats", None),
+    ("post", "access", "/v1/channels/unsubscribe", "/v1/channels/unsubscribe", {"channel": CHANNEL, "user": "alice"}),
+    ("post", "access", "/v1/admin/access/pause", "/v1/admin/access/pause", None),
+    ("post", "access", "/v1/admin/access/drain", "/v1/admin/access/drain", {"over_ms": 600_000}),
+    ("post", "access", "/v1/admin/access/drain", "/v1/admin/access/drain", {"over_ms": -1}),
+    ("post", "access", "/v1/admin/access/pause", "/v1/admin/access/pause", None),
+    ("post", "access", "/v1/admin/access/resume", "/v1/admin/access/resume", None),
+    ("post", "access", "/v1/admin/access/abort", "/v1/admin/access/abort", None),
+    ("post", "access", "/v1/admin/access/kick", "/v1/admin/access/kick", {"user": "alice"}),
+    ("post", "access", "/v1/admin/access/kick", "/v1/admin/access/kick", {}),
     ("get", "im", "/v1/users/{user}/timeline", "/v1/users/b/timeline?limit=10", None),
 ]
 
@@ -212,6 +238,7 @@ async def test_answers_look_as_the_document_says(running: tuple[Endpoints, str])
     endpoints, key = running
     asked: Operations = set()
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+        client = await subscriber(session, endpoints)
         for method, role, path, target, body in CALLS:
             url = next(iter(getattr(endpoints, role).values()))
             operation = DOCUMENT["paths"][path][method]
@@ -222,7 +249,24 @@ async def test_answers_look_as_the_document_says(running: tuple[Endpoints, str])
                 async with session.request(method, url + target, headers={"Authorization": ""}) as response:
                     assert response.status == Code.UNAUTHENTICATED.http_status
                     assert_described(operation, response.status, await response.json(), target)
+        async with asyncio.timeout(SETTLE_S):
+            while (await client.receive()).type is not aiohttp.WSMsgType.CLOSE:
+                pass  # it is kicked in the end
     assert documented() - asked == {("get", "/metrics"), ("get", "/v1/events/stream")}
+
+
+async def subscriber(session: aiohttp.ClientSession, endpoints: Endpoints) -> aiohttp.ClientWebSocketResponse:
+    """Return a client that is subscribed to the channel, at the node that is asked."""
+    (scheduler,) = endpoints.scheduler.values()
+    node = next(iter(endpoints.access))
+    async with session.get(f"{scheduler}/v1/access", params={"user": "alice"}) as answer:
+        ticket = (await answer.json())["ticket"]
+    client = await session.ws_connect(transport_urls(endpoints.clients[node])["websocket"], autoclose=False)
+    await client.send_json({"id": 1, "connect": {"token": ticket}})
+    assert "connect" in await client.receive_json()
+    await client.send_json({"id": 2, "subscribe": {"channel": CHANNEL}})
+    assert "subscribe" in await client.receive_json()
+    return client
 
 
 def assert_described(operation: dict[str, Any], status: int, answer: Any, target: str) -> None:

@@ -179,7 +179,7 @@ async def test_http_errors_have_a_status_a_code_and_one_clear_message(system: Sy
         assert await failure(response) == (400, "bad_request")
     async with http.get(f"{system.scheduler}/v1/access") as response:
         assert await failure(response) == (400, "bad_request")
-    access = next(iter(system.endpoints.access.values()))
+    access = next(iter(system.endpoints.clients.values()))
     async with http.get(f"{access}/connection/websocket") as response:
         assert await failure(response) == (400, "bad_request")
     async with http.get(f"{system.im}/v1/users/bob/timeline?since=x") as response:

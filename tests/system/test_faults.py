@@ -83,6 +83,13 @@ class Cluster:
         await asyncio.wait([task])
         await service.node.peers.close()
         await service.node.http.close()
+        if isinstance(service, AccessNode):
+            await service.cut_off()
+
+    def client_url(self, name: str) -> str:
+        service = self._running[name][0]
+        assert isinstance(service, AccessNode)
+        return service.client_url
 
     def url(self, name: str) -> str:
         return self._running[name][0].node.http.url

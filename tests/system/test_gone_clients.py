@@ -69,7 +69,7 @@ async def opened(system: System) -> dict[str, int]:
     for url in system.endpoints.access.values():
         one = await call_api("GET", f"{url}/debug/statistics")
         total["connections"] += one["connections"]
-        total["sessions"] += one["inboxes"]["sessions"]
+        total["sessions"] += one["inboxes"]["clients"]
         total["views"] += one["presence"]["here"]["views"]
         total["watched"] += one["presence"]["watches"]["users"]
     return total

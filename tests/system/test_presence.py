@@ -12,6 +12,7 @@ import centrifuge
 import msgspec
 import pytest
 
+from access.api import transport_urls
 from access.config import AccessConfig
 from base.errors import BadRequest, LimitExceeded
 from roadstead.api import call_api
@@ -415,7 +416,7 @@ async def _client(cluster: Cluster, user: str, *, node: str = "access-1") -> Sto
         answer = await call_api("GET", url, credential=KEY, params={"user": user})
         return str(answer["ticket"])
 
-    address = cluster.url(node).replace("http", "ws") + "/connection/websocket"
+    address = transport_urls(cluster.client_url(node))["websocket"]
     client = StockClient(address, await ticket(), ticket)
     await client.sdk.connect()
     await client.sdk.ready(SETTLE_S)

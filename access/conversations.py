@@ -1,0 +1,338 @@
+"""Conversations to clients: the channel `conv:<cid>`, whose publications are the conversation's messages.
+
+For large groups, where a message is stored once and read by all, rather than once in the timeline of each. The offset
+of a publication is its number in the conversation, so that a gap is a loss and is found. This node has the messages
+pushed that its clients follow (`im.follow`); what did not arrive is read from the conversation when the next one comes,
+or when its head is compared, every `audit_interval_ms`.
+
+One feed a conversation (`core/feed`) follows the log for all clients of this node; who subscribes catches up with it.
+Whoever cannot be told everything in order is told to start over (2500), which the SDKs do by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from access.api import ConversationsDelivered, DeliverConversations
+from access.config import AccessConfig
+from access.core.feed import Feed, News, Start
+from access.core.outgoing import Outgoing
+from access.core.protocol import (
+    ClientError,
+    HistoryRequest,
+    HistoryResult,
+    Publication,
+    ReplyError,
+    SubscribeFlag,
+    SubscribeRequest,
+    SubscribeResult,
+    Unsubscribed,
+)
+from access.core.stream import Draft, Entry
+from access.fanout import Fanout, Roll
+from access.metrics import AccessMetrics
+from access.peers import Joined, Place
+from access.ports import Member
+from access.refusing import RefusingBroker
+from base.clock import Timestamp
+from base.errors import LimitExceeded, NotReady, PermissionDenied, RoadsteadError
+from base.log import logger
+from im.api import ConversationReply
+from im.client import ImClient
+
+__all__ = ["CHANNEL_PREFIX", "Conversations"]
+
+CHANNEL_PREFIX = "conv:"
+HISTORY_MAX = 1_000
+
+
+class _Room:
+    """One conversation, as this node follows it."""
+
+    __slots__ = ("feed", "is_fetching", "members", "roll", "starts")
+
+    def __init__(self) -> None:
+        self.feed = Feed()
+        self.is_fetching = False
+        self.members: dict[Member, None] = {}
+        """Who stands where the feed does."""
+        self.roll = Roll()
+        """Their connections."""
+        self.starts: dict[Member, Start] = {}
+        """Who is on the way there."""
+
+    def is_empty(self) -> bool:
+        """Return whether nobody is interested any more."""
+        return not self.members and not self.starts
+
+    def begun(self) -> list[Member]:
+        """Return who was told where it stands: the members, and those of the others whose reply was written."""
+        return [*self.members, *(member for member, start in self.starts.items() if start.place is not None)]
+
+    def reader(self) -> Member:
+        """Return somebody on whose behalf to read: one who was let in, if there is one."""
+        return next(iter(self.members or self.begun() or self.starts))
+
+
+class Conversations(RefusingBroker):
+    """The conversation subscriptions of one node, a `Broker`."""
+
+    def __init__(
+        self, config: AccessConfig, im: ImClient, metrics: AccessMetrics, fanout: Fanout, *, node: str
+    ) -> None:
+        self._config = config
+        self._im = im
+        self._metrics = metrics
+        self._fanout = fanout
+        self._rooms: dict[str, _Room] = {}
+        self._of: dict[Member, set[str]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._log = logger(node=node)
+
+    async def run(self) -> None:
+        """Read what is missing, and look for it, until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            while True:
+                await asyncio.sleep(self._config.audit_interval_ms / 1000)
+                try:
+                    await self._audit()
+                except RoadsteadError as error:
+                    self._log.info("audit_failed", error=str(error))
+
+    def statistics(self) -> dict[str, int]:
+        """Return a snapshot of sizes."""
+        return {"conversations": len(self._rooms), "subscriptions": sum(map(len, self._of.values()))}
+
+    # ---------------------------------------------------------------- Broker
+
+    async def subscribe(self, member: Member, request: SubscribeRequest) -> SubscribeResult | ReplyError:
+        """Begin a subscription, from a position if that is asked for. Raises what the message services raise."""
+        cid = request.channel.removeprefix(CHANNEL_PREFIX)
+        if not (cid.isascii() and cid.isdecimal()):
+            return ClientError.UNKNOWN_CHANNEL.wire
+        mine = self._of.get(member, set())
+        if cid in mine:
+            return ClientError.ALREADY_SUBSCRIBED.wire
+        if len(mine) >= self._config.conversations_max:
+            limit = self._config.conversations_max
+            raise LimitExceeded("too many conversations on one connection", what="conversations", limit=limit)
+        room = self._rooms.get(cid)
+        if room is None:
+            self._im.follow([cid])
+            room = self._rooms[cid] = _Room()
+        self._of.setdefault(member, set()).add(cid)
+        start = room.starts[member] = Start()
+        result: SubscribeResult | ReplyError | None = None
+        try:
+            result = await self._read_start(cid, member.user, request)
+        finally:
+            is_here = room.starts.get(member) is start
+            if is_here and not isinstance(result, SubscribeResult):
+                self.unsubscribe(member, request.channel)
+        if not is_here:
+            raise NotReady("unsubscribed before it was subscribed")
+        if isinstance(result, SubscribeResult):
+            self._compare(cid, room, Place(result.epoch, result.offset))
+        return result
+
+    def subscribed(self, member: Member, channel: str, result: SubscribeResult) -> None:
+        """See `Broker`."""
+        cid = channel.removeprefix(CHANNEL_PREFIX)
+        room = self._rooms.get(cid)
+        start = room.starts.get(member) if room is not None else None
+        if room is None or start is None:
+            return
+        place = room.feed.place
+        assert place is not None, "whoever was told a start was read one"
+        self._advance(cid, room, member, start.begun(Place(result.epoch, result.offset), place))
+
+    def unsubscribe(self, member: Member, channel: str) -> None:
+        """See `Broker`."""
+        cid = channel.removeprefix(CHANNEL_PREFIX)
+        mine = self._of.get(member)
+        if mine is None or cid not in mine:
+            return
+        mine.discard(cid)
+        if not mine:
+            del self._of[member]
+        room = self._rooms[cid]
+        room.starts.pop(member, None)
+        room.members.pop(member, None)
+        room.roll.discard(member.connection)
+        if room.is_empty():
+            del self._rooms[cid]
+            self._im.unfollow([cid])
+        elif not self._fanout.is_busy(channel):
+            room.roll.close_up()
+
+    def gone(self, member: Member) -> None:
+        """See `Broker`."""
+        for cid in tuple(self._of.get(member, ())):
+            self.unsubscribe(member, CHANNEL_PREFIX + cid)
+
+    async def history(self, member: Member, request: HistoryRequest) -> HistoryResult | ReplyError:
+        """Read a page after a position. Raises what the message services raise."""
+        if request.reverse:
+            return ClientError.NOT_AVAILABLE.wire
+        limit = HISTORY_MAX if request.limit < 0 else min(request.limit, HISTORY_MAX)
+        since = request.since.offset if request.since is not None else 0
+        page = await self._page(request.channel.removeprefix(CHANNEL_PREFIX), member.user, since, limit)
+        if request.since is not None and request.since.epoch not in {"", page.epoch}:
+            return ClientError.UNRECOVERABLE_POSITION.wire
+        return HistoryResult(_publications(page), page.epoch, page.head)
+
+    # ---------------------------------------------------------------- messages
+
+    def deliver(self, delivered: DeliverConversations, _peer: str) -> ConversationsDelivered:
+        """Take messages from the message services (peer method)."""
+        for message in delivered.entries:
+            room = self._rooms.get(message.cid)
+            if room is not None:
+                entry = Entry(message.seq, Timestamp(0), Draft(message.data))
+                self._apply(message.cid, room, room.feed.received(delivered.epoch, [entry]))
+        return ConversationsDelivered()
+
+    def _compare(self, cid: str, room: _Room, read: Place) -> None:
+        """Take what somebody's start shows of the conversation."""
+        place = room.feed.place
+        if place is None:
+            # The first reading tells where the feed begins; what was pushed since then was kept.
+            self._apply(cid, room, room.feed.joined(Joined(read, [], is_known=True)))
+        elif place.epoch != read.epoch or not room.feed.is_joined:
+            self._rejoin(cid, room)
+
+    def _rejoin(self, cid: str, room: _Room) -> None:
+        room.feed.lost()
+        self._apply(cid, room, News(must_join=True))
+
+    def _apply(self, cid: str, room: _Room, news: News) -> None:
+        if news.is_reset:
+            for start in room.starts.values():
+                start.reset()  # those who were not told their start yet are told to start over after it
+            self._end(cid, room.begun(), Unsubscribed.INSUFFICIENT_STATE)
+        if news.deliver:
+            self._deliver(cid, room, news.deliver)
+        if news.must_join and not room.is_fetching and self._tasks is not None and not room.is_empty():
+            room.is_fetching = True
+            self._metrics.fetches.inc()
+            self._tasks.create_task(self._fetch(cid, room))
+
+    def _deliver(self, cid: str, room: _Room, entries: Sequence[Entry]) -> None:
+        channel = CHANNEL_PREFIX + cid
+        outgoings = [_outgoing(channel, entry) for entry in entries]
+        for outgoing in outgoings if room.members else ():
+            if not self._fanout.send(channel, room.roll.connections, outgoing):
+                # More wait than may: nobody keeps up, and those who miss it would not know before the next one.
+                self._fanout.drop(channel)
+                self._end(cid, tuple(room.members), Unsubscribed.INSUFFICIENT_STATE)
+                break
+            self._metrics.writes.inc(len(room.roll))
+        for member, start in tuple(room.starts.items()):
+            if start.place is None:
+                start.hold(entries)
+            else:
+                self._advance(cid, room, member, start.take(entries))
+
+    def _advance(self, cid: str, room: _Room, member: Member, entries: Sequence[Entry] | None) -> None:
+        """Write to a subscriber on its way; None: it has to start over."""
+        start, here = room.starts[member], room.feed.place
+        assert here is not None
+        assert start.place is not None
+        # Behind the feed with nothing to follow: its start was read before that of another, and came after it.
+        if entries is None or start.place.offset < here.offset:
+            self._end(cid, [member], Unsubscribed.INSUFFICIENT_STATE)
+            return
+        channel, connection = CHANNEL_PREFIX + cid, member.connection
+        for entry in entries:
+            connection.write(_outgoing(channel, entry).frame(connection.form))
+        self._metrics.writes.inc(len(entries))
+        if start.is_level(here):
+            del room.starts[member]
+            room.members[member] = None
+            room.roll.add(connection)
+
+    def _end(self, cid: str, members: Iterable[Member], why: Unsubscribed) -> None:
+        """End subscriptions from this side. Told at once: a client could not subscribe again before it hears of it."""
+        channel = CHANNEL_PREFIX + cid
+        outgoing = Outgoing(channel, why.wire)
+        for member in members:
+            self.unsubscribe(member, channel)
+            member.connection.write(outgoing.frame(member.connection.form))
+
+    # ---------------------------------------------------------------- reading
+
+    async def _read_start(self, cid: str, user: str, request: SubscribeRequest) -> SubscribeResult | ReplyError:
+        limit = self._config.recovery_entries_max if request.recover else 0
+        page = await self._page(cid, user, request.offset if request.recover else 0, limit)
+        is_known = request.epoch == page.epoch or (not request.epoch and request.offset == 0)
+        is_recovered = request.recover and is_known and _reached(page, request.offset)
+        if request.recover and not is_recovered and request.flag & SubscribeFlag.REJECT_UNRECOVERED:
+            return ClientError.UNRECOVERABLE_POSITION.wire
+        return SubscribeResult(
+            recoverable=True,
+            positioned=True,
+            epoch=page.epoch,
+            offset=page.head,
+            was_recovering=request.recover,
+            recovered=is_recovered,
+            publications=_publications(page) if is_recovered else [],
+        )
+
+    async def _fetch(self, cid: str, room: _Room) -> None:
+        """Read what the feed is missing."""
+        try:
+            while not room.is_empty() and not room.feed.is_joined:
+                place = room.feed.place
+                assert place is not None
+                reader = room.reader()
+                try:
+                    page = await self._page(cid, reader.user, place.offset, self._config.recovery_entries_max)
+                except PermissionDenied:
+                    self._deny(cid, room, reader)
+                    continue
+                entries = [Entry(seq, Timestamp(0), Draft(data)) for seq, data in page.entries]
+                is_whole = _reached(page, place.offset)
+                self._apply(cid, room, room.feed.joined(Joined(Place(page.epoch, page.head), entries, is_whole)))
+        except RoadsteadError as error:
+            self._log.info("fetch_failed", conversation=cid, error=str(error))  # the audit tries again
+        finally:
+            room.is_fetching = False
+
+    def _deny(self, cid: str, room: _Room, reader: Member) -> None:
+        """Somebody is no member of the conversation, or not any more."""
+        if reader in room.begun():
+            self._end(cid, [reader], Unsubscribed.BY_SERVER)
+        else:
+            self.unsubscribe(reader, CHANNEL_PREFIX + cid)  # what it asked for fails, which tells it
+
+    async def _audit(self) -> None:
+        """Compare where the feeds stand with the heads. A head that is lower than before is another life's."""
+        before = {cid: room.feed.place for cid, room in self._rooms.items()}
+        heads = await self._im.conversation_heads(tuple(before))
+        for cid, head in heads.items():
+            room = self._rooms.get(cid)
+            asked, place = before[cid], room.feed.place if room is not None else None
+            if room is None or asked is None or place is None:
+                continue  # its first reading is under way
+            if head > place.offset or head < asked.offset or not room.feed.is_joined:
+                self._rejoin(cid, room)
+
+    async def _page(self, cid: str, user: str, since: int, limit: int) -> ConversationReply:
+        return await self._im.conversation(
+            cid, user=user, since=since, limit=limit, bytes_max=self._config.recovery_bytes_max
+        )
+
+
+def _reached(page: ConversationReply, since: int) -> bool:
+    return (page.entries[-1][0] if page.entries else since) == page.head
+
+
+def _publications(page: ConversationReply) -> list[Publication]:
+    return [Publication(msgspec.Raw(data), seq) for seq, data in page.entries]
+
+
+def _outgoing(channel: str, entry: Entry) -> Outgoing:
+    return Outgoing(channel, Publication(msgspec.Raw(entry.draft.data), entry.offset))

@@ -1,0 +1,203 @@
+"""Accepting connections whose first bytes are not yet the request: behind a load balancer, with TLS, or both.
+
+A load balancer names each client by the PROXY protocol, in a header that comes before anything else on the connection,
+before TLS too. The header is looked at without being taken out of the socket (MSG_PEEK), then exactly its bytes are
+read, and the rest is a connection as any other: so the event loop's own TLS serves it. A connection without a header,
+or slower than the deadline, is dropped.
+
+Whoever is before the end of that or of a TLS handshake is counted, and too many are dropped: the loop's own listeners
+would take any number of handshakes that do not go on.
+
+Source: HAProxy, "The PROXY protocol", versions 1 and 2; the rules of the header are in `core/proxy_protocol`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import NamedTuple
+
+from access.core.proxy_protocol import HEADER_BYTES_MAX, Header, parse
+from access.metrics import AccessMetrics
+
+__all__ = ["TLS_SHUTDOWN_S", "Acceptor"]
+
+ACCEPTED_AT_ONCE = 64
+PAUSE_S = 0.1
+"""How long accepting rests when the process has no file descriptor left."""
+TLS_SHUTDOWN_S = 2.0
+"""How long a client may take to answer the end of TLS."""
+
+
+class _Pending(NamedTuple):
+    """A connection before the end of its PROXY header."""
+
+    deadline: asyncio.TimerHandle
+    header: bytearray
+    """What came of it so far: nothing that comes after it."""
+
+
+class Acceptor:
+    """A listening socket for connections that begin with a PROXY header, with TLS, or with the one and the other."""
+
+    def __init__(
+        self,
+        arrive: Callable[[str | None], asyncio.Protocol],
+        context: ssl.SSLContext | None,
+        *,
+        proxies: Iterable[str],
+        deadline_s: float,
+        is_full: Callable[[], bool],
+        metrics: AccessMetrics,
+    ) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            arrive: makes the protocol of a connection from an address; None: the socket's own (a health check's).
+            context: for TLS, None without.
+            proxies: networks from which connections are taken, with a header; none: from everywhere, without one.
+            deadline_s: how long a connection may take to its header, and again to the end of its TLS handshake.
+            is_full: whether too many are on their way for one more.
+            metrics: counts who is dropped.
+        """
+        self._arrive = arrive
+        self._proxies = tuple(map(ip_network, proxies))
+        self._context = context
+        self._deadline_s = deadline_s
+        self._is_full = is_full
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._socket: socket.socket | None = None
+        self._pending: dict[socket.socket, _Pending] = {}
+        self._starting: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Return how many are before the end of their PROXY header or TLS handshake."""
+        # Without TLS there is nothing to wait for behind the header: they are on their way through the request's head.
+        return len(self._pending) + (len(self._starting) if self._context is not None else 0)
+
+    def listen(self, host: str, port: int, *, backlog: int) -> tuple[str, int]:
+        """Bind; return the address. Raises OSError."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setblocking(False)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+            self._socket.listen(backlog)
+        except OSError:
+            self._socket.close()
+            self._socket = None
+            raise
+        self._loop.add_reader(self._socket, self._accept)
+        bound_host, bound_port = self._socket.getsockname()[:2]
+        return bound_host, bound_port
+
+    def close(self) -> None:
+        """Stop accepting, and drop who is on the way. Idempotent."""
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+        for pending in tuple(self._pending):
+            self._drop(pending, "closed")
+        for starting in tuple(self._starting):
+            starting.cancel()
+
+    def _accept(self) -> None:
+        assert self._socket is not None
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                accepted, peer = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:
+                # No file descriptor is left. The socket stays readable, so that without a rest this would spin.
+                self._loop.remove_reader(self._socket)
+                self._loop.call_later(PAUSE_S, self._resume)
+                return
+            accepted.setblocking(False)
+            reason = self._refusal(peer[0])
+            if reason is not None:
+                self._metrics.dropped.inc(reason)
+                accepted.close()
+            elif not self._proxies:
+                self._begin(accepted, None)
+            else:
+                deadline = self._loop.call_later(self._deadline_s, self._drop, accepted, "slow")
+                self._pending[accepted] = _Pending(deadline, bytearray())
+                self._loop.add_reader(accepted, self._look, accepted)
+
+    def _refusal(self, host: str) -> str | None:
+        if self._is_full():
+            return "too_many"
+        if not self._proxies:
+            return None
+        address = ip_address(host.partition("%")[0])
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        is_known = any((mapped or address) in network for network in self._proxies)
+        return None if is_known else "unknown_proxy"
+
+    def _resume(self) -> None:
+        if self._socket is not None:
+            self._loop.add_reader(self._socket, self._accept)
+
+    # ---------------------------------------------------------------- the PROXY header
+
+    def _look(self, accepted: socket.socket) -> None:
+        held = self._pending[accepted].header
+        try:
+            seen = accepted.recv(HEADER_BYTES_MAX, socket.MSG_PEEK)
+            if not seen:
+                self._drop(accepted, "gone")
+                return
+            header = parse(bytes(held) + seen)
+            if header is None:  # the header goes on, so that all of this is header
+                held += accepted.recv(len(seen))
+                return
+            if isinstance(header, Header):
+                accepted.recv(header.length - len(held))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._drop(accepted, "gone")
+            return
+        if isinstance(header, Header):
+            self._end(accepted)
+            self._begin(accepted, header.source[0] if header.source is not None else None)
+        else:
+            self._drop(accepted, "bad_proxy_header")
+
+    def _end(self, accepted: socket.socket) -> None:
+        self._loop.remove_reader(accepted)
+        self._pending.pop(accepted).deadline.cancel()
+
+    def _drop(self, accepted: socket.socket, reason: str) -> None:
+        self._metrics.dropped.inc(reason)
+        self._end(accepted)
+        accepted.close()
+
+    # ---------------------------------------------------------------- TLS
+
+    def _begin(self, accepted: socket.socket, address: str | None) -> None:
+        # A task of the loop's own, which ends with the TLS handshake or its deadline: there is no group to own it.
+        task = self._loop.create_task(self._start(accepted, address))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _start(self, accepted: socket.socket, address: str | None) -> None:
+        has_tls = self._context is not None
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: self._arrive(address),
+                accepted,
+                ssl=self._context,
+                ssl_handshake_timeout=self._deadline_s if has_tls else None,
+                ssl_shutdown_timeout=TLS_SHUTDOWN_S if has_tls else None,
+            )
+        except OSError:  # that of TLS is one
+            self._metrics.dropped.inc("tls" if has_tls else "gone")
+            accepted.close()

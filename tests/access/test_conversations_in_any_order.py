@@ -1,0 +1,125 @@
+"""Conversations with anything in any order: each gets every message once and in order, or is told to start over."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from access.api import DeliverConversations
+from access.config import AccessConfig
+from base.errors import NotReady, PeerUnavailable
+from tests.access.conversation_nodes import (
+    CID,
+    Node,
+    Subscriber,
+    assert_nobody_left,
+    running,
+    settle,
+)
+
+PEOPLE = 4
+Act = tuple[str, int]
+NUMBERS = st.integers(0, 2**16)
+WEIGHTS = {
+    **dict.fromkeys(("push", "lose", "twice", "delay", "late"), 2),
+    **dict.fromkeys(("subscribe", "recover"), 4),
+    **dict.fromkeys(("leave", "gone", "audit", "epoch", "fail", "sooner", "later"), 1),
+    "answer": 8,
+}
+ACTS = st.tuples(st.sampled_from([what for what, weight in WEIGHTS.items() for _ in range(weight)]), NUMBERS)
+
+
+class Life:
+    """People who come and go in one conversation, pushes that get lost, and answers in any order."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.people = [node.join(f"user-{number}") for number in range(PEOPLE)]
+        self.starting: dict[Subscriber, asyncio.Task[None]] = {}
+        self.delayed: list[DeliverConversations] = []
+        self.epochs = 1
+
+    async def act(self, what: str, number: int) -> None:
+        im, who = self.node.im, self.people[number % PEOPLE]
+        match what:
+            case "push" | "twice":
+                await self.node.deliver(*[im.store()] * (1 + (what == "twice")))
+            case "lose":
+                im.store()
+            case "delay":
+                self.delayed.append(im.store())
+            case "late" if self.delayed:
+                await self.node.deliver(self.delayed.pop(number % len(self.delayed)))
+            case "answer" | "fail" if im.held:
+                error = PeerUnavailable("gone") if what == "fail" else None
+                await im.answer(number % len(im.held), error)
+            case "sooner" | "later":
+                im.reads_late = what == "later"
+            case "audit":
+                await im.audit()
+            case "epoch":
+                self.epochs += 1
+                im.begin_anew(f"e{self.epochs}")
+                im.heads[CID] = number % 3
+            case "subscribe" | "recover" if not who.is_on and who not in self.starting:
+                self._start(who, recover=what == "recover")
+                await settle()
+            case "leave":
+                who.leave()
+            case "gone":
+                who.is_on = False
+                self.node.broker.gone(who)
+                self.people[number % PEOPLE] = self.node.join(who.user)
+
+    async def end(self) -> None:
+        """Everything is answered, the last push arrives, heads are compared: all know all, and leave."""
+        im = self.node.im
+        im.holds = False
+        while im.held:
+            await im.answer()
+        await self.node.deliver(im.store())
+        for _ in range(2):  # what is told at last, and what is lost at last
+            await im.audit()
+            await im.audit()
+            im.store()
+        await im.audit()
+        await im.audit()
+        for who in self.people:
+            if who.is_on:
+                assert (who.epoch, who.offset) == (im.epoch, im.heads[CID])
+        followed = any(who.is_on for who in self.people)
+        assert self.node.im.followed == ({CID} if followed else set())
+        for who in self.people:
+            self.node.broker.gone(who)
+        await settle()
+        assert not self.starting
+        assert_nobody_left(self.node)
+
+    def _start(self, who: Subscriber, *, recover: bool) -> None:
+        async def start() -> None:
+            try:
+                await who.subscribe(recover=recover)
+            except (PeerUnavailable, NotReady):
+                pass
+            finally:
+                del self.starting[who]
+
+        self.starting[who] = asyncio.ensure_future(start())
+
+
+@settings(max_examples=300, deadline=None)
+@given(acts=st.lists(ACTS, min_size=20, max_size=60))
+def test_whatever_happens_each_gets_all_once_and_in_order_or_starts_over(acts: list[Act]) -> None:
+    """Each subscriber asserts with every write that it is the next one; in the end, that nothing is missing."""
+
+    async def live() -> None:
+        async with running(AccessConfig(audit_interval_ms=0, recovery_entries_max=5)) as node:
+            node.im.holds = True
+            life = Life(node)
+            for what, number in acts:
+                await life.act(what, number)
+            await life.end()
+
+    asyncio.run(live())
