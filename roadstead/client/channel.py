@@ -1,0 +1,70 @@
+"""What a client follows, and how far it has come: positions outlive connections.
+
+Two connections may tell of one channel for a while, as in a move. Each of them tells all that comes after the channel's
+position, in order and without a hole; so whichever is first is handed over, and the other one's is known already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from base.errors import RoadsteadError
+
+__all__ = ["Channel", "Handler", "Incoming", "Position"]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a channel was read. Keep it with what was read; offset 0 is the very beginning."""
+
+    epoch: str = ""
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A publication's `data`, and the `position` to keep once it is dealt with.
+
+    With `is_start` the data is what the channel gives to whoever begins at this position; nothing before it is told.
+    """
+
+    position: Position
+    data: Any
+    channel: str
+    is_start: bool = False
+
+
+Handler = Callable[[Incoming], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Channel:
+    """One channel of one client. `refused` is told why the server does not let it follow the channel."""
+
+    name: str
+    handler: Handler
+    position: Position
+    refused: Callable[[str, RoadsteadError], None]
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    """Held while the application has a publication, so that another connection's does not overtake it."""
+
+    async def begin(self, at: Position, data: Any, *, is_recovered: bool) -> None:
+        """A connection begins to tell: all after the position if it is recovered, else only what comes after `at`."""
+        async with self._lock:
+            if not is_recovered:
+                await self.handler(Incoming(at, data, self.name, is_start=True))
+                self.position = at
+            elif at.epoch != self.position.epoch:
+                self.position = Position(at.epoch)  # another stream, which counts from its own beginning
+
+    async def deliver(self, at: Position, data: Any) -> None:
+        """Hand a publication over, unless it is known or of a stream that the channel has left."""
+        async with self._lock:
+            if not at.offset:  # without a history: nothing to compare
+                await self.handler(Incoming(self.position, data, self.name))
+            elif at.epoch == self.position.epoch and at.offset > self.position.offset:
+                await self.handler(Incoming(at, data, self.name))
+                self.position = at  # only now: a handler that fails gets it again from the next connection

@@ -1,0 +1,192 @@
+"""The Python client: a thin wrapper over the stock `centrifuge-python` SDK.
+
+Protocol, pings and subscriptions are the SDK's; where to connect is decided here. Each connection is an SDK object of
+its own: when it is lost, or the server sends a `move`, the scheduler or the move names the next node. Positions outlive
+connections, so that every publication is handed over once and in order.
+
+    client = Client(scheduler_url, user="alice", credential=user_token, on_message=show, position=saved)
+    await client.connect()
+    await client.send("bob", "hello")
+    saved = client.position
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import centrifuge
+
+from access.core.protocol import code_number
+from base.core.backoff import Backoff
+from base.errors import DeadlineExceeded, PeerUnavailable, Retry, RoadsteadError, from_wire
+from base.ids import entropy, new_uuid
+from roadstead.client.channel import Channel, Handler, Incoming, Position
+from roadstead.client.connection import DEADLINE_S, Connection
+from roadstead.client.dialer import Dialer
+
+__all__ = ["Client", "Incoming", "Position"]
+
+
+class Client:
+    """One user's place in the system, from one device, over as many connections as it takes."""
+
+    def __init__(
+        self,
+        scheduler: str,
+        *,
+        user: str,
+        credential: str,
+        on_message: Handler,
+        on_end: Callable[[RoadsteadError], None] = lambda _error: None,
+        device: str = "python",
+        platform: str = "python",
+        position: Position | None = None,
+    ) -> None:
+        """Nothing is sent before `connect`.
+
+        Args:
+            scheduler: the scheduler's base URL.
+            user: who connects.
+            credential: that user's token, or an API key that may act for users; may be replaced at any time.
+            on_message: awaited for each entry of the user's timeline, in order, each offset once. While it runs the
+                connection does not read, so it must not wait for a call of this client.
+            on_end: told why there will be no further connection: the server closed with a code that forbids to
+                reconnect (`detail["close_code"]`), or the scheduler refuses the credential. Told of a channel that was
+                refused or ended by the server, too (`detail["channel"]`); the rest goes on then.
+            device: name of this device; the user's other devices have other names.
+            platform: kind of this device, see `status.device_policy`.
+            position: where to go on reading the timeline, None from the beginning.
+        """
+        self.user = user
+        self.credential = credential
+        self._on_end = on_end
+        self._inbox = Channel(f"inbox:{user}", on_message, position or Position(), self._refused)
+        self._channels = {self._inbox.name: self._inbox}
+        params = {"user": user, "device": device, "platform": platform}
+        self._dialer = Dialer(scheduler, params, self._inbox, credential=lambda: self.credential)
+        self._connection: Connection | None = None
+        self._end: RoadsteadError | None = None
+        self._is_settled = asyncio.Event()  # there is a connection, or an end
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def position(self) -> Position:
+        """How far the user's timeline was read."""
+        return self._inbox.position
+
+    @property
+    def positions(self) -> dict[str, Position]:
+        """How far each channel was read, `inbox:<user>` among them."""
+        return {name: channel.position for name, channel in self._channels.items()}
+
+    async def connect(self) -> None:
+        """Connect to a candidate and follow the inbox; returns when both work, and keeps it so until `close`.
+
+        Raises:
+            RoadsteadError: the scheduler's refusal, PeerUnavailable when no candidate let us in, PermissionDenied when
+                one of them closed for good.
+        """
+        await self.close()
+        self._end = None
+        connection = await self._dialer.dial()
+        await self._use(connection)
+        # The one task of this object: `close` cancels it and waits for it.
+        self._keeper = asyncio.get_running_loop().create_task(self._keep(connection))
+
+    async def subscribe(self, name: str, handler: Handler, position: Position | None = None) -> None:
+        """Follow a channel from now on, or on from a position that was kept. Refused: `on_end` is told."""
+        assert name not in self._channels, "one handler a channel"
+        self._channels[name] = Channel(name, handler, position or Position(), self._refused)
+        await self._follow_all()
+
+    async def unsubscribe(self, name: str) -> None:
+        """Leave a channel. Its position is forgotten."""
+        del self._channels[name]
+        if self._connection is not None:
+            await self._connection.leave(name)
+
+    async def send(self, to: str, body: Any, *, client_msg_id: str | None = None, kind: str = "text") -> dict[str, Any]:
+        """Send a message; returns {mid, cid, seq, at, is_new} once it is durable.
+
+        Retried with the same `client_msg_id` over lost answers and reconnects, up to five times, so that it is stored
+        at most once. Raises DeadlineExceeded when the outcome is still unknown then: send again with the same id.
+        """
+        arguments = {"to": to, "client_msg_id": client_msg_id or new_uuid(), "type": kind, "body": body}
+        backoff = Backoff(entropy(), base_ms=100, ceiling_ms=2_000)
+        for _ in range(5):
+            try:
+                result: dict[str, Any] = await self.call("im.send", arguments)
+                return result
+            except (centrifuge.CentrifugeError, TimeoutError) as error:
+                if isinstance(error, centrifuge.ReplyError) and not error.temporary:
+                    raise from_wire(code_number(error.code), error.message, {}) from error
+                await asyncio.sleep(backoff.next_ms() / 1000)
+        raise DeadlineExceeded("the message was not acknowledged; send it again with the same client_msg_id")
+
+    async def call(self, method: str, arguments: Any) -> Any:
+        """Call a method of the server and return its JSON result, waiting for a connection if there is none just now.
+
+        Raises what the SDK raises, TimeoutError without a connection, and after the end what `on_end` was told.
+        """
+        assert self._keeper is not None, "connect first"
+        async with asyncio.timeout(DEADLINE_S):
+            await self._is_settled.wait()
+        if self._connection is None:
+            raise self._end or PeerUnavailable("the client was closed")
+        return (await self._connection.rpc(method, arguments, timeout=DEADLINE_S)).data
+
+    async def close(self) -> None:
+        """Disconnect. Idempotent."""
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect()
+
+    async def _keep(self, connection: Connection) -> None:
+        """Replace the connection whenever that is due, until there can be no other."""
+        try:
+            while True:
+                connection = await self._successor(connection)
+                await self._use(connection)
+        except RoadsteadError as error:
+            self._end = error
+            self._is_settled.set()
+            self._on_end(error)
+
+    async def _use(self, connection: Connection) -> None:
+        old, self._connection = self._connection, connection
+        self._is_settled.set()
+        if old is not None:
+            await old.disconnect()
+        await self._follow_all()
+
+    async def _follow_all(self) -> None:
+        connection = self._connection
+        for channel in tuple(self._channels.values()):
+            if connection is not None and connection.get_subscription(channel.name) is None:
+                await connection.follow(channel)
+
+    async def _successor(self, connection: Connection) -> Connection:
+        """Wait until the connection is to be replaced, and return the open one in its place."""
+        while connection.end is None:
+            move, connection.move = connection.move, None
+            if move is None:
+                await connection.news.wait()
+                connection.news.clear()
+            elif (successor := await self._dialer.follow(move)) is not None:
+                return successor
+        self._is_settled.clear()
+        self._connection = None
+        await connection.disconnect()
+        if connection.end.retry is Retry.NEVER:
+            raise connection.end
+        return await self._dialer.redial(connection)
+
+    def _refused(self, name: str, error: RoadsteadError) -> None:
+        self._channels.pop(name, None)
+        self._on_end(error)
