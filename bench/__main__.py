@@ -11,6 +11,11 @@ from base import log
 from bench.result import Options
 
 NAMES = (
+    "access_drain",
+    "access_fanout",
+    "access_idle",
+    "access_memory",
+    "access_million",
     "first_message",
     "status_balance",
     "status_events",
@@ -28,7 +33,8 @@ NAMES = (
 @click.argument("name", required=False)
 @click.option("--list", "list_all", is_flag=True, help="Name every benchmark.")
 @click.option("--quick", is_flag=True, help="A few seconds, to prove that it runs; the figures mean little.")
-def main(name: str | None, list_all: bool, quick: bool) -> None:  # noqa: FBT001 - click passes options by name
+@click.option("--connections", type=click.IntRange(1), help="How many connections, for benchmarks that hold them.")
+def main(*, name: str | None, list_all: bool, quick: bool, connections: int | None) -> None:
     """Run one benchmark, or `all`; the last line of standard output is its result as JSON."""
     if list_all:
         for known in NAMES:
@@ -39,7 +45,7 @@ def main(name: str | None, list_all: bool, quick: bool) -> None:  # noqa: FBT001
         raise click.UsageError(f"name one of: all, {', '.join(NAMES)}")
     log.configure(level="warning")
     for chosen in NAMES if name == "all" else (name,):
-        result = import_module(f"bench.{chosen}").run(Options(quick=quick))
+        result = import_module(f"bench.{chosen}").run(Options(quick=quick, connections=connections))
         click.echo(result.to_json())
         sys.stdout.flush()
 

@@ -11,9 +11,12 @@ __all__ = ["Options", "Result", "percentile"]
 
 
 class Options(msgspec.Struct, frozen=True):
-    """`quick`: prove that it runs, in a few seconds."""
+    """What can be asked of a benchmark."""
 
     quick: bool = False
+    """Prove that it runs, in a few seconds."""
+    connections: int | None = None
+    """Of those that hold connections: how many, instead of their own number."""
 
 
 class Result(msgspec.Struct, frozen=True):
