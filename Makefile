@@ -10,6 +10,9 @@ APT := sh -c 'apt-get update -q > /dev/null; DEBIAN_FRONTEND=noninteractive apt-
 SERVERS := for need in redis-server:redis-server node:nodejs npm:npm cc:gcc cc:libc6-dev openssl:openssl; do \
 	command -v $${need%%:*} > /dev/null || $(APT) $${need\#*:}; done
 
+# What `make check` tests: cores, and the house rules.
+CHECKED := tests/tidy tests/base tests/*/core
+
 .PHONY: help venv up demo test check sim sim-long soak bench docs lock clean
 
 help:               ## show this list
@@ -36,7 +39,7 @@ demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temp
 test: $(DEV)        ## all checks and all tests; installs the servers that they need
 	@$(SERVERS)
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not process"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not process" $(addprefix --ignore-glob=,$(CHECKED))
 	$(BIN)/python -m pytest -n auto --dist worksteal -m process
 
 check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, before each commit
@@ -44,7 +47,7 @@ check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, bef
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto tests/tidy tests/base tests/*/core
+	$(BIN)/python -m pytest -q -n auto $(CHECKED)
 
 sim: $(RUNTIME)     ## many seeded histories of the simulator (ARGS="--history resize --count 100000")
 	$(BIN)/python -m roadstead.sim $(or $(ARGS),--count 1000)
