@@ -6,6 +6,8 @@ conversations that clients follow. Registry note: `NodeReport`, once a second.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from base.peer import Method
@@ -26,6 +28,8 @@ __all__ = [
     "Delivered",
     "InboxEntry",
     "NodeReport",
+    "capacity_of",
+    "report_of",
     "transport_urls",
 ]
 
@@ -70,6 +74,28 @@ class NodeReport(msgspec.Struct, array_like=True, frozen=True):
     resident_bytes: int = 0
     """Resident memory of the process."""
     version: str = ""
+
+
+_decode_report = msgspec.msgpack.Decoder(NodeReport).decode
+_UNREADABLE = NodeReport(is_draining=True)
+
+
+def report_of(note: bytes) -> NodeReport:
+    """Return what a node's note says. One that has not reported yet counts as empty.
+
+    One whose note is none, of some other version say, counts as draining: nobody is sent there, and whoever reads the
+    registry goes on with the others.
+    """
+    try:
+        return _decode_report(note) if note else NodeReport()
+    except msgspec.MsgspecError:
+        return _UNREADABLE
+
+
+def capacity_of(meta: Mapping[str, str]) -> int:
+    """Return how many clients a registered node takes; 0 where it does not say."""
+    value = meta.get("capacity", "")
+    return int(value) if value.isascii() and value.isdecimal() else 0
 
 
 class InboxEntry(msgspec.Struct, array_like=True, frozen=True):

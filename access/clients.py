@@ -148,12 +148,12 @@ class Clients:
         client.session.gone()
         self._rounds.leave(client, client.place)
         self._wheel.cancel(client)
-        self._brokers.gone(client)
+        opened = client.opened
+        if opened is not None:  # first of what others do: nobody may be shown online for ever
+            self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))
         if self._gone is not None:
             self._gone(client)
-        opened = client.opened
-        if opened is not None:
-            self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))
+        self._brokers.gone(client)
 
     # ---------------------------------------------------------------- the node's side
 
@@ -222,16 +222,19 @@ class Clients:
                     client.connection.write(wrap(form, ENCODINGS[form].encode_reply(command_id, kind, result)))
                 case core.Start(command, kind):
                     if kind != "send":  # a message without a reply, to which nothing here listens
-                        self._spawn(self._commands.run(client, command, kind, self._finished))
+                        self._spawn(client, self._commands.run(client, command, kind, self._finished))
                 case core.Authenticate(command_id, request):
-                    self._spawn(self._connect(client, command_id, request))
+                    self._spawn(client, self._connect(client, command_id, request))
                 case core.Disconnect(close):
                     client.connection.close(close)
                 case _:
                     assert_never(effect)
 
-    def _finished(self, client: Client, command_id: int, kind: str, result: Result) -> bool:
+    def _finished(self, client: Client, command_id: int, kind: str, result: Result | Close) -> bool:
         """A command is done. Returns whether the client was told: it is still there."""
+        if isinstance(result, Close):
+            self.close(client, result)
+            return False
         effects = client.session.finish(command_id, kind, result)
         self._carry_out(client, effects)
         if kind == "refresh" and effects:
@@ -254,6 +257,14 @@ class Clients:
                 self._way_in.begin(client, outcome)
                 self._carry_out(client, session.release())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, client: Client, work: Coroutine[Any, Any, None]) -> None:
         assert self._tasks is not None, "the node runs before it listens"
-        self._tasks.create_task(work)
+        self._tasks.create_task(self._alone(client, work))
+
+    async def _alone(self, client: Client, work: Coroutine[Any, Any, None]) -> None:
+        """Do a client's work. Whatever goes wrong in it, only that client ends, and may come back."""
+        try:
+            await work
+        except Exception:  # noqa: BLE001 - our own bug costs this client its connection, not the node its clients
+            self._log.exception("client_failed", client=client.id)
+            self.close(client, Close.SERVER_ERROR)

@@ -14,6 +14,7 @@ from access.connecting import VERSION
 from access.core.protocol import (
     EMPTY,
     ClientError,
+    Close,
     Command,
     RefreshRequest,
     RefreshResult,
@@ -27,7 +28,7 @@ from access.core.protocol import (
 from access.identity import Identities, ttl_of
 from access.metrics import AccessMetrics
 from access.presence import METHOD_PREFIX
-from base.errors import NotReady, RoadsteadError
+from base.errors import NotReady, RoadsteadError, TokenExpired
 from base.log import logger
 from base.site import Site
 from im.client import ImClient
@@ -35,7 +36,7 @@ from status.client import SessionReports
 
 __all__ = ["Commands"]
 
-_Finished = Callable[[Client, int, str, Result], bool]
+_Finished = Callable[[Client, int, str, Result | Close], bool]
 
 
 class Commands:
@@ -68,6 +69,7 @@ class Commands:
         """
         if kind == "subscribe" and not client.session.is_waiting(command.id):
             return
+        result: Result | Close
         try:
             result = await self._do(client, command, kind)
         except RoadsteadError as error:
@@ -83,7 +85,7 @@ class Commands:
             channel = command.subscribe.channel
             self._brokers.of(channel).subscribed(client, channel, result)
 
-    async def _do(self, client: Client, command: Command, kind: str) -> Result:
+    async def _do(self, client: Client, command: Command, kind: str) -> Result | Close:
         request = getattr(command, kind)
         if kind == "rpc":
             return await self._rpc(client, command.id, request)
@@ -113,9 +115,13 @@ class Commands:
                 result = await broker.refresh(client, request)
         return result
 
-    def _refresh(self, client: Client, request: RefreshRequest) -> RefreshResult:
+    def _refresh(self, client: Client, request: RefreshRequest) -> RefreshResult | Close:
         now = self._clock.realtime()
-        client.expires_at = self._identities.renew(request.token, client.user, now)
+        try:
+            client.expires_at = self._identities.renew(request.token, client.user, now)
+        except TokenExpired:
+            # An SDK stops for good at any error here. Closed by this, it comes back with a token that it asks for anew.
+            return Close.EXPIRED
         ttl = ttl_of(client.expires_at, now)
         return RefreshResult(client=client.id, version=VERSION, expires=ttl > 0, ttl=ttl)
 

@@ -27,7 +27,7 @@ from access.core.protocol import (
 from access.identity import Identities, ttl_of
 from access.inboxes import CHANNEL_PREFIX
 from access.metrics import AccessMetrics
-from base.errors import LimitExceeded, RoadsteadError, Unauthenticated
+from base.errors import LimitExceeded, PermissionDenied, RoadsteadError, Unauthenticated
 from base.log import logger
 from base.site import Site
 from status.api import Closed, Opened
@@ -76,6 +76,9 @@ class WayIn:
         except RoadsteadError as error:
             self._refused(error.code.label, error)
             self._undo(client)
+            if isinstance(error, PermissionDenied):
+                # A ticket for other nodes. What helps is another one, for which an SDK asks when it is told this.
+                return ReplyError(ClientError.TOKEN_EXPIRED.wire.code, error.message)
             return Close.CONNECTION_LIMIT if isinstance(error, LimitExceeded) else error_of(error)
         except Exception:  # noqa: BLE001 - our own bug costs this client its connect, not the node its clients
             self._log.exception("connect_failed", client=client.id)
@@ -100,7 +103,7 @@ class WayIn:
             return None
         now = self._clock.realtime()
         identity = client.identity = self._identities.admit(request.token, now)
-        client.user, client.info, client.expires_at = identity.user, identity.info, identity.expires_at
+        client.user, client.info = identity.user, identity.info
         inboxes = self._brokers.inboxes
         if len(inboxes.hub.clients_of(identity.user)) >= self._config.user_connections_max:
             limit = self._config.user_connections_max
@@ -122,9 +125,10 @@ class WayIn:
             return None
         if not is_confirmed:
             self._metrics.unpublished.inc()
-        subs = await self._subscribe(client, request.subs)
+        subs = await self._subscribe(client, command_id, request.subs)
         if not session.is_waiting(command_id):
             return None
+        client.expires_at = identity.expires_at  # from here on, instead of the time to connect
         ttl = ttl_of(client.expires_at, now)
         return ConnectResult(
             client=client.id,
@@ -138,12 +142,19 @@ class WayIn:
             ttl=ttl,
         )
 
-    async def _subscribe(self, client: Client, wanted: dict[str, Position]) -> dict[str, SubscribeResult]:
-        """Subscribe to what the server gives to every client of the user, from the positions that it kept."""
+    async def _subscribe(
+        self, client: Client, command_id: int, wanted: dict[str, Position]
+    ) -> dict[str, SubscribeResult]:
+        """Subscribe to what the server gives to every client of the user, from the positions that it kept.
+
+        To nothing more once the client is gone: its subscriptions were ended then.
+        """
         assert client.identity is not None
         subs = {}
         inbox = (CHANNEL_PREFIX + client.user,) if self._config.subscribe_inbox else ()
         for channel in dict.fromkeys((*inbox, *self._brokers.by_server(client), *client.identity.channels)):
+            if not client.session.is_waiting(command_id):
+                break
             start = await self._brokers.of(channel).subscribe_by_server(
                 client, channel, wanted.get(channel, Position())
             )

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 
 from access.admission import Admission
-from access.api import NodeReport, transport_urls
+from access.api import capacity_of, report_of, transport_urls
 from access.client import Client
 from access.clients import Clients
 from access.config import AccessConfig
@@ -247,7 +247,7 @@ class Drain:
     def _free_slots(self) -> list[tuple[str, int]]:
         free = []
         for instance in self._others.values():
-            report = msgspec.msgpack.decode(instance.note, type=NodeReport) if instance.note else NodeReport()
-            if not report.is_draining:
-                free.append((instance.id, int(instance.meta["capacity"]) - report.connections))
+            report = report_of(instance.note)
+            if not report.is_draining and "client_url" in instance.meta:
+                free.append((instance.id, capacity_of(instance.meta) - report.connections))
         return free

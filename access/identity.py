@@ -145,7 +145,8 @@ class Identities:
             decoded = jwt.decode(token, self._token_key, algorithms=["HS256"], options=options)
             claims = msgspec.convert(decoded, _TokenClaims)
             checked_id(claims.sub, "sub")
-        except (jwt.InvalidTokenError, msgspec.ValidationError, BadRequest, UnicodeEncodeError) as error:
+            msgspec.json.encode(claims)  # or others could not be told: JSON has escapes for what is no text
+        except (jwt.InvalidTokenError, msgspec.MsgspecError, BadRequest, UnicodeEncodeError, RecursionError) as error:
             raise Unauthenticated(f"the token is not valid: {error}") from error
         if claims.exp and now // 1000 > claims.exp + LEEWAY_S:
             raise TokenExpired("the token is expired")

@@ -86,22 +86,38 @@ class Inboxes(RefusingBroker):
         """Hand the inbox over to the client's own subscription, with a position that it kept."""
         if request.channel != CHANNEL_PREFIX + member.user:
             return ClientError.PERMISSION_DENIED.wire
-        result = await self._read_start(member.user, Position(request.recover, request.epoch, request.offset))
-        if result.was_recovering and not result.recovered and request.flag & SubscribeFlag.REJECT_UNRECOVERED:
-            return ClientError.UNRECOVERABLE_POSITION.wire
-        return result
+        assert isinstance(member, Client)
+        reader = member.reader
+        assert reader is not None, "whoever may subscribe is attached"
+        self.hub.restart(reader)
+        start = None
+        try:
+            result = await self._read_start(member.user, Position(request.recover, request.epoch, request.offset))
+            if result.was_recovering and not result.recovered and request.flag & SubscribeFlag.REJECT_UNRECOVERED:
+                return ClientError.UNRECOVERABLE_POSITION.wire
+            start = result
+        finally:
+            if start is None and self.hub.restarted(reader, None):
+                self._fetch_later(reader)
+        return start
 
     async def subscribe_by_server(self, member: Member, channel: str, position: Position) -> SubscribeResult | None:
         """Read what the inbox starts with. `attach` has to come first. Raises what the message services raise."""
-        del channel
+        if channel != CHANNEL_PREFIX + member.user:
+            return None
         return await self._read_start(member.user, position)
 
     def subscribed(self, member: Member, channel: str, result: SubscribeResult) -> None:
         """The client was given its start; from here on entries are written to it."""
         del channel
         assert isinstance(member, Client)
-        if member.reader is not None and self.hub.loaded(member.reader, result.offset):
-            self._fetch_later(member.reader)
+        reader = member.reader
+        if reader is None:
+            return
+        # What the server subscribes is begun before the client can subscribe anything itself.
+        given = self.hub.restarted if reader.starts else self.hub.loaded
+        if given(reader, result.offset):
+            self._fetch_later(reader)
 
     def unsubscribe(self, member: Member, channel: str) -> None:
         """See `Broker`. The inbox stays subscribed by the server; the SDK just stops listening to it by itself."""
@@ -189,6 +205,10 @@ class Inboxes(RefusingBroker):
             return False
         since = reader.position
         page = await self._read(reader.user, since, self._config.recovery_entries_max)
+        if reader.starts:
+            # They would come between the client's new start and its reply; after that it fetches again.
+            self.hub.load_failed(reader)
+            return False
         for offset, data in page.entries:
             # The client may have read its start anew meanwhile: what it was given then is not written again.
             if offset > reader.position:

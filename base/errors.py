@@ -139,8 +139,12 @@ class RoadsteadError(Exception):
     code: ClassVar[Code] = Code.INTERNAL
 
     def __init__(self, message: str = "", **detail: Any) -> None:
-        super().__init__(message or self.code.meaning)
-        self.message = message or self.code.meaning
+        message = message or self.code.meaning
+        if not message.isascii():
+            # It may quote what somebody sent, and must stand in an answer: a lone surrogate has no UTF-8.
+            message = message.encode(errors="backslashreplace").decode()
+        super().__init__(message)
+        self.message = message
         self.detail = detail
 
     def __str__(self) -> str:

@@ -57,6 +57,7 @@ class TicketVerifier:
             claims = jwt.decode(token, key, algorithms=["HS256"], audience=TICKET_AUDIENCE, options=options)
             ticket = msgspec.convert(claims, Ticket)
             checked_id(ticket.sub, "sub")
+            msgspec.json.encode(ticket)  # or others could not be told: JSON has escapes for what is no text
         except (jwt.InvalidTokenError, msgspec.ValidationError, BadRequest, UnicodeEncodeError) as error:
             raise Unauthenticated(f"the ticket is not valid: {error}") from error
         if now // 1000 > ticket.exp + LEEWAY_S:

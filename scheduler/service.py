@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from access.api import SERVICE as ACCESS_SERVICE
-from access.api import NodeReport, transport_urls
+from access.api import capacity_of, report_of, transport_urls
 from base.core.origins import Origins
 from base.cors import Cors
 from base.errors import BadRequest, NotReady, StoreError, Unauthenticated
@@ -121,7 +120,7 @@ class Scheduler:
         self._credentials.require(request, Role.VIEWER)
         nodes = []
         for instance in sorted(self._instances, key=lambda instance: name_order(instance.id)):
-            report = _report(instance)
+            report = report_of(instance.note)
             nodes.append(
                 {
                     "node": instance.id,
@@ -129,7 +128,7 @@ class Scheduler:
                     "client_url": instance.meta.get("client_url", ""),
                     "region": instance.meta.get("region", ""),
                     "version": report.version,
-                    "capacity": int(instance.meta["capacity"]),
+                    "capacity": capacity_of(instance.meta),
                     "connections": report.connections,
                     "estimate": self._load.connections(_read(instance)),
                     "is_draining": report.is_draining,
@@ -180,19 +179,15 @@ class Scheduler:
 
 
 def _read(instance: ServiceInstance) -> AccessNode:
-    """An access node from its registration; one that has not reported yet counts as empty."""
-    report = _report(instance)
+    """An access node from its registration."""
+    report = report_of(instance.note)
     return AccessNode(
         id=NodeId(instance.id),
         url=instance.meta.get("client_url", instance.url),
         region=instance.meta.get("region", ""),
-        capacity=int(instance.meta["capacity"]),
+        capacity=capacity_of(instance.meta),
         connections=report.connections,
         is_draining=report.is_draining,
         # A new life counts its reports from 1 again.
         report=(instance.incarnation, report.number),
     )
-
-
-def _report(instance: ServiceInstance) -> NodeReport:
-    return msgspec.msgpack.decode(instance.note, type=NodeReport) if instance.note else NodeReport()

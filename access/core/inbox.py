@@ -11,13 +11,16 @@ with an entry:
 While a client is loading (its start is being read from the timeline, or a gap fetched), entries for it are not
 written; if any came by, it fetches once more when it has loaded. Nothing is buffered, since the timeline has it all.
 
+A client may read its start anew, by a subscription of its own. It is given the reply as of when the timeline was read,
+so that nothing may be written to it between that and the reply: it would be overtaken by what is older.
+
 A client's place in the hub is its *reader*. Nearly all users have one client, so that the hub keeps the reader itself
 by user, and a tuple only where there are several.
 
 Invariants:
     I1  A client's writes have offsets position + 1, position + 2, ... without gap or repeat.
-    I2  A client that missed an entry is loading, or is behind only by entries that nobody told this node about, or
-        its last fetch failed: then the next entry or audit makes it fetch.
+    I2  A client that missed an entry is loading or reads its start anew, or is behind only by entries that nobody told
+        this node about, or its last fetch failed: then the next entry or audit makes it fetch.
     I3  A reader is in the hub from `attach` to `detach`, under its user.
 """
 
@@ -34,7 +37,7 @@ C = TypeVar("C")
 class Reader(Generic[C]):
     """A client's place in its user's timeline."""
 
-    __slots__ = ("client", "is_loading", "newest_heard", "position", "user")
+    __slots__ = ("client", "is_loading", "newest_heard", "position", "starts", "user")
 
     def __init__(self, client: C, user: str) -> None:
         self.client = client
@@ -44,6 +47,8 @@ class Reader(Generic[C]):
         self.is_loading = True
         self.newest_heard = 0
         """Greatest offset that came by; above `position` after loading, there is more to fetch."""
+        self.starts = 0
+        """How many starts are being read anew: nothing else may be written meanwhile."""
 
 
 class Routing(NamedTuple, Generic[C]):
@@ -88,6 +93,21 @@ class InboxHub(Generic[C]):
         reader.is_loading = reader.newest_heard > reader.position and self.has(reader)
         return reader.is_loading
 
+    def restart(self, reader: Reader[C]) -> None:
+        """The client reads its start anew: call `restarted` when it was given that. Must precede the reading."""
+        reader.starts += 1
+
+    def restarted(self, reader: Reader[C], position: int | None) -> bool:
+        """It has been given everything up to `position`; None: that came to nothing. Returns whether it must fetch."""
+        reader.starts -= 1
+        if position is not None:
+            reader.position = max(reader.position, position)
+            reader.is_loading = False
+        if reader.starts or reader.is_loading:
+            return False
+        reader.is_loading = reader.newest_heard > reader.position and self.has(reader)
+        return reader.is_loading
+
     def load_failed(self, reader: Reader[C]) -> None:
         """The fetch failed. The next entry, or the next audit, will find the client behind and fetch again."""
         reader.is_loading = False
@@ -98,7 +118,7 @@ class InboxHub(Generic[C]):
         fetch: list[Reader[C]] = []
         for reader in self._of(user):
             reader.newest_heard = max(reader.newest_heard, offset)
-            if reader.is_loading or offset <= reader.position:
+            if reader.is_loading or reader.starts or offset <= reader.position:
                 continue
             if has_data and offset == reader.position + 1:
                 reader.position = offset
@@ -138,7 +158,7 @@ class InboxHub(Generic[C]):
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
         readers = [reader for user in self._readers for reader in self._of(user)]
-        loading = sum(reader.is_loading for reader in readers)
+        loading = sum(reader.is_loading or reader.starts > 0 for reader in readers)
         return {"clients": len(readers), "users": len(self._readers), "loading": loading}
 
     def check_invariants(self) -> None:
@@ -146,6 +166,7 @@ class InboxHub(Generic[C]):
         for user, here in self._readers.items():
             assert all(reader.user == user for reader in _each(here)), "I3"
             assert isinstance(here, Reader) or len(here) > 1, "I3"
+            assert all(reader.starts >= 0 for reader in _each(here))
 
     def _of(self, user: str) -> Iterator[Reader[C]]:
         here = self._readers.get(user)

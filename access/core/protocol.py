@@ -18,9 +18,11 @@ Source: Centrifugal Labs, "Client protocol" (centrifugal.dev/docs/transports/cli
 from __future__ import annotations
 
 from enum import Enum
+from itertools import compress
 from typing import Annotated
 
 import msgspec
+from msgspec.structs import astuple
 
 from base.errors import Code, Retry, RoadsteadError
 
@@ -297,10 +299,10 @@ class Command(msgspec.Struct, frozen=True):
 
     def kind(self) -> str | None:
         """Return the name of the first request that is there, None for a pong."""
-        return next((name for name in _KINDS if getattr(self, name) is not None), None)
+        return next(compress(_KINDS, astuple(self)[1:]), None)
 
 
-_KINDS = tuple(name for name in Command.__struct_fields__ if name != "id")
+_KINDS = Command.__struct_fields__[1:]
 
 
 class EmulationRequest(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from access.core.protocol import (
 )
 
 __all__ = [
+    "COMMANDS_MAX",
     "HELD_MAX",
     "TRANSITIONS",
     "Action",
@@ -56,12 +57,19 @@ __all__ = [
 ]
 
 
+_PONG = Command()
+_TOO_MANY = ClientError.TOO_MANY_REQUESTS.wire
+
+COMMANDS_MAX = 2_000
+"""Commands in one frame: as many as an SDK sends together. There is room for 65,536 of the shortest in 64 kB."""
 HELD_MAX = 2_000
 """Commands that a client may send behind its connect: as many as fit into one frame, about."""
 
 
 class Phase(Enum):
     """Where a session stands."""
+
+    __hash__ = object.__hash__  # that of Enum is in Python, and each command needs it twice
 
     AWAITING = "awaiting"
     CONNECTING = "connecting"
@@ -71,6 +79,8 @@ class Phase(Enum):
 
 class Event(Enum):
     """What happens to a session. The first five are what a client sends."""
+
+    __hash__ = object.__hash__
 
     CONNECT = "connect"
     REQUEST = "request"
@@ -200,17 +210,22 @@ class Session:
 
     # ---------------------------------------------------------------- what the client sends
 
-    def receive(self, commands: Iterable[Command]) -> list[Effect]:
+    def receive(self, commands: Sequence[Command]) -> list[Effect]:
         """Take the commands of one frame."""
+        if not 0 < len(commands) <= COMMANDS_MAX:
+            return self.malformed()
         effects: list[Effect] = []
-        is_empty = True
         for command in commands:
-            is_empty = False
+            if command == _PONG and self.phase is Phase.OPEN:
+                self._awaits_pong = False  # as in `pong`; nothing else is as short, so that there may be very many
+                continue
             effects += self._receive(command)
-        return effects if not is_empty else self.malformed()
+            if self.phase is Phase.CLOSED:
+                break
+        return effects
 
     def malformed(self) -> list[Effect]:
-        """The client sent something that is no frame of commands."""
+        """The client sent something that is no frame of commands, or of too many."""
         return self._happen(Event.MALFORMED, Close.BAD_REQUEST)
 
     def pong(self) -> list[Effect]:
@@ -272,8 +287,8 @@ class Session:
         return self._happen(Event.SILENT, Close.NO_PONG) if self._awaits_pong else []
 
     def stale(self) -> list[Effect]:
-        """It is time that the client is connected."""
-        return self._happen(Event.STALE, Close.STALE)
+        """It is time that the client is connected. One that asked to be, and waits for us, is to come back."""
+        return self._happen(Event.STALE, Close.STALE if self.phase is Phase.AWAITING else Close.SERVER_ERROR)
 
     def close(self, close: Close) -> list[Effect]:
         """End the session from this side: shutdown, slow consumer, bad credentials."""
@@ -304,9 +319,6 @@ class Session:
                 return self._hold(command, kind or "")
             case Action.START:
                 return self._start(command, kind or "")
-            case Action.NOTE:
-                self._awaits_pong = False
-                return []
             case _:
                 return self._happen(Event.MALFORMED, Close.BAD_REQUEST)
 
@@ -360,4 +372,4 @@ class Session:
 
 
 def _too_many(command_id: int) -> Reply:
-    return Reply(command_id, "error", ClientError.TOO_MANY_REQUESTS.wire)
+    return Reply(command_id, "error", _TOO_MANY)

@@ -283,3 +283,18 @@ async def test_a_pause_is_shown_and_keeps_its_promises(node: Node) -> None:
     assert node.drain.status().state == "draining"
     await asyncio.wait_for(node.drain.wait_over(), SETTLE_S)
     assert node.drain.status().closed == len(wires)
+
+
+async def test_what_other_nodes_say_in_a_way_of_their_own_ends_nothing(node: Node) -> None:
+    """Of another version, say: nobody is sent there."""
+    for name, meta, note in (
+        ("unreadable", {"capacity": "10", "client_url": "http://a:80"}, b"\xc1"),
+        ("unlimited", {"capacity": "many", "client_url": "http://a:80"}, b""),
+        ("nowhere", {"capacity": "10"}, b""),
+    ):
+        url = f"http://{name}:1"
+        node.others[name] = ServiceInstance(id=name, service=SERVICE, url=url, incarnation=1, meta=meta, note=note)
+    node.drain.saw(node.others.values())
+    assert not node.drain.has_targets()
+    node.other("access-2")
+    assert node.drain.has_targets()

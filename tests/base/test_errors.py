@@ -129,3 +129,13 @@ def test_an_error_without_a_message_says_its_code_meaning():
     """Never an empty line in a log."""
     assert str(NotOwner()) == Code.NOT_OWNER.meaning
     assert NotOwner(owner="n2", epoch=7).detail == {"owner": "n2", "epoch": 7}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"), [("caf\u00e9 \U0001f600", "caf\u00e9 \U0001f600"), ("no \ud800 text", "no \\ud800 text")]
+)
+def test_a_message_can_always_be_told(said: str, told: str):
+    """It may quote what somebody sent; what has no UTF-8 would fail where the answer is encoded."""
+    error = BadRequest(said)
+    assert (error.message, str(error)) == (told, told)
+    assert error.message.encode().decode() == told

@@ -153,7 +153,8 @@ async def test_a_client_is_told_where_to_go_with_a_ticket_that_is_good_only_ther
     assert 0 < move["after_ms"] <= GRACE_MS
 
     refused = await operator.dial(operator.websocket(other))
-    assert (await refused.connect(move["ticket"]))["error"]["code"] == ClientError.PERMISSION_DENIED.value[0]
+    error = (await refused.connect(move["ticket"]))["error"]
+    assert error == {"code": ClientError.TOKEN_EXPIRED.value[0], "message": "the ticket is for another access node"}
     new = await operator.dial(move["url"])
     assert (await new.connect(move["ticket"]))["connect"]["node"] == target
     again = await operator.dial(move["url"])

@@ -125,6 +125,57 @@ def test_after_a_failed_fetch_the_missing_entry_itself_may_still_come(hub: Hub, 
     assert hub.route("u", 7, has_data=True) == written("s")
 
 
+# ---------------------------------------------------------------- starts that are read anew
+
+
+def test_nothing_is_written_while_a_start_is_read_anew(hub: Hub, s: Reader[str]):
+    """I1: the reply would be overtaken."""
+    hub.restart(s)
+    assert hub.statistics() == {"clients": 1, "users": 1, "loading": 1}
+    assert hub.route("u", 6, has_data=True) == NOTHING
+    assert hub.audit({"u": 7}) == []
+    assert hub.restarted(s, 6), "of the seventh it has only heard"
+    assert not hub.loaded(s, 7)
+    assert hub.route("u", 8, has_data=True) == written("s")
+
+
+def test_a_start_read_anew_that_has_all_goes_on_from_there(hub: Hub, s: Reader[str]):
+    """Also where a fetch is under way, which brings nothing that the client does not have."""
+    hub.route("u", 7, has_data=True)
+    hub.restart(s)
+    assert not hub.restarted(s, 7)
+    assert hub.route("u", 8, has_data=True) == written("s")
+    assert not hub.loaded(s, 7)
+    assert s.position == 8
+
+
+def test_of_several_starts_the_last_one_lets_entries_through(hub: Hub, s: Reader[str]):
+    """In whatever order they come to an end."""
+    hub.restart(s)
+    hub.restart(s)
+    assert not hub.restarted(s, 6)
+    assert hub.route("u", 7, has_data=True) == NOTHING
+    assert hub.restarted(s, None)
+    assert s.is_loading
+
+
+def test_a_start_that_came_to_nothing_leaves_the_reader_as_it_was(hub: Hub, s: Reader[str]):
+    """Up to date, loading, or gone."""
+    hub.restart(s)
+    assert not hub.restarted(s, None)
+    assert hub.route("u", 6, has_data=True) == written("s")
+    never = hub.attach("t", "u")
+    hub.restart(never)
+    hub.route("u", 7, has_data=True)
+    assert not hub.restarted(never, None)
+    assert never.is_loading
+    hub.restart(s)
+    hub.route("u", 8, has_data=True)
+    hub.detach(s)
+    assert not hub.restarted(s, None)
+    hub.check_invariants()
+
+
 # ---------------------------------------------------------------- audits
 
 
@@ -229,6 +280,7 @@ class HubAgainstTimelines(RuleBasedStateMachine):
         self.readers: list[Reader[Client]] = []
         self.pushed: list[tuple[str, int]] = []
         self.readings: list[Reading] = []
+        self.starts: list[Reading] = []
         self.names = 0
 
     def read(self, reader: Reader[Client]) -> None:
@@ -241,6 +293,9 @@ class HubAgainstTimelines(RuleBasedStateMachine):
         """Give a page to its client. What that got otherwise in the meantime is not written again."""
         self.readings.remove(reading)
         reader = reading.reader
+        if reader.starts:
+            self.hub.load_failed(reader)
+            return
         if reader in self.readers:
             self.give(reader, reading.reached)
         if self.hub.loaded(reader, reading.reached):
@@ -290,13 +345,26 @@ class HubAgainstTimelines(RuleBasedStateMachine):
         self.readers.remove(reader)
         self.hub.detach(reader)
 
-    @precondition(lambda self: self.readers)
+    @precondition(lambda self: any(reader.client.began is not None for reader in self.readers))
     @rule(data=st.data())
-    def read_from_the_client(self, data: st.DataObject) -> None:
-        """A client subscribes by itself: all up to the head comes in the reply."""
-        reader = data.draw(st.sampled_from(self.readers))
-        self.give(reader, self.heads[reader.user])
-        if self.hub.loaded(reader, self.heads[reader.user]):
+    def begin_a_start_anew(self, data: st.DataObject) -> None:
+        """A client subscribes by itself: all up to the head of this instant comes in the reply."""
+        begun = [reader for reader in self.readers if reader.client.began is not None]
+        reader = data.draw(st.sampled_from(begun))
+        self.hub.restart(reader)
+        self.starts.append(Reading(reader, self.heads[reader.user]))
+
+    @precondition(lambda self: self.starts)
+    @rule(data=st.data(), fails=st.booleans())
+    def end_a_start_anew(self, data: st.DataObject, *, fails: bool) -> None:
+        self.end_start(data.draw(st.sampled_from(self.starts)), fails=fails)
+
+    def end_start(self, start: Reading, *, fails: bool) -> None:
+        self.starts.remove(start)
+        reader, reached = start.reader, start.reached
+        if reader in self.readers and not fails:
+            self.give(reader, reached)
+        if self.hub.restarted(reader, None if fails else reached):
             self.read(reader)
 
     @precondition(lambda self: self.readings)
@@ -318,6 +386,8 @@ class HubAgainstTimelines(RuleBasedStateMachine):
     @rule()
     def audit(self) -> None:
         """Nobody is behind when all that an audit began is done."""
+        while self.starts:
+            self.end_start(self.starts[0], fails=False)
         for reader in self.hub.audit({user: self.heads[user] for user in self.hub.users()}):
             self.read(reader)
         while self.readings:

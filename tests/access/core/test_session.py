@@ -33,6 +33,7 @@ from access.core.protocol import (
     error_of,
 )
 from access.core.session import (
+    COMMANDS_MAX,
     HELD_MAX,
     TRANSITIONS,
     Action,
@@ -140,8 +141,13 @@ STIMULI: dict[Event, dict[str, Happen]] = {
     Event.CLOSED: {"": lambda session: session.close(Close.EVICTED)},
     Event.GONE: {"": is_gone},
 }
-CLOSES = {Event.STALE: Close.STALE, Event.SILENT: Close.NO_PONG, Event.CLOSED: Close.EVICTED}
-"""Others are the client's fault."""
+CLOSES = {
+    (Phase.AWAITING, Event.STALE): Close.STALE,
+    (Phase.CONNECTING, Event.STALE): Close.SERVER_ERROR,
+    **{(phase, Event.SILENT): Close.NO_PONG for phase in Phase},
+    **{(phase, Event.CLOSED): Close.EVICTED for phase in Phase},
+}
+"""Others are the client's fault. It is none of its own that it waits for us: it is to come back."""
 
 
 def cells() -> Iterator[Any]:
@@ -164,7 +170,7 @@ def test_each_cell_of_the_table_is_what_happens(phase: Phase, event: Event, name
         Action.AUTHENTICATE: [Authenticate(7, ConnectRequest("t"))],
         Action.REPLY: [Reply(1, "error", FAILED)],
         Action.OPEN: [Reply(1, "connect", WELCOME)],
-        Action.CLOSE: [Disconnect(CLOSES.get(event, Close.BAD_REQUEST))],
+        Action.CLOSE: [Disconnect(CLOSES.get((phase, event), Close.BAD_REQUEST))],
     }
     if step.action is Action.START:
         kind = "send" if event is Event.SEND else name
@@ -322,6 +328,23 @@ def test_a_command_is_answered_once(session: Session):
     assert len(session.finish(5, "rpc", DONE)) == 1
     assert session.finish(5, "rpc", DONE) == []
     assert session.finish(6, "rpc", DONE) == []
+
+
+@pytest.mark.parametrize("phase", [Phase.AWAITING, Phase.CONNECTING, Phase.OPEN])
+@pytest.mark.parametrize("one", [Command(), command(0, "send"), command(7, "ping")])
+def test_a_frame_of_too_many_commands_is_none(phase: Phase, one: Command):
+    """Nobody takes the node's time with a frame of pongs, of which there is room for very many."""
+    assert session_in(phase).receive([one] * (COMMANDS_MAX + 1)) == [Disconnect(Close.BAD_REQUEST)]
+
+
+def test_a_frame_of_as_many_commands_as_may_be_is_taken(session: Session):
+    """A client that subscribes to very many channels at once sends them together."""
+    assert session.receive([command(7, "ping")] * COMMANDS_MAX) == [Reply(7, "ping", EMPTY)] * COMMANDS_MAX
+
+
+def test_behind_a_command_that_closes_nothing_is_looked_at(session: Session):
+    """I1: nothing comes of it."""
+    assert session.receive([command(0, "rpc"), *rpcs(5)]) == [Disconnect(Close.BAD_REQUEST)]
 
 
 def test_a_message_without_a_reply_takes_no_place_and_gets_none(session: Session):

@@ -230,7 +230,8 @@ class SessionAgainstTwin(RuleBasedStateMachine):
     @rule(happens=SELDOM)
     def wait_for_the_connect(self, *, happens: bool) -> None:
         if happens:
-            self.takes(self.session.stale(), [] if self.twin.state == "open" else self.twin.end(Close.STALE))
+            close = Close.STALE if self.twin.state == "awaiting" else Close.SERVER_ERROR
+            self.takes(self.session.stale(), [] if self.twin.state == "open" else self.twin.end(close))
 
     @rule(happens=SELDOM, is_gone=st.booleans())
     def end(self, *, happens: bool, is_gone: bool) -> None:

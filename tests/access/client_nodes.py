@@ -1,0 +1,258 @@
+"""The clients of a node in the hands of a test: what they are told, and backends that answer when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import jwt
+
+from access.admission import Admission
+from access.api import Deliver, InboxEntry
+from access.brokers import Brokers
+from access.channels import Channels
+from access.clients import Clients
+from access.commands import Commands
+from access.config import AccessConfig
+from access.connecting import WayIn
+from access.conversations import Conversations
+from access.core.outgoing import Form
+from access.core.protocol import Close, Position, SubscribeResult
+from access.fanout import Fanout
+from access.identity import Identities
+from access.inboxes import Inboxes
+from access.metrics import AccessMetrics
+from access.ports import Member
+from access.presence import Presences
+from access.refusing import RefusingBroker
+from base.clock import SimClock
+from base.errors import RoadsteadError
+from base.http import Credentials
+from base.ids import Incarnation, NodeId
+from base.metrics import Metrics
+from base.registry.memory import MemoryRegistry
+from base.site import NodeConfig, Site
+from im.api import TimelinePage
+from im.client import ImClient
+from scheduler.client import TicketVerifier
+from status.api import Closed, Opened
+from status.client import SessionReports, StatusLookups
+
+TOKEN_KEY = "the application's secret, 32 bytes at least"
+TICKET_KEY = "the scheduler's secret, 32 bytes at least"
+SETTLE_S = 5.0
+
+
+class Wire:
+    """A client's connection, and the client at its other end."""
+
+    form = Form.STREAM_JSON
+    session = ""
+
+    def __init__(self, node: ClientsNode) -> None:
+        self.client: object | None = None
+        self.code = 1006
+        self.told: list[Any] = []
+        self.closed: Close | None = None
+        self._node = node
+        node.clients.arrived(self, "192.0.2.1")
+
+    def write(self, frame: bytes, replaces: int | None = None) -> None:
+        assert replaces is None
+        assert self.closed is None
+        self.told += [json.loads(line) for line in frame.splitlines()]
+
+    def close(self, close: Close) -> None:
+        assert self.closed is None
+        self.closed = close
+        self.code = close.code
+
+    def abort(self) -> None:
+        raise NotImplementedError
+
+    def queued(self) -> int:
+        return 0
+
+    async def send(self, **command: Any) -> None:
+        """Send a command, and let happen what comes of it at once."""
+        self._node.clients.received(self, json.dumps(command).encode())
+        await settle()
+
+    async def connect(self, user: str = "ann", **claims: Any) -> None:
+        await self.send(id=1, connect={"token": token(sub=user, **claims)})
+
+    def go(self) -> None:
+        self._node.clients.gone(self)
+
+    def offsets(self, channel: str = "inbox:ann") -> list[int]:
+        """The publications as the client has them in the end, from replies and pushes."""
+        found = []
+        for message in self.told:
+            push = message.get("push", {})
+            if push.get("channel") == channel:
+                found.append(push["pub"]["offset"])
+            found += [pub["offset"] for pub in message.get("subscribe", {}).get("publications", ())]
+        return found
+
+
+class FakeIm:
+    """The timeline of one user, read when the test says so."""
+
+    def __init__(self) -> None:
+        self.epoch = "e"
+        self.head = 0
+        self.holds = False
+        self.held: list[asyncio.Future[None]] = []
+
+    async def timeline(self, user: str, *, since: int, limit: int, bytes_max: int) -> TimelinePage:
+        del user, bytes_max
+        page = TimelinePage(self.epoch, self.head, [(n, b"1") for n in range(since + 1, self.head + 1)][:limit])
+        if self.holds:
+            held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.held.append(held)
+            await held
+        return page
+
+    async def heads(self, users: Sequence[str]) -> dict[str, int]:
+        return dict.fromkeys(users, self.head)
+
+    async def answer(self, error: RoadsteadError | None = None) -> None:
+        """Let the oldest reading go on."""
+        held = self.held.pop(0)
+        if error is None:
+            held.set_result(None)
+        else:
+            held.set_exception(error)
+        await settle()
+
+    def store(self) -> Deliver:
+        """Store an entry; return how it is pushed."""
+        self.head += 1
+        return Deliver(self.epoch, [InboxEntry("ann", self.head, b"1")])
+
+
+class FakeReports:
+    """Confirms each session at once, and keeps which are open."""
+
+    def __init__(self) -> None:
+        self.open_sessions: dict[str, Opened] = {}
+
+    async def open(self, opened: Opened, *, deadline_ms: int) -> bool:
+        del deadline_ms
+        self.open_sessions[opened.session] = opened
+        return True
+
+    def close(self, closed: Closed) -> None:
+        self.open_sessions.pop(closed.session, None)
+
+
+class FakeChannels(RefusingBroker):
+    """Application channels: who subscribed to what, and is broken where the test wants it."""
+
+    def __init__(self) -> None:
+        self.subscriptions: list[tuple[str, str]] = []
+        self.breaks = ""
+
+    def by_server(self, user: str) -> tuple[str, ...]:
+        del user
+        return ()
+
+    async def subscribe_by_server(self, member: Member, channel: str, position: Position) -> SubscribeResult | None:
+        del position
+        self.subscriptions.append((member.user, channel))
+        return SubscribeResult()
+
+    def subscribed(self, member: Member, channel: str, result: SubscribeResult) -> None:
+        del member, channel, result
+        if self.breaks == "subscribed":
+            raise ValueError("a defect")
+
+    def unsubscribe(self, member: Member, channel: str) -> None:
+        self.subscriptions.remove((member.user, channel))
+
+    def gone(self, member: Member) -> None:
+        if self.breaks == "gone":
+            raise ValueError("a defect")
+        self.subscriptions = [one for one in self.subscriptions if one[0] != member.user]
+
+
+class ClientsNode:
+    """`Clients` with what stands around it."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = SimClock()
+        self.im = FakeIm()
+        self.reports = FakeReports()
+        self.channels = FakeChannels()
+        metrics = AccessMetrics(Metrics("access-1"), node="access-1", connections=lambda: 0)
+        config = AccessConfig(**{"token_key": TOKEN_KEY, **settings})
+        site = Site(
+            name=NodeId("access-1"),
+            incarnation=Incarnation(1),
+            host="127.0.0.1",
+            port=0,
+            registry=MemoryRegistry(self.clock),
+            clock=self.clock,
+            peer_key="peer-key",
+            credentials=Credentials({}),
+            config=NodeConfig(),
+        )
+        im = cast("ImClient", self.im)
+        reports = cast("SessionReports", self.reports)
+        identities = Identities(TicketVerifier({"k1": TICKET_KEY}, node=site.name), token_key=config.token_key)
+        self.inboxes = Inboxes(config, im, metrics, node=site.name)
+        brokers = Brokers(
+            inboxes=self.inboxes,
+            conversations=Conversations(config, im, metrics, Fanout(), node=site.name),
+            presences=Presences(config, self.clock, metrics, statuses=cast("StatusLookups", None), watches=None),
+            channels=cast("Channels", self.channels),
+        )
+        self.clients = Clients(
+            config,
+            site,
+            admission=Admission(config, self.clock, metrics),
+            way_in=WayIn(config, site, identities=identities, brokers=brokers, reports=reports, metrics=metrics),
+            commands=Commands(
+                config, site, brokers=brokers, identities=identities, im=im, reports=reports, metrics=metrics
+            ),
+            brokers=brokers,
+            reports=reports,
+            metrics=metrics,
+        )
+
+    def wire(self) -> Wire:
+        return Wire(self)
+
+    async def let_pass(self, ms: int) -> None:
+        self.clock.advance(ms)
+        self.clients._tick(self.clock.monotonic())
+        await settle()
+
+    async def push(self, deliver: Deliver) -> None:
+        self.inboxes.deliver(deliver, "im-1")
+        await settle()
+
+
+@asynccontextmanager
+async def clients_node(**settings: Any) -> AsyncIterator[ClientsNode]:
+    """Run the clients of a node. Whatever ends the node's own tasks ends the test."""
+    node = ClientsNode(**settings)
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(part.run()) for part in (node.clients, node.inboxes)]
+        await settle()
+        yield node
+        for task in running:
+            task.cancel()
+
+
+def token(**claims: Any) -> str:
+    return jwt.encode(claims, TOKEN_KEY, algorithm="HS256")
+
+
+async def settle() -> None:
+    """Let everything run that needs no clock."""
+    for _ in range(20):
+        await asyncio.sleep(0)
