@@ -113,6 +113,15 @@ class Admission:
             self._none_before = Instant(now + wait_ms)
             raise self._overloaded("rate", "accepts_per_second", wait_ms)
 
+    def check_room(self, address: str) -> None:
+        """Decide once more on a newcomer that passed the check a while ago. It takes from no rate. Raises as that."""
+        if self.is_draining:
+            raise self._refusal("draining", Draining("this access node is draining", retry_after_ms=BACK_MS))
+        if self.open >= self._capacity:
+            raise self._overloaded("full", "connections", BACK_MS)
+        if self._counts.is_full(address_key(address)):
+            raise self._overloaded("address", "address_connections", BACK_MS)
+
     def enter(self, address: str) -> None:
         """A newcomer that passed the check is there."""
         self.open += 1

@@ -102,15 +102,24 @@ class HttpConnection:
 class HttpSessions:
     """The HTTP clients of a node, found by their sessions."""
 
-    def __init__(self, gateway: Gateway, address_of: Callable[[web.Request], str]) -> None:
+    def __init__(
+        self, gateway: Gateway, address_of: Callable[[web.Request], str], check_room: Callable[[str], None]
+    ) -> None:
+        """`check_room` refuses, by a RoadsteadError, a client from an address for whom there is no room any more."""
         self._gateway = gateway
         self._address_of = address_of
+        self._check_room = check_room
         self._connections: dict[str, HttpConnection] = {}
 
     def open(self, connection: HttpConnection, request: web.Request, frame: bytes) -> None:
-        """A client is there, and this is its first frame."""
+        """A client is there, and this is its first frame. Raises if there is no room for it, as when it was admitted.
+
+        That may be a while ago: others came, or a drain began, while its request was read.
+        """
+        address = self._address_of(request)
+        self._check_room(address)
         self._connections[connection.session] = connection
-        self._gateway.arrived(connection, self._address_of(request))
+        self._gateway.arrived(connection, address)
         self._gateway.crowded(connection)  # what waits for it waits here, and not in a socket
         self._gateway.received(connection, frame)
 

@@ -21,12 +21,12 @@ from typing import cast
 
 from aiohttp import web
 
+from access.accepting import Acceptor
 from access.admission import Admission
 from access.config import AccessConfig
 from access.core.handshake import BadHead, Refused, RequestHead, accept, encode_response, is_upgrade, parse_head
 from access.metrics import AccessMetrics
 from access.ports import Gateway
-from access.proxied import Acceptor
 from access.tls import Certificate
 from access.websocket import SUBPROTOCOLS, TransportLimits, WebSocketConnection, form_of
 from base.clock import Clock, Instant

@@ -191,8 +191,8 @@ class Polls:
         if not frame:
             raise BadRequest("the connect command is missing")
         connection = _Polled(self._clock.monotonic(), write_bytes_max=self._limits.write_bytes_max)
-        self._connections[connection.session] = connection
         self._sessions.open(connection, request, frame)
+        self._connections[connection.session] = connection
         return await self._answer(connection)
 
     async def _poll(self, poll: Poll, _peer: str) -> Polled:

@@ -173,6 +173,7 @@ class AccessNode:
                 self._listener.address_of(request), request.headers.get("Origin")
             ),
             address_of=self._listener.address_of,
+            check_room=self._admission.check_room,
             allows=self._admission.allows_origin,
             limits=self._listener.limits,
             away_ms=self._config.pong_deadline_ms,

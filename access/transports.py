@@ -36,6 +36,7 @@ class HttpTransports:
         clock: Clock,
         admit: Admit,
         address_of: Callable[[web.Request], str],
+        check_room: Callable[[str], None],
         allows: Callable[[str], bool],
         limits: TransportLimits,
         away_ms: int,
@@ -49,11 +50,12 @@ class HttpTransports:
             clock: for how long a client is away.
             admit: asked before anything else is done for a new client.
             address_of: from where a request comes.
+            check_room: asked once more when its request was read, by its address.
             allows: whether pages of an origin may connect.
             limits: of each connection.
             away_ms: how long a client that polls may be away between two requests.
         """
-        sessions = HttpSessions(gateway, address_of)
+        sessions = HttpSessions(gateway, address_of, check_room)
         self._gate = gate = Gate(allows)
         self._streams = Streams(sessions, gate, admit=admit, limits=limits)
         self._polls = Polls(

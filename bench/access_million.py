@@ -25,7 +25,6 @@ from bench.result import Options, Result
 __all__ = ["run"]
 
 CONNECTIONS = 20_000
-STEP = 20_000
 RATE = 3_000
 IN_FLIGHT = 400
 STEP_DEADLINE_S = 180
@@ -84,18 +83,28 @@ async def _measure(connections: int, *, hold_s: float) -> Result:
 
 
 async def _open(watch: _Watch, connections: int) -> list[dict[str, Any]]:
-    """Open them step by step, and return how it was after each."""
+    """Open them process by process, and return how it was after each.
+
+    Not a few in each at a time: two cores that switch between a hundred processes do little else, and open a third.
+    """
     steps = []
-    urls = [node.websocket for node in watch.system.nodes]
-    for first in range(0, connections, STEP):
+    for number, (worker, node) in enumerate(zip(watch.clients.workers, watch.system.nodes, strict=True)):
         if kernel_memory().available < AVAILABLE_MIN:
             print("the machine's memory is at its end", file=sys.stderr)
             break
-        count = min(STEP, connections - first)
-        order = Open(urls=urls, first=first, count=count, rate=RATE, in_flight=IN_FLIGHT, deadline_s=STEP_DEADLINE_S)
-        total = await watch.clients.open(order)
+        first = number * WORKER_CONNECTIONS_MAX
+        count = min(WORKER_CONNECTIONS_MAX, connections - first)
+        order = Open(
+            urls=[node.websocket],
+            first=first,
+            count=count,
+            rate=RATE,
+            in_flight=IN_FLIGHT,
+            deadline_s=STEP_DEADLINE_S,
+        )
+        total = await Fleet([worker]).open(order)
         steps.append(await watch.tell("opened"))
-        if total.open < first + count:
+        if total.open < count:
             print(f"not all could be opened: {dict(total.counts)}", file=sys.stderr)
             break
     return steps

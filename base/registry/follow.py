@@ -14,6 +14,9 @@ from base.registry.ports import View
 __all__ = ["follow"]
 
 WAIT_MS = 30_000
+FEW = 8
+PAUSE_PER_ITEM_MS = 20
+PAUSE_MAX_MS = 1_000
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -34,6 +37,9 @@ async def follow(
 
     The last view stays good while the registry is away: the caller goes on with it and is told by `on_outage`, once an
     attempt. `read` is `registry.scan` or `registry.services`.
+
+    Views of many items are read with a pause in between. Each of N nodes reports once a second, and if all followed all
+    others report by report, the registry would send N * N views of N items a second.
     """
     after = -1
     backoff = Backoff(entropy(), base_ms=100)
@@ -49,3 +55,6 @@ async def follow(
         if view.index != after:
             after = view.index
             yield view
+            if len(view.items) > FEW:
+                pause_ms = min(len(view.items) * PAUSE_PER_ITEM_MS, PAUSE_MAX_MS)
+                await clock.sleep_until(Instant(clock.monotonic() + pause_ms))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
-ON_BOTH_LOOPS = {"test_listener", "test_proxied"}
+ON_BOTH_LOOPS = {"test_listener", "test_accepting"}
 """What a transport does when is the loop's own affair: these hold on the one of production and on the standard one."""
 
 

@@ -112,6 +112,7 @@ class HttpNode:
         self.clock = SimClock()
         self.gateway = EchoGateway(name)
         self.refuses = False
+        self.is_full = False
         self.node = Node(site, SERVICE, statistics=dict)
         self.pool = PeerPool(site, SERVICE)
         self.transports = HttpTransports(
@@ -121,6 +122,7 @@ class HttpNode:
             clock=self.clock,
             admit=self._admit,
             address_of=lambda request: f"from {request.remote}",
+            check_room=self._check_room,
             allows=lambda origin: origin == ORIGIN,
             limits=LIMITS,
             away_ms=AWAY_MS,
@@ -130,6 +132,11 @@ class HttpNode:
 
     def _admit(self, _request: web.Request) -> None:
         if self.refuses:
+            raise Overloaded("full", what="connections", retry_after_ms=1_500)
+
+    def _check_room(self, address: str) -> None:
+        assert address.startswith("from ")
+        if self.is_full:
             raise Overloaded("full", what="connections", retry_after_ms=1_500)
 
     def url(self, path: str) -> str:

@@ -152,6 +152,25 @@ def test_an_address_may_have_only_so_many_connections() -> None:
     assert door.refused() == {"address": 2}
 
 
+def test_whoever_was_checked_a_while_ago_is_asked_once_more() -> None:
+    """By what is there now and not by rates: a request that took its time has paid for them."""
+    door = Door(capacity=2, address_connections_max=1, accepts_per_second=1)
+    door.admission.check_room(ANN)
+    door.enters(ANN)
+    with pytest.raises(Overloaded) as caught:
+        door.admission.check_room(ANN)
+    assert caught.value.detail["what"] == "address_connections"
+    for _ in range(5):
+        door.admission.check_room("192.0.2.200")
+    door.enters("192.0.2.201")
+    with pytest.raises(Overloaded) as caught:
+        door.admission.check_room("192.0.2.200")
+    assert caught.value.detail["what"] == "connections"
+    door.admission.is_draining = True
+    with pytest.raises(Draining):
+        door.admission.check_room("192.0.2.200")
+
+
 @pytest.mark.parametrize(
     ("limit", "what"),
     [

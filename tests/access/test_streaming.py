@@ -286,6 +286,19 @@ async def test_who_is_not_admitted_gets_a_status_and_no_stream(nodes: Nodes, tra
     assert not nodes.one.gateway.addresses
 
 
+@pytest.mark.parametrize("path", ["/connection/http_stream", "/connection/poll"])
+async def test_there_may_be_no_room_any_more_when_a_request_was_read(nodes: Nodes, path: str) -> None:
+    """Others came, or a drain began, while its body was on its way: asked once more, it leaves nothing behind."""
+    nodes.one.is_full = True
+    async with nodes.http.post(nodes.one.url(path), data=CONNECT) as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "2")
+    assert not nodes.one.gateway.addresses
+    assert nodes.one.transports.statistics() == {"streams": 0, "polls": 0}
+    nodes.one.is_full = False
+    async with opened(nodes, "http_stream"):
+        assert nodes.one.gateway.addresses
+
+
 @pytest.mark.parametrize(("size", "status"), [(0, 400), (LIMITS.frame_bytes_max + 1, 413)])
 async def test_a_first_frame_is_there_and_not_too_long(nodes: Nodes, size: int, status: int) -> None:
     """On both transports, and however its length is told."""
