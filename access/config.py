@@ -151,7 +151,11 @@ class AccessConfig(Section, frozen=True, kw_only=True):
         ),
     ] = 1_048_576
     connect_deadline_ms: Annotated[
-        int, Meta(ge=100, description="Time until a client is connected (ms), else close 3502, or 3004 if it was this side that took so long.")
+        int,
+        Meta(
+            ge=100,
+            description="Time until a client is connected (ms), else close 3502, or 3004 if this side took so long.",
+        ),
     ] = 10_000
     ping_interval_ms: Annotated[int, Meta(ge=1_000, description="How often a client is pinged (ms).")] = 25_000
     pong_deadline_ms: Annotated[

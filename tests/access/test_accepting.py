@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from access import proxied
+from access import accepting
 from base.errors import ConfigError
 from tests.support.clients_port import TEXT, CertificateFiles, Port, RawClient, frame, get, listening, request, until
 
@@ -217,13 +217,13 @@ async def test_a_process_without_file_descriptors_goes_on_when_it_has_some(
     """Who connects meanwhile waits in the backlog; the loop neither spins nor fails."""
     rests = 0
 
-    def resume(acceptor: proxied.Acceptor) -> None:
+    def resume(acceptor: accepting.Acceptor) -> None:
         nonlocal rests
         rests += 1
         real(acceptor)
 
-    real = proxied.Acceptor._resume
-    monkeypatch.setattr(proxied.Acceptor, "_resume", resume)
+    real = accepting.Acceptor._resume
+    monkeypatch.setattr(accepting.Acceptor, "_resume", resume)
     client = await port.client(V1_HEADER)
     await until(lambda: port.listener.arrivals == 1)
     made = await _connected_without_accepting(port)
@@ -238,7 +238,7 @@ async def _connected_without_accepting(port: Port) -> RawClient:
     connecting = asyncio.get_running_loop().create_task(port.client())
     await asyncio.sleep(0)  # it has its socket now, and waits for the connection
     with _no_descriptor_left():
-        await asyncio.sleep(3 * proxied.PAUSE_S)
+        await asyncio.sleep(3 * accepting.PAUSE_S)
     return await connecting
 
 
