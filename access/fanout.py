@@ -87,14 +87,13 @@ class Roll:
 
 
 class _Job:
-    __slots__ = ("connections", "done", "end", "outgoing", "skipped")
+    __slots__ = ("connections", "done", "end", "outgoing")
 
     def __init__(self, connections: Sequence[Receiver], outgoing: Outgoing) -> None:
         self.connections = connections
         self.outgoing = outgoing
         self.done = 0
         self.end = len(connections)
-        self.skipped: set[Receiver] | None = None
 
 
 class Fanout:
@@ -128,11 +127,6 @@ class Fanout:
         self._wanted.set()
         return True
 
-    def skip(self, key: str, connection: Receiver) -> None:
-        """Write nothing of the key that was sent so far to the connection any more."""
-        for job in self._jobs.get(key, ()):
-            job.skipped = {connection} if job.skipped is None else job.skipped | {connection}
-
     def drop(self, key: str) -> None:
         """Forget what waits for the key; some connections may have got it, and others not."""
         self._jobs.pop(key, None)
@@ -154,9 +148,7 @@ class Fanout:
             return  # dropped
         job = jobs[0]
         end = min(job.done + self._chunk, job.end)
-        chunk: Sequence[Receiver] = job.connections[job.done : end]
-        if job.skipped is not None:
-            chunk = [connection for connection in chunk if connection not in job.skipped]
+        chunk = job.connections[job.done : end]
         job.done = end
         write(chunk, job.outgoing)
         if end == job.end:

@@ -145,23 +145,6 @@ async def test_a_key_may_be_dropped_while_it_is_written():
     assert [number for number, _ in log.writes] == [5, 7, 8]
 
 
-async def test_who_is_skipped_gets_nothing_that_was_sent_before():
-    """But what is sent from then on."""
-    log, fanout = Log(), Fanout(chunk=2)
-    some = receivers(log, 4)
-    fanout.send("c", some, push(1))
-    fanout.send("c", some, push(2))
-    fanout.skip("c", some[3])
-    fanout.skip("c", some[1])
-    fanout.skip("d", some[0])
-    fanout.send("c", some, push(3))
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(fanout.run())
-        await until_written(fanout)
-        running.cancel()
-    assert [number for number, _ in log.writes] == [0, 2, 0, 2, 0, 1, 2, 3]
-
-
 # ---------------------------------------------------------------- the roll
 
 
