@@ -1,0 +1,1 @@
+"""Databases of addresses: what opens files and reads other people's formats, for the locator to ask."""
