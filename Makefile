@@ -4,10 +4,12 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 # Real servers for tests and benchmarks come from the distribution's packages.
-APT := sh -c 'apt-get update -q > /dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q "$$@" > /dev/null' apt
+APT := sh -c 'apt-get update -q > /dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$$@" > /dev/null' apt
 
-# What tests and benchmarks need beside Python: a peer, the JavaScript client's engine, a C compiler, a certificate maker.
-SERVERS := for need in redis-server:redis-server node:nodejs npm:npm cc:gcc cc:libc6-dev openssl:openssl; do \
+# What tests and benchmarks need beside Python: a peer, the JavaScript client's engine, a C compiler, a certificate maker,
+# and what operators have beside us.
+SERVERS := for need in redis-server:redis-server node:nodejs npm:npm cc:gcc cc:libc6-dev openssl:openssl \
+	haproxy:haproxy prometheus:prometheus wrk:wrk; do \
 	command -v $${need%%:*} > /dev/null || $(APT) $${need\#*:}; done
 
 # What `make check` tests: cores, and the house rules.
