@@ -1,0 +1,578 @@
+"""Movers over access nodes in memory: who moves, who is told, and what happens when somebody is not there.
+
+Time is simulated. The nodes answer at once or not at all; clients that are told go a second later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count as counting
+from typing import Any
+
+import msgspec
+import pytest
+
+from access.api import (
+    ACCESS_CLIENTS,
+    ACCESS_MOVE,
+    ClientEntry,
+    ClientsListed,
+    ClientsMoved,
+    ListClients,
+    MoveClients,
+    MoveOrder,
+)
+from base.clock import SimClock
+from base.errors import BadRequest, DeadlineExceeded, PeerUnavailable, RoadsteadError, StoreUnavailable
+from base.http import Credentials
+from base.ids import Incarnation, NodeId
+from base.metrics import Metrics
+from base.registry.memory import MemoryRegistry
+from base.site import NodeConfig, Site
+from scheduler.core.moving import Fleet, MoveRequest
+from scheduler.core.node import AccessNode
+from scheduler.movers import LOCK_KEY, PAGES_MAX, Movers
+
+serial = counting(1)
+
+
+@dataclass
+class FakeNode:
+    """An access node that knows its clients by name, oldest first."""
+
+    fleet: FakeFleet
+    name: NodeId
+    version: str = "1"
+    clients: dict[str, ClientEntry] = field(default_factory=dict)
+    moving: dict[str, NodeId] = field(default_factory=dict)
+    totals: dict[str, list[int]] = field(default_factory=dict)
+    admitted: Counter[str] = field(default_factory=Counter)
+    error: RoadsteadError | None = None
+    refuses: bool = False
+    orders: list[MoveClients] = field(default_factory=list)
+    listed: list[ListClients] = field(default_factory=list)
+    on_list: Callable[[], None] = lambda: None
+
+    def let_in(self, user: str, app: str = "1") -> None:
+        entry = ClientEntry(f"k{next(serial)}", user, "d", "p", app, "192.0.2.1", 0)
+        self.clients[entry.id] = entry
+
+    async def call(self, method: Any, request: Any, *, deadline_ms: int) -> Any:
+        assert deadline_ms > 0
+        if method is ACCESS_CLIENTS:
+            self.listed.append(request)
+            self.on_list()
+            if self.error is not None:
+                raise self.error
+            ordered = list(self.clients.values())[:: -1 if request.newest_first else 1]
+            start = int(request.after or 0)
+            end = start + request.limit
+            return ClientsListed(ordered[start:end], str(end) if end < len(ordered) else "")
+        assert method is ACCESS_MOVE
+        self.orders.append(request)
+        if self.error is not None:
+            raise self.error
+        return self.move(request)
+
+    def move(self, request: MoveClients) -> ClientsMoved:
+        absent, refused = [], []
+        totals = self.totals.setdefault(request.plan, [0, 0, 0])
+        for order in request.moves:
+            if order.client not in self.clients or order.client in self.moving:
+                absent.append(order.client)
+            elif self.refuses or order.node not in self.fleet.nodes:
+                refused.append(order.client)
+            else:
+                self.moving[order.client] = NodeId(order.node)
+                totals[0] += 1
+                self.fleet.going.append((self.fleet.clock.monotonic() + 1_000, self, request.plan, order))
+        told = len(request.moves) - len(absent) - len(refused)
+        return ClientsMoved(told, absent, totals[0] - totals[1] - totals[2], totals[1], totals[2], refused)
+
+
+class FakeFleet:
+    """All access nodes; also the pool of their peers, and the view of a scheduler."""
+
+    def __init__(self) -> None:
+        self.clock = SimClock()
+        self.registry = MemoryRegistry(self.clock)
+        self.nodes: dict[NodeId, FakeNode] = {}
+        self.going: list[tuple[int, FakeNode, str, MoveOrder]] = []
+        self.arms: dict[str, str] = {}
+        self.chosen: dict[str, NodeId] = {}
+
+    def add(self, name: str, clients: int = 0, *, version: str = "1") -> FakeNode:
+        node = self.nodes[NodeId(name)] = FakeNode(self, NodeId(name), version)
+        for number in range(clients):
+            node.let_in(f"{name}-{number}")
+        return node
+
+    def get(self, node_id: str) -> FakeNode:
+        if NodeId(node_id) not in self.nodes:
+            raise PeerUnavailable(f"{node_id} is not registered")
+        return self.nodes[NodeId(node_id)]
+
+    def view(self, plan: str) -> Fleet:
+        now = self.clock.monotonic()
+        nodes = [
+            AccessNode(
+                id=node.name,
+                url="",
+                version=node.version,
+                capacity=1_000,
+                connections=len(node.clients),
+                report=1,
+                reported_at=now,
+                uptime_ms=3_600_000,
+            )
+            for node in self.nodes.values()
+        ]
+        return Fleet(nodes, {node.name: node.admitted[plan] for node in self.nodes.values()})
+
+    def go(self) -> None:
+        """Whoever was told a second ago is at its target now."""
+        now = self.clock.monotonic()
+        due = [one for one in self.going if one[0] <= now]
+        self.going = [one for one in self.going if one[0] > now]
+        for _, source, plan, order in due:
+            entry = source.clients.pop(order.client)
+            del source.moving[order.client]
+            source.totals[plan][1] += 1
+            if target := self.nodes.get(NodeId(order.node)):
+                target.let_in(entry.user)
+                target.admitted[plan] += 1
+
+    def movers(self, name: str = "scheduler-1") -> Movers:
+        site = Site(
+            name=NodeId(name),
+            incarnation=Incarnation(1),
+            host="127.0.0.1",
+            port=0,
+            registry=self.registry,
+            clock=self.clock,
+            peer_key="peer-key",
+            credentials=Credentials({}),
+            config=NodeConfig(),
+        )
+        return Movers(
+            site,
+            self,
+            Metrics(name),
+            fleet=self.view,
+            node_arm=lambda node: "v2" if node.version == "2" else "stable",
+            client_arm=lambda entry: self.arms.get(entry.user, "stable"),
+            choose=lambda entry, _arm: self.chosen.get(entry.user),
+        )
+
+    async def pass_time(self, seconds: float) -> None:
+        for _ in range(int(seconds * 4)):
+            self.clock.advance(250)
+            self.go()
+            for _ in range(25):
+                await asyncio.sleep(0)
+
+    def loads(self) -> dict[str, int]:
+        return {name: len(node.clients) for name, node in self.nodes.items()}
+
+
+def request(kind: str = "rebalance", **fields: object) -> MoveRequest:
+    arm = {} if kind == "rebalance" else {"arm": "v2"}
+    settings = {"id": "m1", "kind": kind, "rate_per_s": 40, "grace_ms": 5_000}
+    return MoveRequest(**settings | arm | fields)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running(*movers: Movers) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        started = [tasks.create_task(one.run()) for one in movers]
+        yield
+        for task in started:
+            task.cancel()
+
+
+@pytest.fixture
+def fleet() -> FakeFleet:
+    return FakeFleet()
+
+
+# ---------------------------------------------------------------- plans that go well
+
+
+async def test_a_rebalance_moves_the_newest_where_they_lack(fleet: FakeFleet) -> None:
+    """The fewest, each told once; and then the lock is free, and nothing is asked any more."""
+    source, target = fleet.add("access-1", 100), fleet.add("access-2")
+    movers = fleet.movers()
+    movers.want(request())
+    async with running(movers):
+        await fleet.pass_time(20)
+        status = movers.status()
+        assert status.progress is not None
+        assert (status.progress.phase, status.progress.moved, status.progress.verified) == ("complete", 49, 49)
+        assert status.plan.startswith("m1-")
+        assert not status.is_mover
+        asked = len(source.orders)
+        await fleet.pass_time(5)
+        assert len(source.orders) == asked
+    assert fleet.loads() == {"access-1": 51, "access-2": 49}
+    assert {entry.user for entry in target.clients.values()} == {f"access-1-{n}" for n in range(51, 100)}
+    told = [move.client for order in source.orders for move in order.moves]
+    assert len(told) == len(set(told)) == 49
+    assert {order.plan for order in source.orders} == {status.plan}
+    assert {move.arm for order in source.orders for move in order.moves} == {"stable"}
+    entry = await fleet.registry.get(LOCK_KEY)
+    assert entry is not None
+    assert (entry.session, entry.value) == (None, b"")
+
+
+async def test_those_go_to_the_canary_whose_arm_it_is(fleet: FakeFleet) -> None:
+    """Found page by page, also where they are few; and to the node that was chosen for them if it has room for them."""
+    source = fleet.add("access-1", PAGES_MAX * 1_000 + 500)
+    fleet.add("access-2", version="2")
+    fleet.add("access-3", version="2")
+    canary = {f"access-1-{number}" for number in (3, 2_500, 5_300)}
+    fleet.arms = dict.fromkeys(canary, "v2")
+    fleet.chosen = dict.fromkeys(canary, NodeId("access-3")) | {"access-1-3": NodeId("access-9")}
+    movers = fleet.movers()
+    movers.want(request("to_canary", share=2_000))
+    async with running(movers):
+        await fleet.pass_time(30)
+        progress = movers.status().progress
+    assert progress is not None
+    assert (progress.phase, progress.moved) == ("complete", 3)
+    found = {name: {entry.user for entry in fleet.nodes[NodeId(name)].clients.values()} for name in fleet.loads()}
+    assert found["access-2"] | found["access-3"] == canary
+    assert {"access-1-2500", "access-1-5300"} <= found["access-3"]
+    assert {move.arm for order in source.orders for move in order.moves} == {"v2"}
+
+
+async def test_everybody_leaves_a_canary_that_is_taken_back(fleet: FakeFleet) -> None:
+    """Whatever its arm."""
+    fleet.add("access-1", 10)
+    fleet.add("access-2", 30, version="2")
+    fleet.arms = {"access-2-1": "v2"}
+    movers = fleet.movers()
+    movers.want(request("to_stable"))
+    async with running(movers):
+        await fleet.pass_time(15)
+    assert fleet.loads() == {"access-1": 40, "access-2": 0}
+
+
+# ---------------------------------------------------------------- somebody is not there
+
+
+async def test_a_silent_source_is_counted_and_the_others_go_on(fleet: FakeFleet) -> None:
+    """Until it answers again. A call that was not sent is no order; of one that was, nobody is told twice."""
+    silent, other = fleet.add("access-1", 100), fleet.add("access-2", 100)
+    fleet.add("access-3")
+    silent.error = DeadlineExceeded("no reply")
+    movers = fleet.movers()
+    movers.want(request(rate_per_s=20))
+    async with running(movers):
+        await fleet.pass_time(5)
+        progress = movers.status().progress
+        assert progress is not None
+        assert (progress.unanswered, progress.phase) == (1, "running")
+        assert not silent.orders
+        assert len(other.orders) > 2
+        silent.error = None
+        await fleet.pass_time(30)
+        progress = movers.status().progress
+    assert progress is not None
+    assert progress.phase == "complete"
+    assert progress.moved <= 1.1 * progress.minimum
+    assert all(65 <= load <= 69 for load in fleet.loads().values())
+
+
+async def test_an_order_whose_answer_is_lost_is_not_given_twice(fleet: FakeFleet) -> None:
+    """It was carried out, or not: others are told, and the totals say later what became of it."""
+    source = fleet.add("access-1", 100)
+    fleet.add("access-2")
+    move = source.move
+
+    def lost(request: MoveClients) -> ClientsMoved:
+        move(request)
+        raise DeadlineExceeded("no reply")
+
+    movers = fleet.movers()
+    source.move = lost  # type: ignore[method-assign]
+    movers.want(request(grace_ms=30_000))
+    async with running(movers):
+        await fleet.pass_time(2.5)
+        assert source.orders
+        source.move = move  # type: ignore[method-assign]
+        await fleet.pass_time(60)
+        progress = movers.status().progress
+    told = [one.client for order in source.orders for one in order.moves]
+    assert len(told) == len(set(told))
+    assert progress is not None
+    assert (progress.phase, progress.unanswered, progress.moved) == ("complete", 1, len(told))
+
+
+async def test_an_order_that_a_source_does_not_understand_was_not_carried_out(fleet: FakeFleet) -> None:
+    """One of an older version, say."""
+    source = fleet.add("access-1", 100)
+    fleet.add("access-2")
+
+    def refuse(_request: MoveClients) -> ClientsMoved:
+        raise BadRequest("what?")
+
+    source.move = refuse  # type: ignore[method-assign]
+    movers = fleet.movers()
+    movers.want(request())
+    async with running(movers):
+        await fleet.pass_time(5)
+        progress = movers.status().progress
+    assert progress is not None
+    assert (progress.unanswered, progress.waiting) == (1, 0)
+
+
+async def test_a_target_that_is_gone_is_not_waited_for(fleet: FakeFleet) -> None:
+    """The source refuses: nobody was told, and others may be sent to where they can go."""
+    source = fleet.add("access-1", 100)
+    fleet.add("access-2")
+    source.refuses = True
+    movers = fleet.movers()
+    movers.want(request())
+    async with running(movers):
+        await fleet.pass_time(4)
+        progress = movers.status().progress
+        assert progress is not None
+        assert (progress.moved, progress.waiting, progress.phase) == (0, 0, "running")
+        assert any(order.moves for order in source.orders)
+        source.refuses = False
+        await fleet.pass_time(40)
+    assert fleet.loads() == {"access-1": 51, "access-2": 49}
+
+
+async def test_a_target_that_goes_while_it_is_filled_stops_the_plan(fleet: FakeFleet) -> None:
+    """Nobody is told for as long as its clients look for new places."""
+    source = fleet.add("access-1", 300)
+    fleet.add("access-2")
+    fleet.add("access-3")
+    movers = fleet.movers()
+    movers.want(request(rate_per_s=10))
+    async with running(movers):
+        await fleet.pass_time(5)
+        del fleet.nodes[NodeId("access-3")]
+        await fleet.pass_time(1)
+        told = sum(len(order.moves) for order in source.orders)
+        await fleet.pass_time(20)
+        progress = movers.status().progress
+        assert progress is not None
+        assert (progress.phase, progress.reason) == ("open", "access-3 was lost")
+        assert sum(len(order.moves) for order in source.orders) == told
+
+
+async def test_a_source_that_goes_is_no_error(fleet: FakeFleet) -> None:
+    """Between the view and the call."""
+    source = fleet.add("access-1", 100)
+    fleet.add("access-2")
+    source.on_list = lambda: fleet.nodes.pop(NodeId("access-1"), None) and None
+    movers = fleet.movers()
+    movers.want(request())
+    async with running(movers):
+        await fleet.pass_time(3)
+        progress = movers.status().progress
+    assert progress is not None
+    assert (progress.unanswered, progress.moved) == (1, 0)
+
+
+# ---------------------------------------------------------------- what operators want
+
+
+async def test_a_plan_is_paused_resumed_and_aborted(fleet: FakeFleet) -> None:
+    """By what is wanted; it may be paused from the beginning."""
+    source = fleet.add("access-1", 300)
+    fleet.add("access-2")
+    movers = fleet.movers()
+    wanted = request(rate_per_s=10, is_paused=True)
+    movers.want(wanted)
+    async with running(movers):
+
+        async def told_in(seconds: float) -> int:
+            before = sum(len(order.moves) for order in source.orders)
+            await fleet.pass_time(seconds)
+            return sum(len(order.moves) for order in source.orders) - before
+
+        assert await told_in(5) == 0
+        movers.want(msgspec.structs.replace(wanted, is_paused=False))
+        assert await told_in(5) > 20
+        movers.want(wanted)
+        await fleet.pass_time(1)
+        assert await told_in(5) == 0
+        assert movers.status().progress is not None
+        assert movers.status().progress.reason == "paused by an operator"  # type: ignore[union-attr]
+        movers.want(msgspec.structs.replace(wanted, is_paused=False, resumes=1))
+        assert await told_in(5) > 20
+        movers.want(None)
+        await fleet.pass_time(1)
+        assert await told_in(10) == 0
+        status = movers.status()
+        assert status.wanted is None
+        assert status.progress is not None
+        assert (status.progress.phase, status.is_mover) == ("aborted", False)
+
+
+async def test_a_plan_that_paused_itself_goes_on_when_an_operator_says_so(fleet: FakeFleet) -> None:
+    """One more `resumes`, though nobody had paused it."""
+    fleet.add("access-1", 300)
+    fleet.add("access-2")
+    view, is_panic = fleet.view, True
+    fleet.view = lambda plan: in_panic(view(plan), is_panic=is_panic)  # type: ignore[method-assign]
+    movers = fleet.movers()
+    movers.want(request())
+    async with running(movers):
+        for _ in range(3):
+            is_panic = True
+            await fleet.pass_time(3)
+            is_panic = False
+            await fleet.pass_time(16)
+        is_panic = False
+        progress = movers.status().progress
+        assert progress is not None
+        assert progress.phase == "paused"
+        movers.want(request(resumes=1))
+        await fleet.pass_time(30)
+        progress = movers.status().progress
+        assert progress is not None
+        assert progress.phase == "complete"
+
+
+def in_panic(fleet: Fleet, *, is_panic: bool) -> Fleet:
+    return Fleet(fleet.nodes, fleet.admitted, fleet.turned_away, is_panic)
+
+
+async def test_another_request_takes_the_place_of_the_one_before(fleet: FakeFleet) -> None:
+    """When those are where they should be that the first one told."""
+    source = fleet.add("access-1", 300)
+    fleet.add("access-2")
+    movers = fleet.movers()
+    movers.want(request(rate_per_s=10))
+    async with running(movers):
+        await fleet.pass_time(5)
+        first = movers.status().plan
+        movers.want(request(id="m2"))
+        await fleet.pass_time(30)
+        assert movers.status().plan.startswith("m2-")
+        progress = movers.status().progress
+    assert progress is not None
+    assert (first[:3], progress.phase) == ("m1-", "complete")
+    plans = [order.plan for order in source.orders if order.moves]
+    assert plans == sorted(plans, key=lambda plan: plan != first)
+    assert fleet.loads() == {"access-1": 154, "access-2": 146}
+
+
+async def test_nothing_is_done_while_nothing_is_wanted(fleet: FakeFleet) -> None:
+    """No lock, no session, no calls; nor for a request that was taken back before it began."""
+    source = fleet.add("access-1", 300)
+    fleet.add("access-2")
+    movers = fleet.movers()
+    async with running(movers):
+        await fleet.pass_time(3)
+        movers.want(None)
+        await fleet.pass_time(3)
+        movers.want(request())
+        movers.want(None)
+        await fleet.pass_time(3)
+        assert await fleet.registry.get(LOCK_KEY) is None
+        assert not source.listed
+        assert movers.status().progress is None
+
+
+# ---------------------------------------------------------------- the lock
+
+
+async def test_one_of_several_schedulers_moves(fleet: FakeFleet) -> None:
+    """And the next one takes over when it is gone, after the grace of those that it cannot know of."""
+    source = fleet.add("access-1", 300)
+    fleet.add("access-2")
+    first, second = fleet.movers("scheduler-1"), fleet.movers("scheduler-2")
+    wanted = request(rate_per_s=5, grace_ms=8_000)
+    for movers in (first, second):
+        movers.want(wanted)
+    async with running(first):
+        await fleet.pass_time(2)
+        async with running(second):
+            await fleet.pass_time(8)
+            assert (first.status().is_mover, second.status().is_mover) == (True, False)
+            plans = {order.plan for order in source.orders}
+            assert plans == {first.status().plan}
+    async with running(second):
+        await fleet.pass_time(7.5)
+        assert second.status().is_mover
+        assert {order.plan for order in source.orders} == plans
+        await fleet.pass_time(5)
+        assert {order.plan for order in source.orders} == {*plans, second.status().plan}
+
+
+async def test_a_mover_that_loses_its_lock_stops_at_once(fleet: FakeFleet) -> None:
+    """Also in the middle of an order: the clients were listed, and nobody is told."""
+    source = fleet.add("access-1", 300)
+    fleet.add("access-2")
+    movers = fleet.movers()
+    movers.want(request(rate_per_s=10))
+    async with running(movers):
+        await fleet.pass_time(5)
+        assert movers.status().is_mover
+        told = sum(len(order.moves) for order in source.orders)
+        # The process stood still for longer than its session lives, in the middle of a call.
+        source.on_list = lambda: fleet.clock.advance(6_000)
+        await fleet.pass_time(1)
+        source.on_list = lambda: None
+        assert sum(len(order.moves) for order in source.orders) == told
+        status = movers.status()
+        assert status.progress is not None
+        assert status.progress.phase == "aborted"
+        await fleet.pass_time(15)
+        assert movers.status().is_mover
+        assert movers.status().plan != status.plan
+
+
+async def test_without_a_registry_it_stops_when_its_lease_is_over(fleet: FakeFleet) -> None:
+    """Nobody says that it may go on. When the registry is back it begins anew."""
+    source = fleet.add("access-1", 300)
+    fleet.add("access-2")
+    away = Outage(fleet.registry)
+    fleet.registry = away  # type: ignore[assignment]
+    movers = fleet.movers()
+    movers.want(request(rate_per_s=10))
+    async with running(movers):
+        away.is_away = True
+        await fleet.pass_time(3)
+        assert not source.listed
+        away.is_away = False
+        await fleet.pass_time(5)
+        assert movers.status().is_mover
+        away.is_away = True
+        await fleet.pass_time(6)
+        assert not movers.status().is_mover
+        told = sum(len(order.moves) for order in source.orders)
+        await fleet.pass_time(5)
+        assert sum(len(order.moves) for order in source.orders) == told > 0
+
+
+class Outage:
+    """A registry that can be cut off."""
+
+    def __init__(self, registry: MemoryRegistry) -> None:
+        self._registry = registry
+        self.is_away = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.is_away:
+            return self._fail
+        return getattr(self._registry, name)
+
+    async def _fail(self, *_args: object, **_fields: object) -> None:
+        raise StoreUnavailable("away")
+
+
+def test_a_request_without_a_name_is_our_own_bug(fleet: FakeFleet) -> None:
+    """Its plan's id is the issuer of tickets, and must fit there."""
+    for wrong in ("", "x" * 17):
+        with pytest.raises(AssertionError):
+            fleet.movers().want(request(id=wrong))
