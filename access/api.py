@@ -1,32 +1,45 @@
 """Wire types of the access server, for whoever talks to it.
 
 Peer methods, from message services to an access node: `access.deliver` for timelines, `access.deliver_conversation` for
-conversations that clients follow. Registry note: `NodeReport`, once a second.
+conversations that clients follow; from schedulers: `access.clients` lists a node's clients, `access.move` has some of
+them go elsewhere. Registry note: `NodeReport`, once a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import msgspec
 
 from base.peer import Method
 
 __all__ = [
+    "ACCESS_CLIENTS",
+    "ACCESS_MOVE",
     "DELIVER",
     "DELIVER_CONVERSATION",
     "EMULATION_PATH",
     "EVENTS_PATH",
+    "MOVES_MAX",
+    "PAGE_MAX",
     "POLL_PATH",
+    "PROBE_PATH",
     "SERVICE",
     "STREAM_PATH",
     "WEBSOCKET_PATH",
+    "ClientEntry",
+    "ClientsListed",
+    "ClientsMoved",
     "ConversationEntry",
     "ConversationsDelivered",
     "Deliver",
     "DeliverConversations",
     "Delivered",
     "InboxEntry",
+    "ListClients",
+    "MoveClients",
+    "MoveOrder",
     "NodeReport",
     "capacity_of",
     "report_of",
@@ -39,6 +52,8 @@ STREAM_PATH = "/connection/http_stream"
 EVENTS_PATH = "/connection/sse"
 EMULATION_PATH = "/emulation"
 POLL_PATH = "/connection/poll"
+PROBE_PATH = "/healthz"
+"""On the clients' port: answers a GET at once, so that a client can measure how far the node is."""
 
 
 def transport_urls(client_url: str) -> dict[str, str]:
@@ -55,7 +70,7 @@ def transport_urls(client_url: str) -> dict[str, str]:
 class NodeReport(msgspec.Struct, array_like=True, frozen=True):
     """What an access node says of itself, once a second. `number` counts its reports, 1, 2, 3 ... within one life.
 
-    Totals are since the node started, so that a report that is lost takes nothing with it.
+    Totals and histograms are since the node started, so that a report that is lost takes nothing with it.
     """
 
     number: int = 0
@@ -74,6 +89,16 @@ class NodeReport(msgspec.Struct, array_like=True, frozen=True):
     resident_bytes: int = 0
     """Resident memory of the process."""
     version: str = ""
+    closed: int = 0
+    """Total of connections that ended after they were let in."""
+    handshakes: bytes = b""
+    """`base.core.histogram`, ms: from the connect command to its reply, of those that were let in."""
+    pushes: bytes = b""
+    """`base.core.histogram`, ms: from the arrival of a delivery, or of a push to many, to its last write."""
+    admitted: dict[str, int] = {}
+    """Connections let in by a ticket, by who issued it (`Ticket.sid`); the 64 whose tickets came last."""
+    uptime_ms: int = 0
+    """How long it has been running."""
 
 
 _decode_report = msgspec.msgpack.Decoder(NodeReport).decode
@@ -88,7 +113,7 @@ def report_of(note: bytes) -> NodeReport:
     """
     try:
         return _decode_report(note) if note else NodeReport()
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return _UNREADABLE
 
 
@@ -141,5 +166,85 @@ class ConversationsDelivered(msgspec.Struct, array_like=True, frozen=True):
     """The entries were taken."""
 
 
+PAGE_MAX = 1_000
+MOVES_MAX = 200
+"""Clients of one order: telling them takes some milliseconds, in which nothing else happens at the node."""
+
+
+class ListClients(msgspec.Struct, array_like=True, frozen=True):
+    """A page of a node's clients, in the order in which they were let in, or the reverse of it.
+
+    `after` is `next` of the page before, "" for the first one. Who is there throughout is listed once; who comes or
+    goes meanwhile may be missing.
+    """
+
+    after: Annotated[str, msgspec.Meta(pattern="^[0-9]{0,18}$")] = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=PAGE_MAX)] = PAGE_MAX
+    newest_first: bool = False
+
+
+class ClientEntry(msgspec.Struct, array_like=True, frozen=True):
+    """A client that was let in. `since` is in ms since the Unix epoch.
+
+    `id` names it in orders: the number of its connection, by which it is found, and its client id.
+    """
+
+    id: str
+    user: str
+    device: str
+    platform: str
+    app: str
+    address: str
+    since: int
+
+
+class ClientsListed(msgspec.Struct, array_like=True, frozen=True):
+    """A page. `next` is empty after the last one."""
+
+    clients: list[ClientEntry]
+    next: str
+
+
+class MoveOrder(msgspec.Struct, array_like=True, frozen=True):
+    """Have the client (`ClientEntry.id`) go to the node. `arm` is what its new ticket says."""
+
+    client: str
+    node: str
+    arm: str = ""
+
+
+class MoveClients(msgspec.Struct, array_like=True, frozen=True):
+    """Tell clients to go, now. Without moves: just how the plan is getting on.
+
+    `plan` is printable ASCII, chosen by who orders; the tickets name it as their issuer. Who is still here `grace_ms`
+    later is closed with 3001.
+    """
+
+    plan: Annotated[str, msgspec.Meta(pattern="^[!-~]{1,32}$")]
+    grace_ms: Annotated[int, msgspec.Meta(ge=100, le=3_600_000)]
+    moves: Annotated[list[MoveOrder], msgspec.Meta(max_length=MOVES_MAX)]
+
+
+class ClientsMoved(msgspec.Struct, array_like=True, frozen=True):
+    """What became of an order, and the plan's totals at this node, of the 16 plans with the latest orders.
+
+    `absent` are not here, not let in yet, or told already: by a drain or by an order before. While the node drains all
+    are. `refused` are here still, since the node that they should go to is not known, drains or is full.
+    """
+
+    told: int
+    """By this order."""
+    absent: list[str]
+    waiting: int
+    """Told by the plan, and still here."""
+    arrived: int
+    """Gone in time."""
+    closed: int
+    """Closed when their time was over. Who a drain took over is in none of the three."""
+    refused: list[str] = []
+
+
+ACCESS_CLIENTS = Method("access.clients", ListClients, ClientsListed)
+ACCESS_MOVE = Method("access.move", MoveClients, ClientsMoved)
 DELIVER = Method("access.deliver", Deliver, Delivered)
 DELIVER_CONVERSATION = Method("access.deliver_conversation", DeliverConversations, ConversationsDelivered)

@@ -50,3 +50,8 @@ class Client:
         """When its credentials have to be renewed, in seconds since the Unix epoch; 0: never."""
         self.place = 0
         """Its place in the ping rounds."""
+
+    @property
+    def is_let_in(self) -> bool:
+        """Whether it has been let in. Stays so to its end."""
+        return self.opened is not None and self.identity is None

@@ -80,7 +80,9 @@ class Clients:
         """Who does not keep up: nobody else has to be looked at for what waits."""
         self.abnormal = 0
         """Connections that ended without a close code, since the start."""
-        self._gone: Callable[[Client], None] | None = None
+        self.closed = 0
+        """Connections that ended after they were let in, since the start."""
+        self._gone: list[Callable[[Client], None]] = []
         self._tasks: asyncio.TaskGroup | None = None
         self._log = logger(node=site.name)
 
@@ -145,21 +147,36 @@ class Clients:
         self._metrics.closes.inc(str(connection.code) if connection.code in _TOLD_CODES else "other")
         if connection.code == ABNORMAL:
             self.abnormal += 1
+        if client.is_let_in:
+            self.closed += 1
         client.session.gone()
         self._rounds.leave(client, client.place)
         self._wheel.cancel(client)
         opened = client.opened
         if opened is not None:  # first of what others do: nobody may be shown online for ever
             self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))
-        if self._gone is not None:
-            self._gone(client)
+        for listener in self._gone:
+            listener(client)
+        self._way_in.gone(client)
         self._brokers.gone(client)
 
     # ---------------------------------------------------------------- the node's side
 
     def on_gone(self, listener: Callable[[Client], None]) -> None:
-        """Call the listener for each client that is gone."""
-        self._gone = listener
+        """Call the listener, too, for each client that is gone."""
+        self._gone.append(listener)
+
+    def app_of(self, client: Client) -> str:
+        """Return the version of the client's application, "" if it did not say."""
+        return self._way_in.apps.get(client, "")
+
+    def page(self, after: int | None, limit: int, *, newest_first: bool) -> list[Client]:
+        """Return up to `limit` clients in the order in which they came, those after a number; None: the first."""
+        return self._way_in.arrivals.page(after, limit, newest_first=newest_first)
+
+    def numbered(self, number: int) -> Client | None:
+        """Return the client whose connection has that number, if it is here."""
+        return self._way_in.arrivals.get(number)
 
     def of_user(self, user: str) -> list[Client]:
         """Return the user's clients here, those on their way in too."""

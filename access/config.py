@@ -19,6 +19,13 @@ class AccessConfig(Section, frozen=True, kw_only=True):
     """The `[access]` section."""
 
     region: Annotated[str, Meta(description="Region of this node, as the scheduler compares it.")] = "local"
+    carrier: Annotated[
+        str,
+        Meta(
+            description="Network carrier that this node's address belongs to, such as `CT`, if clients of the same one "
+            "reach it better. Empty: all reach it equally well."
+        ),
+    ] = ""
 
     # ---------------------------------------------------------------- where clients connect
 
@@ -79,8 +86,9 @@ class AccessConfig(Section, frozen=True, kw_only=True):
     token_key: Annotated[
         str,
         Meta(
-            description="HS256 secret of the application's own connection and subscription tokens (JWT), for clients "
-            "that connect without asking the scheduler. Empty: only tickets are taken."
+            description="Key of the application's own connection and subscription tokens (JWT), for clients that "
+            "connect without asking the scheduler: an HS256 secret, or `ed25519:` and the public key's 32 bytes in "
+            "base64url. Empty: only tickets are taken."
         ),
     ] = ""
 

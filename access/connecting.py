@@ -11,9 +11,14 @@ The steps, each before the next, because each closes a gap:
 
 from __future__ import annotations
 
+from operator import attrgetter
+from sys import intern
+
 from access.brokers import Brokers
 from access.client import Client
 from access.config import AccessConfig
+from access.core.arrivals import Arrivals
+from access.core.issuers import Issuers
 from access.core.protocol import (
     ClientError,
     Close,
@@ -60,7 +65,13 @@ class WayIn:
         self._clock = site.clock
         self.rejected = 0
         """Connect commands that failed, since the start."""
+        self.admitted = Issuers()
+        """Connections that were let in by a ticket."""
+        self.arrivals: Arrivals[Client] = Arrivals(attrgetter("opened.conn_seq"))
+        """Who was let in, or is about to be."""
         self._conn_seq = 0
+        self.apps: dict[Client, str] = {}
+        """Version of the application, of those clients whose tickets say it: it costs the others nothing."""
         self._log = logger(node=site.name)
 
     async def connect(
@@ -84,13 +95,24 @@ class WayIn:
             self._log.exception("connect_failed", client=client.id)
             self._undo(client)
             return ClientError.INTERNAL.wire
-        client.identity = None
+        identity, client.identity = client.identity, None
         if result is None:
             self._metrics.connects.inc("gone")
         else:
             self._metrics.connects.inc("accepted")
-            self._metrics.handshake.observe(self._clock.stopwatch() - started)
+            self._metrics.let_in(self._clock.stopwatch() - started)
+            assert identity is not None
+            if identity.ticket is not None:
+                self.admitted.count(identity.issuer)
+            if identity.app:
+                self.apps[client] = intern(identity.app)
         return result
+
+    def gone(self, client: Client) -> None:
+        """Forget what is kept of a client."""
+        self.apps.pop(client, None)
+        if client.opened is not None:
+            self.arrivals.leave(client)
 
     def begin(self, client: Client, result: ConnectResult) -> None:
         """The reply was written: let publications follow it."""
@@ -119,6 +141,7 @@ class WayIn:
             since=now,
         )
         client.opened = opened = self._brokers.presences.connecting(opened, bytes(request.data))
+        self.arrivals.join(client)
         inboxes.attach(client)
         is_confirmed = await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms)
         if not session.is_waiting(command_id):
@@ -168,6 +191,7 @@ class WayIn:
         if identity is not None:
             self._identities.give_back(identity)
         self._brokers.gone(client)
+        self.gone(client)
         opened, client.opened = client.opened, None
         if opened is not None:
             self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))

@@ -1,12 +1,7 @@
 """Emptying a node without cutting anybody: clients are told, at an even pace, where to go and with which ticket.
 
-A client is pushed a message outside of all channels,
-
-    {"move": {"node": "access-2", "url": "ws://.../connection/websocket", "ticket": "...", "after_ms": 10000}}
-
-connects there first, with its positions, and leaves here then. Whoever is still here `after_ms` later is closed with
-3001, which makes an SDK come back by itself: to the scheduler, or to a pool address. Where no other node has room there
-is no `url`, and the client asks the scheduler.
+What they are told is in `redirect`. Whoever is still here after the grace is closed with 3001, which makes an SDK come
+back by itself: to the scheduler, or to a pool address.
 
 When, whom and where to is decided by `core/drain`. While a node drains it is not ready and lets nobody in.
 """
@@ -14,33 +9,25 @@ When, whom and where to is decided by `core/drain`. While a node drains it is no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from access.admission import Admission
-from access.api import capacity_of, report_of, transport_urls
 from access.client import Client
 from access.clients import Clients
 from access.config import AccessConfig
 from access.core.drain import DrainPlan, Move, Progress, Targets
-from access.core.outgoing import Outgoing
-from access.core.protocol import Close, Message
-from access.core.session import Phase
+from access.core.protocol import Close
 from access.metrics import AccessMetrics
+from access.redirect import Redirects
 from base.errors import NotFound
-from base.ids import new_uuid
 from base.log import logger
-from base.registry import ServiceInstance
 from base.site import Site
-from scheduler.api import Ticket
-from scheduler.client import mint_ticket
 
 __all__ = ["Drain", "DrainStatus"]
 
 STEP_S = 0.1
-TICKET_SPARE_S = 30
-"""How much longer than the client may stay its ticket is good (seconds)."""
 
 
 class DrainStatus(msgspec.Struct, frozen=True):
@@ -66,8 +53,9 @@ class Drain:
         *,
         clients: Clients,
         admission: Admission,
-        ticket_key: tuple[str, str],
+        redirects: Redirects,
         announce: Callable[[bool], Awaitable[None]],
+        on_start: Callable[[], None] = lambda: None,
         metrics: AccessMetrics,
     ) -> None:
         """Build it.
@@ -77,19 +65,19 @@ class Drain:
             site: its place.
             clients: whom to move.
             admission: whom to let in no more.
-            ticket_key: (kid, secret) to sign tickets for other nodes with.
+            redirects: tells clients where to go.
             announce: tells everybody whether this node is draining.
+            on_start: called when the clients are the drain's, before the first one is told.
             metrics: the node's metrics.
         """
         self._config = config
-        self._site = site
         self._clock = site.clock
         self._clients = clients
         self._admission = admission
-        self._kid, self._key = ticket_key
+        self._redirects = redirects
         self._announce = announce
+        self._on_start = on_start
         self._metrics = metrics
-        self._others: dict[str, ServiceInstance] = {}
         self._plan: DrainPlan | None = None
         self._targets = Targets(())
         self._offered: set[str] = set()
@@ -102,6 +90,7 @@ class Drain:
         self._is_paused = False
         self._log = logger(node=site.name)
         clients.on_gone(self._gone)
+        redirects.on_change(self._look_at_targets)
 
     async def run(self) -> None:
         """Drain if that was asked for, until cancelled."""
@@ -112,21 +101,14 @@ class Drain:
                 self._step(self._plan)
                 await asyncio.sleep(STEP_S)
 
-    def saw(self, instances: Iterable[ServiceInstance]) -> None:
-        """Take note of the access nodes as they last reported."""
-        self._others = {instance.id: instance for instance in instances if instance.id != self._site.name}
-        # Nobody more is sent to who is gone, drains too, or has filled up by others.
-        for node in self._offered - {node for node, free in self._free_slots() if free > 0}:
-            self._offered.remove(node)
-            self._targets.drop(node)
-
     async def start(self, *, over_ms: int, grace_ms: int | None = None) -> None:
         """Begin to drain. One that is under way goes on as it is."""
         if self._plan is not None:
             return
         self._admission.is_draining = True
-        free = self._free_slots()
-        self._targets, self._offered = Targets(free), {node for node, slots in free if slots > 0}
+        self._on_start()
+        rooms = self._redirects.rooms()
+        self._targets, self._offered = Targets(rooms), {node for node, room in rooms if room > 0}
         self._moving = {client.id: client for client in self._clients}
         self._told = set()
         self._is_paused = False
@@ -168,7 +150,7 @@ class Drain:
 
     def has_targets(self) -> bool:
         """Return whether there is another node to which clients could go."""
-        return any(free > 0 for _, free in self._free_slots())
+        return any(room > 0 for _, room in self._redirects.rooms())
 
     def status(self) -> DrainStatus:
         """Return how far it is."""
@@ -209,33 +191,15 @@ class Drain:
                 self._clients.close(client, Close.SHUTDOWN)
 
     def _tell(self, client: Client, move: Move, after_ms: int) -> None:
-        if client.session.phase is not Phase.OPEN:
-            return  # not let in yet: nothing comes before that reply, and it is closed like all others
-        self._told.add(client.id)
-        told: dict[str, object] = {"after_ms": after_ms}
-        target = self._others.get(move.target) if move.target is not None else None
-        if target is not None:
-            told |= {
-                "node": target.id,
-                "url": transport_urls(target.meta["client_url"])["websocket"],
-                "ticket": self._ticket(client, target.id, after_ms),
-            }
-        outgoing = Outgoing("", Message(msgspec.Raw(msgspec.json.encode({"move": told}))))
-        client.connection.write(outgoing.frame(client.connection.form))
+        # Who is not let in yet is not told, and is closed like all others.
+        if self._redirects.tell(client, move.target, after_ms):
+            self._told.add(client.id)
 
-    def _ticket(self, client: Client, target: str, after_ms: int) -> str:
-        assert client.opened is not None
-        now_s = self._clock.realtime() // 1000
-        ticket = Ticket(
-            sub=client.user,
-            jti=new_uuid(),
-            iat=now_s,
-            exp=now_s + after_ms // 1000 + TICKET_SPARE_S,
-            device=client.opened.device,
-            platform=client.opened.platform,
-            nodes=(target,),
-        )
-        return mint_ticket(ticket, kid=self._kid, key=self._key)
+    def _look_at_targets(self) -> None:
+        # Nobody more is sent to who is gone, drains too, or has filled up by others.
+        for node in self._offered - {node for node, room in self._redirects.rooms() if room > 0}:
+            self._offered.remove(node)
+            self._targets.drop(node)
 
     def _gone(self, client: Client) -> None:
         if self._plan is not None and self._moving.pop(client.id, None) is not None:
@@ -243,11 +207,3 @@ class Drain:
             if client.id in self._told:
                 self._told.remove(client.id)
                 self._metrics.moved.inc("arrived")
-
-    def _free_slots(self) -> list[tuple[str, int]]:
-        free = []
-        for instance in self._others.values():
-            report = report_of(instance.note)
-            if not report.is_draining and "client_url" in instance.meta:
-                free.append((instance.id, capacity_of(instance.meta) - report.connections))
-        return free

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from access.core.outgoing import FORMS, Form, Outgoing
+from base.clock import Clock
 
 __all__ = ["CHUNK", "WAITING_MAX", "Fanout", "Receiver", "Roll", "write"]
 
@@ -87,11 +88,12 @@ class Roll:
 
 
 class _Job:
-    __slots__ = ("connections", "done", "end", "outgoing")
+    __slots__ = ("connections", "done", "end", "outgoing", "since")
 
-    def __init__(self, connections: Sequence[Receiver], outgoing: Outgoing) -> None:
+    def __init__(self, connections: Sequence[Receiver], outgoing: Outgoing, since: float) -> None:
         self.connections = connections
         self.outgoing = outgoing
+        self.since = since
         self.done = 0
         self.end = len(connections)
 
@@ -99,7 +101,17 @@ class _Job:
 class Fanout:
     """See the module. `run` must run for pushes to many to be finished."""
 
-    def __init__(self, *, chunk: int = CHUNK, waiting_max: int = WAITING_MAX) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        chunk: int = CHUNK,
+        waiting_max: int = WAITING_MAX,
+        pushed: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
+        """`pushed` is told for each push that had to wait how long it took until its last write (seconds)."""
+        self._clock = clock
+        self._pushed = pushed
         self._chunk = chunk
         self._waiting_max = waiting_max
         self._jobs: dict[str, deque[_Job]] = {}
@@ -123,7 +135,7 @@ class Fanout:
         jobs = self._jobs.setdefault(key, deque())
         if len(jobs) >= self._waiting_max:
             return False
-        jobs.append(_Job(connections, outgoing))
+        jobs.append(_Job(connections, outgoing, self._clock.stopwatch()))
         self._wanted.set()
         return True
 
@@ -152,6 +164,7 @@ class Fanout:
         job.done = end
         write(chunk, job.outgoing)
         if end == job.end:
+            self._pushed(self._clock.stopwatch() - job.since)
             jobs.popleft()
             if not jobs and self._jobs.get(key) is jobs:
                 del self._jobs[key]

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import jwt
 import msgspec
-from jwt.types import Options
 
 from access.core.replay import ReplayCache, Use
 from base.clock import Timestamp
+from base.core.jws import Refusal, Verifier
 from base.errors import BadRequest, Overloaded, TokenExpired, Unauthenticated
 from base.ids import checked_id
 from scheduler.client import LEEWAY_S, TicketVerifier
@@ -29,8 +28,9 @@ TTL_MAX = (1 << 32) - 1
 class Identity(msgspec.Struct, frozen=True):
     """What credentials say. Times are in seconds since the Unix epoch.
 
-    `ticket` is the id of the ticket that was used up for it, None for a token. `info` is JSON about the user for
-    others to see, `channels` are to be subscribed by the server, `expires_at` 0 means never.
+    `ticket` is the id of the ticket that was used up for it, None for a token, and `issuer` who issued that. `info` is
+    JSON about the user for others to see, `channels` are to be subscribed by the server, `expires_at` 0 means never.
+    `app` is the version of the client's application.
     """
 
     user: str
@@ -40,6 +40,8 @@ class Identity(msgspec.Struct, frozen=True):
     channels: tuple[str, ...] = ()
     expires_at: int = 0
     ticket: str | None = None
+    issuer: str = ""
+    app: str = ""
 
 
 class SubscriptionClaims(msgspec.Struct, frozen=True):
@@ -69,13 +71,19 @@ class _TokenClaims(msgspec.Struct, frozen=True):
         return int(self.exp if self.expire_at is None else self.expire_at)
 
 
+_read_claims = msgspec.json.Decoder(_TokenClaims).decode
+
+
 class Identities:
     """Checks credentials, without asking anybody."""
 
     def __init__(self, tickets: TicketVerifier, *, token_key: str) -> None:
-        """`token_key`: HS256 secret of the application's tokens, empty to take none."""
+        """`token_key`: text of the key of the application's tokens (`base.core.jws`), empty to take none.
+
+        Raises ConfigError if that is malformed.
+        """
         self._tickets = tickets
-        self._token_key = token_key
+        self._tokens = Verifier({}, default=token_key) if token_key else None
         self._replay = ReplayCache()
 
     def admit(self, credential: str, now: Timestamp) -> Identity:
@@ -87,8 +95,8 @@ class Identities:
             PermissionDenied: the ticket is for other nodes.
             Overloaded: too many tickets are remembered.
         """
-        if self._token_key and not self._tickets.is_ticket(credential):
-            claims = self._connection_claims(credential, now)
+        if self._tokens is not None and not self._tickets.is_ticket(credential):
+            claims = self._connection_claims(self._tokens, credential, now)
             return Identity(
                 user=claims.sub,
                 device=claims.device,
@@ -100,7 +108,14 @@ class Identities:
         ticket = self._tickets.verify(credential, now)
         match self._replay.use(ticket.jti, expires_at=ticket.exp + LEEWAY_S, now=now // 1000):
             case Use.FIRST:
-                return Identity(ticket.sub, ticket.device, ticket.platform, ticket=ticket.jti)
+                return Identity(
+                    ticket.sub,
+                    ticket.device,
+                    ticket.platform,
+                    ticket=ticket.jti,
+                    issuer=ticket.sid,
+                    app=ticket.app,
+                )
             case Use.REPEATED:
                 raise TokenExpired("the ticket was used before; ask the scheduler for another")
             case Use.FULL:
@@ -116,43 +131,44 @@ class Identities:
 
         Raises as `admit` does; Unauthenticated also for the token of another user.
         """
-        if not self._token_key or self._tickets.is_ticket(credential):
+        if self._tokens is None or self._tickets.is_ticket(credential):
             raise BadRequest("a connection is renewed with a token; a ticket is for a new connection")
-        claims = self._connection_claims(credential, now)
+        claims = self._connection_claims(self._tokens, credential, now)
         if claims.sub != user:
             raise Unauthenticated("the token is another user's")
         return claims.expires_at()
 
     def subscription(self, token: str, channel: str, user: str, now: Timestamp) -> SubscriptionClaims:
         """Return what a subscription token says. Raises Unauthenticated or TokenExpired."""
-        if not self._token_key:
+        if self._tokens is None:
             raise Unauthenticated("no key for subscription tokens is configured")
-        claims = self._claims(token, now)
+        claims = _claims(self._tokens, token, now)
         if claims.channel != channel or claims.sub != user:
             raise Unauthenticated("the subscription token is for another channel or user")
         return SubscriptionClaims(_json(claims.info), claims.expires_at())
 
-    def _connection_claims(self, token: str, now: Timestamp) -> _TokenClaims:
-        claims = self._claims(token, now)
+    @staticmethod
+    def _connection_claims(tokens: Verifier, token: str, now: Timestamp) -> _TokenClaims:
+        claims = _claims(tokens, token, now)
         if claims.channel:  # good for that and nothing else
             raise Unauthenticated("the token is for a subscription, not for a connection")
         return claims
 
-    def _claims(self, token: str, now: Timestamp) -> _TokenClaims:
-        try:
-            # Times are checked below, on the injected clock.
-            options: Options = {"verify_exp": False, "verify_iat": False, "verify_nbf": False, "verify_aud": False}
-            decoded = jwt.decode(token, self._token_key, algorithms=["HS256"], options=options)
-            claims = msgspec.convert(decoded, _TokenClaims)
-            checked_id(claims.sub, "sub")
-            msgspec.json.encode(claims)  # or others could not be told: JSON has escapes for what is no text
-        except (jwt.InvalidTokenError, msgspec.MsgspecError, BadRequest, UnicodeEncodeError, RecursionError) as error:
-            raise Unauthenticated(f"the token is not valid: {error}") from error
-        if claims.exp and now // 1000 > claims.exp + LEEWAY_S:
-            raise TokenExpired("the token is expired")
-        if claims.nbf and now // 1000 < claims.nbf - LEEWAY_S:
-            raise Unauthenticated("the token is not valid yet")
-        return claims
+
+def _claims(tokens: Verifier, token: str, now: Timestamp) -> _TokenClaims:
+    payload = tokens.verify(token)
+    if isinstance(payload, Refusal):
+        raise Unauthenticated(f"the token is not valid: {payload.value}")
+    try:
+        claims = _read_claims(payload)
+        checked_id(claims.sub, "sub")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, BadRequest) as error:
+        raise Unauthenticated(f"the token is not valid: {error}") from error
+    if claims.exp and now // 1000 > claims.exp + LEEWAY_S:
+        raise TokenExpired("the token is expired")
+    if claims.nbf and now // 1000 < claims.nbf - LEEWAY_S:
+        raise Unauthenticated("the token is not valid yet")
+    return claims
 
 
 def ttl_of(expires_at: int, now: Timestamp) -> int:

@@ -144,5 +144,5 @@ class Mesh:
 def _is_draining(note: bytes) -> bool:
     try:
         return _decode_report(note).is_draining
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return False  # it has registered, and not reported yet

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import Counter
 
+from base.core.histogram import Histogram
 from base.metrics import Metrics
 
 __all__ = ["AccessMetrics", "Labelled"]
@@ -21,6 +22,10 @@ class Labelled:
     def inc(self, *labels: str) -> None:
         """Count one more."""
         self._counter.labels(self._node, *labels).inc()
+
+    def add(self, count: int, *labels: str) -> None:
+        """Count so many more."""
+        self._counter.labels(self._node, *labels).inc(count)
 
     def total(self) -> int:
         """Return the sum over all labels."""
@@ -46,7 +51,15 @@ class AccessMetrics:
         self.command_errors = self._labelled(
             "access_command_errors", "Commands answered with an error, by command and error code.", "command", "code"
         )
-        self.handshake = metrics.histogram("access_handshake_seconds", "From the connect command to its reply.")
+        self._handshake_s = metrics.histogram("access_handshake_seconds", "From the connect command to its reply.")
+        self.handshakes = Histogram()
+        """The same in ms, as it is reported."""
+        self._push_s = metrics.histogram(
+            "access_push_seconds",
+            "From the arrival of a delivery of the message services, or of a push to many, to its last write.",
+        )
+        self.pushes = Histogram()
+        """The same in ms, as it is reported."""
         self.rpcs = metrics.histogram("access_rpc_seconds", "From a client's call to its reply.")
         self.writes = metrics.counter("access_pushes", "Publications written to clients.")
         self.fetches = metrics.counter("access_fetches", "Gaps that were filled from the timeline.")
@@ -60,8 +73,21 @@ class AccessMetrics:
             "access_presence_refused", "Presence subscriptions that were refused, by error.", "error"
         )
         self.moved = self._labelled(
-            "access_moves", "Clients told to go to another node in a drain, by how that ended.", "outcome"
+            "access_moves", "Clients told to go to another node, by a drain or an order, by how that ended.", "outcome"
         )
+        self.ordered = self._labelled(
+            "access_move_orders", "Clients that were ordered to go to another node, by what was done.", "outcome"
+        )
+
+    def let_in(self, seconds: float) -> None:
+        """Take note of how long a connect took that succeeded."""
+        self._handshake_s.observe(seconds)
+        self.handshakes.observe(seconds * 1000)
+
+    def pushed(self, seconds: float) -> None:
+        """Take note of how long a delivery, or a push to many, took."""
+        self._push_s.observe(seconds)
+        self.pushes.observe(seconds * 1000)
 
     def show_presence(self, hub: Callable[[], dict[str, int]], watches: Callable[[], dict[str, int]]) -> None:
         """Show sizes: of the presence hub, and of the watches at the owners."""

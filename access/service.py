@@ -16,7 +16,15 @@ from aiohttp import web
 
 from access.admin import AccessAdmin
 from access.admission import Admission
-from access.api import DELIVER, DELIVER_CONVERSATION, SERVICE, WEBSOCKET_PATH, NodeReport
+from access.api import (
+    ACCESS_CLIENTS,
+    ACCESS_MOVE,
+    DELIVER,
+    DELIVER_CONVERSATION,
+    SERVICE,
+    WEBSOCKET_PATH,
+    NodeReport,
+)
 from access.brokers import Brokers
 from access.channel_api import ChannelApi
 from access.channel_metrics import ChannelMetrics
@@ -34,14 +42,17 @@ from access.inboxes import Inboxes
 from access.listener import Listener
 from access.mesh import Mesh
 from access.metrics import AccessMetrics
+from access.moves import Moves
 from access.presence import Presences
+from access.redirect import Redirects
 from access.transports import HttpTransports
 from base.errors import BadRequest, StoreError
 from base.http import HttpServer
 from base.node import Node
+from base.peer.stream import Serve
 from base.site import Site
 from im.client import ImClient
-from scheduler.client import TicketVerifier
+from scheduler.client import TicketSigner, TicketVerifier, signer_of
 from status.client import SessionReports, StatusLookups, StatusWatches
 
 __all__ = ["AccessNode"]
@@ -69,8 +80,8 @@ class AccessNode:
         Args:
             config: its settings.
             site: its place.
-            ticket_keys: kid -> secret of every key that the scheduler may sign tickets with; the last one signs those
-                for clients that this node sends elsewhere.
+            ticket_keys: kid -> text of every key that the scheduler may sign tickets with (`base.core.jws`); the last
+                one that is no public key signs those for clients that this node sends elsewhere.
             reports: where sessions are reported; run by this node, as are the other two.
             statuses: where users are looked up.
             watches: where users are watched; None if the status backend has no watches.
@@ -79,6 +90,7 @@ class AccessNode:
         self.node.drain_deadline_s = (config.stop_drain_ms + config.drain_grace_ms) / 1000 + DRAIN_SPARE_S
         self._config = config
         self._heartbeats = 0
+        self._built_at = site.clock.monotonic()
         self._metrics = AccessMetrics(self.node.metrics, node=site.name, connections=lambda: self._admission.open)
         self._admission = Admission(config, site.clock, self._metrics)
         self._reports = reports
@@ -87,7 +99,7 @@ class AccessNode:
         self._im = ImClient(site)
         self._mesh = Mesh(site, self.node.peers)
         self._identities = Identities(TicketVerifier(ticket_keys, node=site.name), token_key=config.token_key)
-        self._fanout = Fanout()
+        self._fanout = Fanout(site.clock, pushed=self._metrics.pushed)
         self._brokers = self._build_brokers(site)
         self._way_in = WayIn(
             config,
@@ -111,16 +123,7 @@ class AccessNode:
             metrics=self._metrics,
         )
         self._transports = self._build_transports(site)
-        self._drain = Drain(
-            config,
-            site,
-            clients=self._clients,
-            admission=self._admission,
-            ticket_key=list(ticket_keys.items())[-1],
-            announce=self._announce,
-            metrics=self._metrics,
-        )
-        self._mesh.on_instances(self._drain.saw)
+        self._moves, self._drain = self._build_moves(site, signer_of(ticket_keys))
         self._serve()
 
     def _build_brokers(self, site: Site) -> Brokers:
@@ -163,6 +166,23 @@ class AccessNode:
             metrics=self._metrics,
         )
 
+    def _build_moves(self, site: Site, signer: TicketSigner | None) -> tuple[Moves, Drain]:
+        clients, admission, metrics = self._clients, self._admission, self._metrics
+        redirects = Redirects(site, signer=signer, app_of=clients.app_of)
+        self._mesh.on_instances(redirects.saw)
+        moves = Moves(site, clients=clients, redirects=redirects, admission=admission, metrics=metrics)
+        drain = Drain(
+            self._config,
+            site,
+            clients=clients,
+            admission=admission,
+            redirects=redirects,
+            announce=self._announce,
+            on_start=moves.release,
+            metrics=metrics,
+        )
+        return moves, drain
+
     def _build_transports(self, site: Site) -> HttpTransports:
         transports = HttpTransports(
             self._clients,
@@ -185,8 +205,10 @@ class AccessNode:
 
     def _serve(self) -> None:
         self._reports.on_evict(self._clients.evict)
-        self.node.peers.serve(DELIVER, self._brokers.inboxes.deliver)
-        self.node.peers.serve(DELIVER_CONVERSATION, self._brokers.conversations.deliver)
+        self.node.peers.serve(DELIVER, self._timed(self._brokers.inboxes.deliver))
+        self.node.peers.serve(DELIVER_CONVERSATION, self._timed(self._brokers.conversations.deliver))
+        self.node.peers.serve(ACCESS_CLIENTS, self._moves.list_clients)
+        self.node.peers.serve(ACCESS_MOVE, self._moves.move)
         router = self.node.http.app.router
         AccessAdmin(self.node.site, clients=self._clients, drain=self._drain, describe=self._describe).add_to(router)
         ChannelApi(self.node.site, self._brokers.channels).add_to(router)
@@ -212,7 +234,9 @@ class AccessNode:
         await self.node.join(
             {
                 "region": self._config.region,
+                "carrier": self._config.carrier,
                 "capacity": str(self._config.capacity),
+                "accepts_per_second": str(self._config.accepts_per_second),
                 "client_url": self._listener.url,
                 "version": VERSION,
             }
@@ -236,6 +260,7 @@ class AccessNode:
                 self._fanout,
                 self._clients,
                 self._transports,
+                self._moves,
                 self._drain,
                 self.node,
             ):
@@ -342,8 +367,25 @@ class AccessNode:
             loop_lag_ms=round(self._admission.lag_s * 1000),
             resident_bytes=self._admission.resident,
             version=VERSION,
+            closed=self._clients.closed,
+            handshakes=self._metrics.handshakes.encode(),
+            pushes=self._metrics.pushes.encode(),
+            admitted=self._way_in.admitted.counts(),
+            uptime_ms=self.node.site.clock.monotonic() - self._built_at,
         )
         return msgspec.msgpack.encode(report)
+
+    def _timed(self, deliver: Serve) -> Serve:
+        """Measure how long a delivery takes: all that it writes is written when it returns, but for pushes to many."""
+
+        def timed(delivery: Any, peer: str) -> Any:
+            clock = self.node.site.clock
+            started = clock.stopwatch()
+            reply = deliver(delivery, peer)
+            self._metrics.pushed(clock.stopwatch() - started)
+            return reply
+
+        return timed
 
 
 async def _no_upgrade(_request: web.Request) -> web.Response:

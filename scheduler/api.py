@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import msgspec
 
-__all__ = ["TICKET_AUDIENCE", "AccessAnswer", "Backoff", "Candidate", "Ticket"]
+__all__ = ["ISSUER_BYTES_MAX", "TICKET_AUDIENCE", "AccessAnswer", "Backoff", "Candidate", "Probe", "Ticket"]
 
 TICKET_AUDIENCE = "roadstead-access"
+ISSUER_BYTES_MAX = 32
+"""Longest `Ticket.sid`: access nodes report a count for each of them, once a second."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -24,6 +28,13 @@ class Backoff(msgspec.Struct, frozen=True):
     ceiling_ms: int
 
 
+class Probe(msgspec.Struct, frozen=True):
+    """Something of the region that answers a plain GET: how long that takes is the client's distance to the region."""
+
+    region: str
+    url: str
+
+
 class AccessAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """Try the candidates in order with the ticket; ask again after `ttl_ms` or when all of them failed."""
 
@@ -32,10 +43,21 @@ class AccessAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     candidates: tuple[Candidate, ...]
     ticket: str
     backoff: Backoff
-    why: tuple[str, ...] | None = None
+    why: tuple[Any, ...] | None = None
+    """The stages of the decision, for people (`core.explanation.Stage`); only for those who ask."""
+    region: str = ""
+    """The region that was chosen for the client."""
+    arm: str = ""
+    """Of which arm of a rollout the candidates are: "canary" or "stable"; empty where nothing is rolled out."""
+    not_before_ms: int = 0
+    """Connect so much later, counted from this answer, and not earlier: the client's place in a queue."""
+    lifetime_ms: int = 0
+    """Ask again after so long a connection, and move over without a gap; 0: stay."""
+    probe: tuple[Probe, ...] = ()
+    """Time a GET of each, once connected, and tell it with the next request: `rtt=region:ms,region:ms`."""
 
 
-class Ticket(msgspec.Struct, frozen=True):
+class Ticket(msgspec.Struct, frozen=True, omit_defaults=True):
     """The claims of a ticket, a JWT (RFC 7519). Times are in seconds since the Unix epoch, as the RFC has them.
 
     `nodes` are the access nodes that it is good for; empty means any, as in tickets that an operator's backend mints.
@@ -43,9 +65,18 @@ class Ticket(msgspec.Struct, frozen=True):
 
     sub: str
     jti: str
-    iat: int
     exp: int
-    aud: str = TICKET_AUDIENCE
+    aud: str = msgspec.field(default_factory=lambda: TICKET_AUDIENCE)
+    """Not a plain default, which would be left out."""
+    iat: int = 0
     device: str = ""
     platform: str = ""
     nodes: tuple[str, ...] = ()
+    sid: Annotated[str, msgspec.Meta(max_length=ISSUER_BYTES_MAX)] = ""
+    """Who issued it: one life of a scheduler, or a plan of moves. Access nodes count connections by it. ASCII."""
+    seq: int = 0
+    """Which of its issuer's tickets it is."""
+    arm: str = ""
+    """See `AccessAnswer.arm`."""
+    app: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    """Version of the client's application, as it says."""

@@ -3,6 +3,8 @@ import { Centrifuge } from "centrifuge";
 
 export const DEADLINE_MS = 5_000;
 const NEVER_MS = 86_400_000;
+/** The longest that a timer takes. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 const SYNC_PAGE = 500;
 
 /**
@@ -63,10 +65,16 @@ export class Connection {
   #refused;
   #changed = () => {};
   #deadline = null;
+  #lifetimeMs;
+  #lifetime = null;
 
-  /** `refused` is called with the error of each channel that the server does not let the client follow. */
-  constructor(url, ticket, { websocket, inbox, refused }) {
+  /**
+   * After `lifetimeMs` it is to be replaced, as if the server had asked for that, and again as long as it is not; 0:
+   * never. `refused` is called with the error of each channel that the server does not let the client follow.
+   */
+  constructor(url, ticket, { websocket, inbox, refused, lifetimeMs }) {
     this.#inbox = inbox;
+    this.#lifetimeMs = lifetimeMs;
     this.#refused = refused;
     this.sdk = new Centrifuge(url, {
       token: ticket,
@@ -79,11 +87,12 @@ export class Connection {
     this.sdk.on("error", ({ error }) => this.over(error.message, error.code));
     // With code 0 these two are of our own doing.
     this.sdk.on("connecting", ({ code, reason }) => code && this.over(reason, code));
-    this.sdk.on("disconnected", ({ code, reason }) => code && this.over(reason, code, true));
+    this.sdk.on("disconnected", ({ code, reason }) => {
+      clearInterval(this.#lifetime);
+      if (code) this.over(reason, code, true);
+    });
     this.sdk.on("message", ({ data }) => {
-      if (typeof data?.move !== "object") return;
-      this.move = data.move;
-      this.#changed();
+      if (typeof data?.move === "object") this.#go(data.move);
     });
     this.sdk.on("connected", () => this.follow(inbox));
   }
@@ -95,7 +104,14 @@ export class Connection {
     while (!this.openedAt && !this.error) await this.news();
     clearTimeout(this.#deadline);
     if (this.error) throw this.error;
+    const lifetimeMs = Math.min(this.#lifetimeMs, TIMER_MS_MAX);
+    if (lifetimeMs) this.#lifetime = setInterval(() => this.#go(this.move ?? {}), lifetimeMs);
     return this;
+  }
+
+  #go(move) {
+    this.move = move;
+    this.#changed();
   }
 
   /** Resolves when `error`, `move` or `openedAt` changes. One waits at a time. */

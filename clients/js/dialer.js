@@ -4,6 +4,9 @@ import { Connection, DEADLINE_MS, RoadsteadError } from "./connection.js";
 const TOKEN_EXPIRED = 109;
 const UNAUTHORIZED_STATUS = 401;
 const STABLE_MS = 10_000;
+/** How long a probe may take, to be worth a thought. */
+const PROBE_MS = 2_000;
+const PROBES_MAX = 8;
 
 /** Opens connections, of which each follows the inbox, until it is closed. */
 export class Dialer {
@@ -12,6 +15,9 @@ export class Dialer {
   #options;
   #backoff = { base_ms: 200, ceiling_ms: 20_000 };
   #tries = 0;
+  #lifetimeMs = 0;
+  /** Regions that were measured and not told yet: `region:ms`. */
+  #distances = [];
   #timer = null;
   #opening = null;
   #isClosed = false;
@@ -23,14 +29,20 @@ export class Dialer {
     this.#options = options;
   }
 
-  /** One round: ask the scheduler, try its candidates in their order. A ticket that is used up is replaced, once. */
+  /**
+   * One round: ask the scheduler, wait for our turn, try its candidates in their order. A ticket that is used up is
+   * replaced, once.
+   */
   async dial() {
     let last = null;
     for (let answers = 0; answers === 0 || (answers === 1 && last?.code === TOKEN_EXPIRED); answers += 1) {
-      const { candidates, ticket } = await this.#ask();
+      const { candidates, ticket, probe = [], not_before_ms: waitMs = 0 } = await this.#ask();
+      if (waitMs) await this.#pause(waitMs);
       for (const { urls } of candidates) {
         try {
-          return await this.#open(urls.websocket, ticket);
+          const connection = await this.#open(urls.websocket, ticket);
+          this.#measure(probe);
+          return connection;
         } catch (error) {
           if (error.isFinal) throw error;
           last = error;
@@ -73,7 +85,7 @@ export class Dialer {
 
   async #open(url, ticket) {
     this.#requireOpen();
-    this.#opening = new Connection(url, ticket, this.#options);
+    this.#opening = new Connection(url, ticket, { ...this.#options, lifetimeMs: this.#lifetimeMs });
     return this.#opening.open();
   }
 
@@ -81,21 +93,35 @@ export class Dialer {
     this.#requireOpen();
     let response;
     let answer;
+    const rtt = this.#distances.length ? `&${new URLSearchParams({ rtt: this.#distances.join() })}` : "";
     try {
       const headers = { Authorization: `Bearer ${this.#credential()}` };
-      response = await fetch(this.#url, { headers, signal: AbortSignal.timeout(DEADLINE_MS) });
+      response = await fetch(this.#url + rtt, { headers, signal: AbortSignal.timeout(DEADLINE_MS) });
       answer = await response.json();
     } catch (error) {
       throw new RoadsteadError(`the scheduler cannot be reached: ${error.message}`);
     }
     if (response.ok) {
       this.#backoff = answer.backoff;
+      this.#lifetimeMs = answer.lifetime_ms ?? 0;
+      this.#distances = [];
       return answer;
     }
     const { code = 0, message = response.statusText, retry, detail } = answer.error ?? {};
     const isFinal = retry === "never" || response.status === UNAUTHORIZED_STATUS;
     const retryAfterMs = detail?.retry_after_ms ?? 1_000 * (Number(response.headers.get("Retry-After")) || 0);
     throw new RoadsteadError(message, { code, isFinal, retryAfterMs });
+  }
+
+  /** Time what the scheduler asks for, to tell it with the next question. What fails is left out. */
+  #measure(probes) {
+    for (const { region, url } of probes.slice(0, PROBES_MAX)) {
+      const began = performance.now();
+      fetch(url, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(PROBE_MS) })
+        .then((response) => response.arrayBuffer())
+        .then(() => this.#distances.push(`${region}:${Math.round(performance.now() - began)}`))
+        .catch(() => {});
+    }
   }
 
   #requireOpen() {

@@ -43,13 +43,15 @@ export class Client {
    *   channel that the server refused or ended (`error.channel`), the rest goes on then
    * @param {string} [options.device] - name of this device; the user's other devices have other names
    * @param {string} [options.platform] - kind of this device
+   * @param {string} [options.app] - version of the application, such as `5.1.0`, by which a rollout may choose
    * @param {Object<string, {epoch: string, offset: number}>} [options.positions] - where to go on reading, by channel
    * @param {any} [options.websocket] - the WebSocket class, where there is no global one
    */
   constructor(scheduler, options) {
     const { user, credential, onMessage, onEnd = () => {}, device = "js", platform = "js", positions = {} } = options;
+    const app = options.app ? { app: options.app } : {};
     this.credential = credential;
-    this.#url = `${scheduler}/v1/access?${new URLSearchParams({ user, device, platform })}`;
+    this.#url = `${scheduler}/v1/access?${new URLSearchParams({ user, device, platform, ...app })}`;
     this.#websocket = options.websocket ?? null;
     this.#onEnd = onEnd;
     this.#positions = positions;

@@ -42,6 +42,7 @@ class Client:
         on_end: Callable[[RoadsteadError], None] = lambda _error: None,
         device: str = "python",
         platform: str = "python",
+        app: str = "",
         position: Position | None = None,
     ) -> None:
         """Nothing is sent before `connect`.
@@ -57,6 +58,7 @@ class Client:
                 refused or ended by the server, too (`detail["channel"]`); the rest goes on then.
             device: name of this device; the user's other devices have other names.
             platform: kind of this device, see `status.device_policy`.
+            app: version of the application, such as `5.1.0`, by which a rollout may choose.
             position: where to go on reading the timeline, None from the beginning.
         """
         self.user = user
@@ -64,7 +66,7 @@ class Client:
         self._on_end = on_end
         self._inbox = Channel(f"inbox:{user}", on_message, position or Position(), self._refused)
         self._channels = {self._inbox.name: self._inbox}
-        params = {"user": user, "device": device, "platform": platform}
+        params = {"user": user, "device": device, "platform": platform} | ({"app": app} if app else {})
         self._dialer = Dialer(scheduler, params, self._inbox, credential=lambda: self.credential)
         self._connection: Connection | None = None
         self._end: RoadsteadError | None = None
@@ -149,14 +151,16 @@ class Client:
 
     async def _keep(self, connection: Connection) -> None:
         """Replace the connection whenever that is due, until there can be no other."""
-        try:
-            while True:
-                connection = await self._successor(connection)
-                await self._use(connection)
-        except RoadsteadError as error:
-            self._end = error
-            self._is_settled.set()
-            self._on_end(error)
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                while True:
+                    tasks.create_task(self._dialer.measure())
+                    connection = await self._successor(connection)
+                    await self._use(connection)
+            except RoadsteadError as error:
+                self._end = error
+                self._is_settled.set()
+                self._on_end(error)
 
     async def _use(self, connection: Connection) -> None:
         old, self._connection = self._connection, connection
@@ -176,8 +180,7 @@ class Client:
         while connection.end is None:
             move, connection.move = connection.move, None
             if move is None:
-                await connection.news.wait()
-                connection.news.clear()
+                await connection.changed()
             elif (successor := await self._dialer.follow(move)) is not None:
                 return successor
         self._is_settled.clear()

@@ -33,8 +33,11 @@ class _Message(msgspec.Struct, frozen=True):
 class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
     """An SDK object for one connection to one node. `news` is set whenever `is_open`, `move` or `end` is."""
 
-    def __init__(self, address: str, ticket: str, inbox: Channel) -> None:
-        """`address` is a node's WebSocket endpoint. Nothing is sent before `open`."""
+    def __init__(self, address: str, ticket: str, inbox: Channel, *, lifetime_s: float = 0.0) -> None:
+        """`address` is a node's WebSocket endpoint. Nothing is sent before `open`.
+
+        After `lifetime_s` it is to be replaced, as if the server had asked for that; 0: never.
+        """
         super().__init__(
             address,
             self,
@@ -52,6 +55,7 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
         """Why it is over: PermissionDenied if for good, TokenExpired if the ticket was, else PeerUnavailable."""
         self.inbox = inbox
         self._opened_at = 0.0
+        self._lifetime_s = lifetime_s
 
     async def open(self) -> None:
         """Connect and follow the inbox. Raises `end` if that fails."""
@@ -73,6 +77,17 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
         if self.end is not None:
             raise self.end
         self._opened_at = self._loop.time()
+
+    async def changed(self) -> None:
+        """Wait for news. The end of its lifetime is some, and again after twice that, if there was no replacement."""
+        until = self._opened_at + self._lifetime_s if self._lifetime_s else None
+        try:
+            async with asyncio.timeout_at(until):
+                await self.news.wait()
+        except TimeoutError:
+            self.move = self.move or Move()
+            self._lifetime_s *= 2
+        self.news.clear()
 
     def age_s(self) -> float:
         """Return for how long it has been open, in seconds."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
+
+import aiohttp
 
 from base.core.backoff import Backoff
 from base.errors import AuthError, PeerUnavailable, Retry, RoadsteadError, TokenExpired
@@ -16,6 +19,9 @@ from roadstead.client.connection import Connection, Move
 __all__ = ["Dialer"]
 
 STABLE_S = 10.0
+PROBE_S = 2.0
+"""How long a probe may take, to be worth a thought."""
+PROBES_MAX = 8
 
 
 class Dialer:
@@ -31,9 +37,15 @@ class Dialer:
         self._inbox = inbox
         self._pace: dict[str, int] = {}
         self._backoff = Backoff(entropy())
+        self._lifetime_s = 0.0
+        self._probes: list[dict[str, str]] = []
+        self._distances: dict[str, int] = {}
+        """Regions that were measured and not told yet, in ms."""
 
     async def dial(self) -> Connection:
-        """One round: ask the scheduler, try its candidates in their order. A ticket that is used up is replaced, once.
+        """One round: ask the scheduler, wait for our turn, try its candidates in their order.
+
+        A ticket that is used up is replaced, once.
 
         Raises:
             RoadsteadError: the scheduler's refusal, PeerUnavailable when no candidate let us in, PermissionDenied when
@@ -41,10 +53,8 @@ class Dialer:
         """
         last: RoadsteadError | None = None
         for _ in range(2):
-            answer = await call_api("GET", self._url, credential=self._credential(), params=self._params)
-            if answer["backoff"] != self._pace:
-                self._pace = answer["backoff"]
-                self._backoff = Backoff(entropy(), **self._pace)
+            answer = await self._ask()
+            await asyncio.sleep(answer.get("not_before_ms", 0) / 1000)
             for candidate in answer["candidates"]:
                 try:
                     return await self._open(candidate["urls"]["websocket"], answer["ticket"])
@@ -83,7 +93,37 @@ class Dialer:
             return await self.dial()
         return None
 
+    async def measure(self) -> None:
+        """Time the probes that the last answer asked for, to tell it with the next question. Those that fail do not."""
+        probes, self._probes = self._probes[:PROBES_MAX], []
+        if probes:
+            timeout = aiohttp.ClientTimeout(total=PROBE_S)
+            async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as tasks:
+                for probe in probes:
+                    tasks.create_task(self._measure(http, probe["region"], probe["url"]))
+
+    async def _measure(self, http: aiohttp.ClientSession, region: str, url: str) -> None:
+        now = asyncio.get_running_loop().time
+        began = now()
+        with suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            async with http.get(url, raise_for_status=True) as response:
+                await response.read()
+            self._distances[region] = round((now() - began) * 1000)
+
+    async def _ask(self) -> dict[str, Any]:
+        params = dict(self._params)
+        if self._distances:
+            params["rtt"] = ",".join(f"{region}:{ms}" for region, ms in self._distances.items())
+        answer: dict[str, Any] = await call_api("GET", self._url, credential=self._credential(), params=params)
+        self._distances = {}
+        self._probes = answer.get("probe", [])
+        self._lifetime_s = answer.get("lifetime_ms", 0) / 1000
+        if answer["backoff"] != self._pace:
+            self._pace = answer["backoff"]
+            self._backoff = Backoff(entropy(), **self._pace)
+        return answer
+
     async def _open(self, address: str, ticket: str) -> Connection:
-        connection = Connection(address, ticket, self._inbox)
+        connection = Connection(address, ticket, self._inbox, lifetime_s=self._lifetime_s)
         await connection.open()
         return connection

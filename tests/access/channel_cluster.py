@@ -33,7 +33,7 @@ from access.core.protocol import (
 from access.fanout import Fanout
 from access.identity import SubscriptionClaims
 from access.peers import COLLECT, DROP, HAPPENED, MOVED, NUDGE, REPLICATE
-from base.clock import Instant, Timestamp
+from base.clock import Instant, SystemClock, Timestamp
 from base.errors import DeadlineExceeded, PeerUnavailable, RoadsteadError, TokenExpired, Unauthenticated, from_wire
 from base.metrics import Metrics
 from base.peer import Method
@@ -305,7 +305,7 @@ class SimNode:
         self.life = life
         self.peers = SimPeers(net, name, life)
         self.metrics = Metrics(name)
-        self.fanout = Fanout(**fanout)
+        self.fanout = Fanout(SystemClock(), **fanout)
         self.time = SimTime(asyncio.get_running_loop())
         self.channels = Channels(
             self.peers,

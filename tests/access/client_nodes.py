@@ -187,9 +187,10 @@ class ClientsNode:
         self.im = FakeIm()
         self.reports = FakeReports()
         self.channels = FakeChannels()
-        metrics = AccessMetrics(Metrics("access-1"), node="access-1", connections=lambda: 0)
+        self.registry = Metrics("access-1")
+        metrics = self.metrics = AccessMetrics(self.registry, node="access-1", connections=lambda: 0)
         config = AccessConfig(**{"token_key": TOKEN_KEY, **settings})
-        site = Site(
+        site = self.site = Site(
             name=NodeId("access-1"),
             incarnation=Incarnation(1),
             host="127.0.0.1",
@@ -206,15 +207,17 @@ class ClientsNode:
         self.inboxes = Inboxes(config, im, metrics, node=site.name)
         brokers = Brokers(
             inboxes=self.inboxes,
-            conversations=Conversations(config, im, metrics, Fanout(), node=site.name),
+            conversations=Conversations(config, im, metrics, Fanout(self.clock), node=site.name),
             presences=Presences(config, self.clock, metrics, statuses=cast("StatusLookups", None), watches=None),
             channels=cast("Channels", self.channels),
         )
+        self.admission = Admission(config, self.clock, metrics)
+        self.way_in = WayIn(config, site, identities=identities, brokers=brokers, reports=reports, metrics=metrics)
         self.clients = Clients(
             config,
             site,
-            admission=Admission(config, self.clock, metrics),
-            way_in=WayIn(config, site, identities=identities, brokers=brokers, reports=reports, metrics=metrics),
+            admission=self.admission,
+            way_in=self.way_in,
             commands=Commands(
                 config, site, brokers=brokers, identities=identities, im=im, reports=reports, metrics=metrics
             ),

@@ -22,6 +22,7 @@ from access.core.protocol import (
 )
 from access.fanout import Fanout
 from access.metrics import AccessMetrics
+from base.clock import SystemClock
 from base.errors import PermissionDenied, RoadsteadError
 from base.metrics import Metrics
 from im.api import ConversationReply
@@ -248,7 +249,7 @@ async def settle() -> None:
 async def running(
     config: AccessConfig | None = None, fanout: Fanout | None = None, *, runs_fanout: bool = True
 ) -> AsyncIterator[Node]:
-    node = Node(config or AccessConfig(audit_interval_ms=1), Fanout() if fanout is None else fanout)
+    node = Node(config or AccessConfig(audit_interval_ms=1), Fanout(SystemClock()) if fanout is None else fanout)
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(node.broker.run())]
         if runs_fanout:

@@ -20,6 +20,7 @@ from access.core.protocol import (
     SubscribeResult,
 )
 from access.fanout import Fanout
+from base.clock import SystemClock
 from base.errors import BadRequest, LimitExceeded, NotReady, PeerUnavailable, PermissionDenied
 from tests.access.conversation_nodes import (
     CHANNEL,
@@ -527,7 +528,7 @@ async def test_a_stranger_does_not_read_for_the_others() -> None:
 
 async def test_more_pushes_than_may_wait_make_everybody_start_over() -> None:
     """Nobody is left with a hole that does not show; who comes back goes on."""
-    async with running(fanout=Fanout(chunk=1, waiting_max=2), runs_fanout=False) as node:
+    async with running(fanout=Fanout(SystemClock(), chunk=1, waiting_max=2), runs_fanout=False) as node:
         ann, ben = node.join("ann"), node.join("ben")
         await ann.subscribe()
         await ben.subscribe()
@@ -541,7 +542,7 @@ async def test_more_pushes_than_may_wait_make_everybody_start_over() -> None:
 
 async def test_pushes_that_wait_for_many_keep_their_order_while_people_come_and_go() -> None:
     """Who left gets nothing that still waits for the others, and who comes nothing that its reply has."""
-    async with running(fanout=Fanout(chunk=2, waiting_max=100)) as node:
+    async with running(fanout=Fanout(SystemClock(), chunk=2, waiting_max=100)) as node:
         people = [node.join(f"user-{number}") for number in range(150)]
         for who in people:
             await who.subscribe()

@@ -22,6 +22,7 @@ from access.core.session import Phase, Session, SessionPolicy
 from access.drain import Drain
 from access.metrics import AccessMetrics
 from access.ports import Connection
+from access.redirect import Redirects
 from base.clock import SystemClock, Timestamp
 from base.core.registry import ServiceInstance
 from base.errors import NotFound
@@ -30,7 +31,7 @@ from base.ids import Incarnation, NodeId
 from base.metrics import Metrics
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
-from scheduler.client import TicketVerifier
+from scheduler.client import TicketSigner, TicketVerifier
 from status.api import Opened
 
 KEY = "a-secret-of-at-least-thirty-two-bytes"
@@ -110,12 +111,13 @@ class Node:
             credentials=Credentials({}),
             config=NodeConfig(),
         )
+        self.redirects = Redirects(site, signer=TicketSigner("k1", KEY), app_of=lambda _: "")
         self.drain = Drain(
             config,
             site,
             clients=cast("Clients", self.here),
             admission=self.admission,
-            ticket_key=("k1", KEY),
+            redirects=self.redirects,
             announce=self._announce,
             metrics=metrics,
         )
@@ -139,12 +141,12 @@ class Node:
             id=name, service=SERVICE, url=f"http://{name}:1", incarnation=1, meta=meta, note=note
         )
         self.others[name] = instance
-        self.drain.saw(self.others.values())
+        self.redirects.saw(self.others.values())
 
     def lose(self, name: str) -> None:
         """Another node is gone."""
         del self.others[name]
-        self.drain.saw(self.others.values())
+        self.redirects.saw(self.others.values())
 
 
 async def until(look: Callable[[], bool]) -> None:
@@ -211,7 +213,7 @@ async def test_nobody_is_sent_to_a_node_that_takes_nobody_any_more(node: Node, h
     """What happens to the target during the drain counts; the other target gets them."""
     node.other("access-2", capacity=1_000)
     node.other("access-3", capacity=100)
-    await until(lambda: len(node.drain._free_slots()) == 2)
+    await until(lambda: len(node.redirects.rooms()) == 2)
     wires = [node.here.add(f"user-{number}") for number in range(8)]
     await node.drain.start(over_ms=2_000)
     await until(lambda: any(wire.moves for wire in wires))
@@ -223,7 +225,7 @@ async def test_nobody_is_sent_to_a_node_that_takes_nobody_any_more(node: Node, h
             node.other("access-2", capacity=1_000, is_draining=True)
         case _:
             node.other("access-2", capacity=1_000, connections=1_000)
-    await until(lambda: [name for name, free in node.drain._free_slots() if free > 0] == ["access-3"])
+    await until(lambda: [name for name, free in node.redirects.rooms() if free > 0] == ["access-3"])
     told = sum(len(wire.moves) for wire in wires)
     assert told < len(wires)
     await until(lambda: all(wire.moves for wire in wires))
@@ -294,7 +296,7 @@ async def test_what_other_nodes_say_in_a_way_of_their_own_ends_nothing(node: Nod
     ):
         url = f"http://{name}:1"
         node.others[name] = ServiceInstance(id=name, service=SERVICE, url=url, incarnation=1, meta=meta, note=note)
-    node.drain.saw(node.others.values())
+    node.redirects.saw(node.others.values())
     assert not node.drain.has_targets()
     node.other("access-2")
     assert node.drain.has_targets()

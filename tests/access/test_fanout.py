@@ -11,6 +11,7 @@ import pytest
 from access.core.outgoing import Form, Outgoing
 from access.core.protocol import Message, Publication
 from access.fanout import CHUNK, HOLES_MIN, Fanout, Roll, write
+from base.clock import SimClock, SystemClock
 
 JSON, PROTOBUF = Form.STREAM_JSON, Form.STREAM_PROTOBUF
 
@@ -53,7 +54,7 @@ async def until_written(fanout: Fanout) -> None:
 
 def test_a_push_to_few_is_written_at_once():
     """Without the loop."""
-    log, fanout = Log(), Fanout()
+    log, fanout = Log(), Fanout(SystemClock())
     assert fanout.send("c", receivers(log, CHUNK), push(1))
     assert log.writes == [(number, frame(1)) for number in range(CHUNK)]
     assert len(fanout) == 0
@@ -70,7 +71,7 @@ def test_each_connection_gets_its_form_encoded_once():
 
 async def test_a_push_to_a_hundred_thousand_lets_the_loop_go_on_after_each_chunk():
     """Whatever else is due runs in between: as often as there are chunks."""
-    log, fanout = Log(), Fanout()
+    log, fanout = Log(), Fanout(SystemClock())
     written: list[int] = []
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(fanout.run())
@@ -87,7 +88,7 @@ async def test_a_push_to_a_hundred_thousand_lets_the_loop_go_on_after_each_chunk
 
 async def test_pushes_of_a_key_keep_their_order_and_other_keys_go_on():
     """A short one waits behind the long one of its key, and only there."""
-    log, other, fanout = Log(), Log(), Fanout(chunk=10)
+    log, other, fanout = Log(), Log(), Fanout(SystemClock(), chunk=10)
     many, few = receivers(log, 35), receivers(other, 25)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(fanout.run())
@@ -108,7 +109,7 @@ async def test_pushes_of_a_key_keep_their_order_and_other_keys_go_on():
 
 async def test_what_may_wait_for_a_key_is_bounded_and_can_be_dropped():
     """The owner of the key decides what to do then."""
-    log, fanout = Log(), Fanout(chunk=1, waiting_max=2)
+    log, fanout = Log(), Fanout(SystemClock(), chunk=1, waiting_max=2)
     two = receivers(log, 2)
     assert fanout.send("c", two, push(1))
     assert fanout.send("c", two, push(2))
@@ -127,7 +128,7 @@ async def test_what_may_wait_for_a_key_is_bounded_and_can_be_dropped():
 
 async def test_a_key_may_be_dropped_while_it_is_written():
     """Also by what a write brings about."""
-    log, fanout = Log(), Fanout(chunk=1)
+    log, fanout = Log(), Fanout(SystemClock(), chunk=1)
 
     class Dropper(Receiver):
         def write(self, frame: bytes, replaces: int | None = None) -> None:
@@ -150,7 +151,7 @@ async def test_a_key_may_be_dropped_while_it_is_written():
 
 async def test_a_push_under_way_goes_to_who_was_there_when_it_was_sent_and_still_is():
     """Neither to who left, nor to who came."""
-    log, fanout, roll = Log(), Fanout(chunk=2), Roll()
+    log, fanout, roll = Log(), Fanout(SystemClock(), chunk=2), Roll()
     some = receivers(log, 6)
     for one in some[:5]:
         roll.add(one)
@@ -201,3 +202,20 @@ def test_a_roll_is_a_list_without_those_who_left(seed: int):
     assert [number for number, _ in log.writes] == [one.number for one in twin]
     with pytest.raises(AssertionError):
         roll.add(twin[0])
+
+
+async def test_a_push_that_waits_is_timed_to_its_last_write():
+    """One that is written at once is not: whoever sends it knows how long that took."""
+    clock, times = SimClock(), list[float]()
+    log, fanout = Log(), Fanout(clock, chunk=2, pushed=times.append)
+    fanout.send("c", receivers(log, 2), push(1))
+    fanout.send("c", receivers(log, 5), push(2))
+    fanout.send("c", receivers(log, 1), push(3))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(fanout.run())
+        while len(fanout):
+            clock.advance(10)
+            await asyncio.sleep(0)
+        running.cancel()
+    assert len(log.writes) == 8
+    assert [round(seconds, 3) for seconds in times] == [0.03, 0.04]

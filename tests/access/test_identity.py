@@ -9,6 +9,7 @@ from typing import Any
 import jwt
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from access.core.replay import ReplayCache
 from access.identity import Identities, Identity, SubscriptionClaims
@@ -59,6 +60,13 @@ def test_a_ticket_lets_in_whom_it_names(token_key: str) -> None:
     found = identities(token_key).admit(ticket(device="d", platform="ios", nodes=("access-1",)), NOW)
     assert found == Identity("ann", "d", "ios", ticket="t1")
     assert found.expires_at == 0
+
+
+def test_a_ticket_tells_who_issued_it_and_for_which_application(checked: Identities) -> None:
+    """Its issuer's tickets are counted; an application's token has none."""
+    found = checked.admit(ticket(sid="scheduler-1.3", seq=9, app="5.1.0"), NOW)
+    assert (found.ticket, found.issuer, found.app) == ("t1", "scheduler-1.3", "5.1.0")
+    assert checked.admit(token(), NOW).ticket is None
 
 
 def test_a_ticket_lets_in_once(checked: Identities) -> None:
@@ -251,3 +259,17 @@ def test_a_subscription_token_expires(checked: Identities) -> None:
     """As any other."""
     with pytest.raises(TokenExpired):
         checked.subscription(token(channel="news", exp=NOW_S - 60), "news", "ann", NOW)
+
+
+def test_tokens_may_be_signed_with_a_key_that_nobody_here_has() -> None:
+    """The operator's backend keeps the private one. With the public one, as a secret, nothing can be signed."""
+    public = "ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
+    private = Ed25519PrivateKey.from_private_bytes(
+        base64.urlsafe_b64decode("nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A=")
+    )
+    checked = identities(token_key=public)
+    signed = jwt.encode({"sub": "ann", "exp": IN_A_MINUTE, "channel": "news"}, private, algorithm="EdDSA")
+    assert checked.subscription(signed, "news", "ann", NOW) == SubscriptionClaims(b"", IN_A_MINUTE)
+    assert checked.admit(jwt.encode({"sub": "ann"}, private, algorithm="EdDSA"), NOW).user == "ann"
+    with pytest.raises(Unauthenticated):
+        checked.admit(token(key=public), NOW)

@@ -59,7 +59,7 @@ class AccessNode:
         )
         self.node = Node(site, "access", statistics=dict, note=self.note)
         self.mesh = Mesh(site, self.node.peers)
-        self.fanout = Fanout()
+        self.fanout = Fanout(SystemClock())
         self.channels = Channels(
             self.mesh,
             site.clock,

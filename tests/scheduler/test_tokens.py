@@ -14,15 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from base.clock import Timestamp
-from base.errors import BadRequest, PermissionDenied, RoadsteadError, TokenExpired, Unauthenticated
+from base.errors import BadRequest, ConfigError, PermissionDenied, RoadsteadError, TokenExpired, Unauthenticated
 from base.ids import NodeId
 from scheduler.api import TICKET_AUDIENCE, Ticket
-from scheduler.client import LEEWAY_S, TicketVerifier
-from scheduler.tokens import mint_ticket, mint_user_token, user_of
+from scheduler.client import LEEWAY_S, TicketVerifier, signer_of
+from scheduler.tokens import TicketSigner, mint_ticket, mint_user_token, user_of
 
 KEY = "the-key-of-tests-long-enough-for-hs256"
 OTHER_KEY = "another-key-that-is-long-enough-as-well"
 KID = "k1"
+ED25519_PRIVATE = "ed25519-private:nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"
+ED25519_PUBLIC = "ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
+"""The pair of RFC 8037, appendix A."""
 NOW_S = 1_800_000_000
 NOW = Timestamp(NOW_S * 1000)
 LATER = Timestamp(NOW + 60_000)
@@ -96,6 +99,50 @@ def test_a_ticket_from_a_clock_ahead_of_ours_is_good(verifier: TicketVerifier):
     assert verifier.verify(mint_ticket(minted, kid=KID, key=KEY), Timestamp((far_ahead - 5) * 1000)) == minted
 
 
+def test_a_ticket_says_no_more_than_it_has_to(verifier: TicketVerifier):
+    """It comes with every connect; but what any verifier asks for is there, whatever it is by default."""
+    token = mint_ticket(Ticket(sub="alice", jti="s-1", exp=NOW_S + 60), kid=KID, key=KEY)
+    claims = jwt.decode(token, KEY, algorithms=["HS256"], audience=TICKET_AUDIENCE, options={"verify_exp": False})
+    assert claims == {"sub": "alice", "jti": "s-1", "exp": NOW_S + 60, "aud": TICKET_AUDIENCE}
+    assert verifier.verify(token, NOW).iat == 0
+
+
+def test_a_ticket_that_is_valid_from_now_on_is_good(verifier: TicketVerifier):
+    """Give or take what clocks differ by."""
+    assert verifier.verify(signed(nbf=NOW_S + LEEWAY_S), NOW).sub == "alice"
+
+
+def test_schedulers_may_sign_with_a_key_that_access_nodes_do_not_have(verifier: TicketVerifier):
+    """Beside one that they share. What they sign themselves for each other, they sign with that one."""
+    keys = {KID: KEY, "ed": ED25519_PUBLIC}
+    mixed = TicketVerifier(keys, node=NodeId("access-1"))
+    minted = ticket(sid="scheduler-1.1", seq=7, arm="canary", app="5.1.0")
+    for kid, key in ((KID, KEY), ("ed", ED25519_PRIVATE)):
+        token = TicketSigner(kid, key).sign(minted)
+        assert mixed.is_ticket(token)
+        assert mixed.verify(token, NOW) == minted
+    with pytest.raises(Unauthenticated):
+        verifier.verify(TicketSigner("ed", ED25519_PRIVATE).sign(minted), NOW)
+    with pytest.raises(Unauthenticated):  # who has the public key only
+        mixed.verify(signed(ED25519_PUBLIC, kid="ed"), NOW)
+    signer = signer_of(keys)
+    assert signer is not None
+    assert signer.kid == KID
+    assert signer_of({"ed": ED25519_PUBLIC}) is None
+    latest = signer_of({"k0": OTHER_KEY, **keys, "k9": ED25519_PRIVATE})
+    assert latest is not None
+    assert latest.kid == "k9"
+    with pytest.raises(ConfigError):
+        TicketSigner("ed", ED25519_PUBLIC)
+
+
+@pytest.mark.parametrize("sid", ["s" * 33, "é"])
+def test_an_issuer_that_no_node_would_take_signs_nothing(sid: str):
+    """It is seen where the name is made, and not at the first client."""
+    with pytest.raises(AssertionError):
+        TicketSigner(KID, KEY).sign(ticket(sid=sid))
+
+
 def test_a_verifier_needs_a_key():
     """Without one it could let nobody in."""
     with pytest.raises(AssertionError):
@@ -137,7 +184,11 @@ def test_a_verifier_needs_a_key():
         pytest.param(signed(sub="a\nb"), id="sub with a control character"),
         pytest.param(signed(jti=None), id="no jti"),
         pytest.param(signed(jti=7), id="jti is no text"),
-        pytest.param(signed(iat=None), id="no iat"),
+        pytest.param(signed(iat="now"), id="iat is no number"),
+        pytest.param(signed(nbf=NOW_S + LEEWAY_S + 1), id="not valid yet"),
+        pytest.param(signed(sid="s" * 33), id="an issuer that is too long to be counted"),
+        pytest.param(signed(sid="é"), id="an issuer that is not ASCII"),
+        pytest.param(signed(seq="1"), id="seq is no number"),
         pytest.param(signed(exp=None), id="no exp"),
         pytest.param(signed(exp="soon"), id="exp is no number"),
         pytest.param(signed(exp=math.inf), id="exp is not finite"),
@@ -205,6 +256,7 @@ def test_a_user_token_from_a_clock_ahead_of_ours_is_good():
         pytest.param(tampered(user_token(), sub="bob"), id="another user"),
         pytest.param(unsigned({"alg": "none"}), id="alg none"),
         pytest.param(signed(), id="a ticket under the same key"),
+        pytest.param(user_token(nbf=NOW_S + 1), id="not valid yet"),
         pytest.param(user_token(exp=None), id="no exp"),
         pytest.param(user_token(exp="soon"), id="exp is no number"),
         pytest.param(user_token(exp=[1]), id="exp is a list"),

@@ -132,7 +132,7 @@ class FakeNode:
         self.is_silent = False
         self.closes_connects: int | None = None
         self.before_subscribe: Callable[[], Awaitable[None]] | None = None
-        self._listener = _Listener(PATH, self.serve)
+        self._listener = _Listener({PATH: self.serve})
 
     async def start(self) -> None:
         self.url = f"ws://127.0.0.1:{await self._listener.start()}{PATH}"
@@ -197,6 +197,9 @@ class World:
         self.candidates: list[str] = []
         self.refusals: list[dict[str, Any]] = []
         self.backoff = {"base_ms": 1, "ceiling_ms": 8}
+        self.more: dict[str, Any] = {}
+        """What else stands in an answer."""
+        self.probed: list[str] = []
         self.used: set[str] = set()
         self.connects: list[str] = []
         self.asked: list[tuple[str, str, str, int]] = []
@@ -223,7 +226,15 @@ class World:
             return web.json_response({"error": self.refusals.pop(0)}, status=503)
         candidates = [{"id": name, "region": "", "urls": {"websocket": self.url(name)}} for name in self.candidates]
         answer = {"candidates": candidates, "ticket": self.ticket(), "ttl_ms": 60_000, "backoff": self.backoff}
-        return web.json_response(answer)
+        return web.json_response(answer | self.more)
+
+    async def probe(self, request: web.Request) -> web.Response:
+        """Answer a probe of a region; "gone" has no such place, "slow" never answers."""
+        region = request.match_info["region"]
+        self.probed.append(region)
+        if region == "slow":
+            await asyncio.Event().wait()
+        return web.Response(status=404 if region == "gone" else 200)
 
     def url(self, name: str) -> str:
         """Where a node is, or where none listens."""
@@ -231,11 +242,12 @@ class World:
 
 
 class _Listener:
-    """An HTTP server of one path, on a free port."""
+    """An HTTP server on a free port: handlers by path."""
 
-    def __init__(self, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
+    def __init__(self, handlers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]]) -> None:
         app = web.Application()
-        app.router.add_get(path, handler)
+        for path, handler in handlers.items():
+            app.router.add_get(path, handler)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
 
     async def start(self) -> int:
@@ -251,7 +263,7 @@ class _Listener:
 async def fake_world(*names: str) -> AsyncIterator[World]:
     """Run a scheduler and these nodes, which are its candidates in this order, until the block ends."""
     world = World()
-    scheduler = _Listener("/v1/access", world.access)
+    scheduler = _Listener({"/v1/access": world.access, "/probe/{region}": world.probe})
     world.scheduler = f"http://127.0.0.1:{await scheduler.start()}"
     try:
         for name in names:

@@ -447,3 +447,68 @@ test("a call waits for the next connection", async () => {
   await becomes(() => world.questions.length === 2);
   assert.equal(await client.call("echo", 7), 7);
 });
+
+test("the version of the application is told", async () => {
+  client = make({ app: "5.1.0" });
+  await client.connect();
+  assert.deepEqual(world.questions[0].params, { user: USER, device: "js", platform: "js", app: "5.1.0" });
+});
+
+test("nobody connects before its turn, and the old connection serves meanwhile", async () => {
+  world.more = { not_before_ms: 200 };
+  await client.connect();
+  assert.ok(performance.now() - world.questions[0].at >= 199);
+  world.candidates = ["two"];
+  world.nodes.one.moveAll("", "");
+  await becomes(() => world.questions.length === 2);
+  world.publish("a");
+  await has("a");
+  assert.deepEqual(world.connects, ["one"]);
+  await isOn("two");
+});
+
+test("a client that is closed while it waits for its turn never connects", async () => {
+  world.more = { not_before_ms: 50 };
+  const connecting = client.connect();
+  await becomes(() => world.questions.length === 1);
+  client.close();
+  await Promise.race([connecting, new Promise((resolve) => setTimeout(resolve, 150))]);
+  assert.deepEqual(world.connects, []);
+});
+
+test("after its lifetime a connection is replaced without a gap, and tried again if there is no other", async () => {
+  world.more = { lifetime_ms: 50 };
+  await client.connect();
+  world.refusals = [{ status: 503, error: { code: 104, message: "starting" } }];
+  world.candidates = ["two"];
+  await becomes(() => world.questions.length === 2);
+  world.more = {};
+  const { one, two } = world.nodes;
+  await becomes(() => {
+    assert.ok(one.sessions.size || two.sessions.size);
+    world.publish(world.timeline.length);
+    return !one.sessions.size;
+  });
+  await isOn("two");
+  await has(...world.timeline);
+  await new Promise((resolve) => setTimeout(resolve, 120)); // this answer named no lifetime: it stays
+  assert.deepEqual(world.connects, ["one", "two"]);
+  assert.deepEqual(ends, []);
+});
+
+test("what was measured is told with the next question, once", async () => {
+  const urls = { sh: `${world.scheduler}/probe/sh`, nowhere: "http://127.0.0.1:1/", nonsense: "http://" };
+  world.more = { probe: Object.entries(urls).map(([region, url]) => ({ region, url })) };
+  await client.connect();
+  assert.equal(world.questions[0].params.rtt, undefined);
+  await becomes(() => world.probed.length);
+  await new Promise((resolve) => setTimeout(resolve, 50)); // the answer is on its way
+  world.more = {};
+  await breaks();
+  await isOn("one");
+  await breaks();
+  await isOn("one");
+  const [, first, ...others] = world.questions.map(({ params }) => params.rtt);
+  assert.match(first, /^sh:[0-9]+$/);
+  assert.deepEqual(new Set(others), new Set([undefined]));
+});

@@ -135,6 +135,9 @@ export class World {
   candidates = [];
   refusals = [];
   backoff = { base_ms: 1, ceiling_ms: 8 };
+  /** What else stands in an answer. */
+  more = {};
+  probed = [];
   unrecoverable = new Set();
   refused = new Set();
   used = new Set();
@@ -180,14 +183,22 @@ export class World {
   }
 
   #access(request, response) {
-    const { searchParams } = new URL(request.url, this.scheduler);
+    const { searchParams, pathname } = new URL(request.url, this.scheduler);
+    if (pathname.startsWith("/probe/")) return this.#probe(pathname.slice(7), response);
     const params = Object.fromEntries(searchParams);
     this.questions.push({ at: performance.now(), params, credential: request.headers.authorization });
     const refusal = this.refusals.shift();
     const candidates = this.candidates.map((id) => ({ id, urls: { websocket: this.url(id) } }));
     response.writeHead(refusal?.status ?? 200, { "Content-Type": "application/json", ...refusal?.headers });
     if (refusal) return response.end(refusal.text ?? JSON.stringify({ error: refusal.error }));
-    response.end(JSON.stringify({ candidates, ticket: this.ticket(), ttl_ms: 60_000, backoff: this.backoff }));
+    const answer = { candidates, ticket: this.ticket(), ttl_ms: 60_000, backoff: this.backoff, ...this.more };
+    response.end(JSON.stringify(answer));
+  }
+
+  /** Answer a probe of a region, but for one that is slow. */
+  #probe(region, response) {
+    this.probed.push(region);
+    if (region !== "slow") response.end();
   }
 
   async stop() {

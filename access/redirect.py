@@ -1,0 +1,113 @@
+"""Telling a client to go to another node: the one way for drains and for moves that were ordered.
+
+A client is pushed a message outside of all channels,
+
+    {"move": {"node": "access-2", "url": "ws://.../connection/websocket", "ticket": "...", "after_ms": 10000}}
+
+connects there first, with its positions, and leaves here then. Without a `url` it asks the scheduler where to go: no
+other node has room, or this one has no key to sign a ticket with (all are public keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from access.api import capacity_of, report_of, transport_urls
+from access.client import Client
+from access.core.outgoing import Outgoing
+from access.core.protocol import Message
+from access.core.session import Phase
+from base.ids import new_uuid
+from base.registry import ServiceInstance
+from base.site import Site
+from scheduler.api import Ticket
+from scheduler.client import TicketSigner
+
+__all__ = ["Redirects"]
+
+TICKET_SPARE_S = 30
+"""How much longer than the client may stay its ticket is good (seconds)."""
+
+
+class Redirects:
+    """The other nodes, as they last reported, and what clients are told of them."""
+
+    def __init__(self, site: Site, *, signer: TicketSigner | None, app_of: Callable[[Client], str]) -> None:
+        """Build it.
+
+        Args:
+            site: the node's place.
+            signer: signs tickets for other nodes; None if there is no key for that.
+            app_of: returns the version of a client's application.
+        """
+        self._name = site.name
+        self._clock = site.clock
+        self._signer = signer
+        self._app_of = app_of
+        self._others: dict[str, ServiceInstance] = {}
+        self._sent: dict[str, int] = {}
+        """Clients that were sent to a node since it reported."""
+        self._on_change: list[Callable[[], None]] = []
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call the listener when the other nodes have reported."""
+        self._on_change.append(listener)
+
+    def saw(self, instances: Iterable[ServiceInstance]) -> None:
+        """Take note of the access nodes as they last reported."""
+        before, self._others = self._others, {one.id: one for one in instances if one.id != self._name}
+        for node in tuple(self._sent):
+            if node not in self._others or node not in before or before[node].note != self._others[node].note:
+                del self._sent[node]
+        for listener in self._on_change:
+            listener()
+
+    def rooms(self) -> list[tuple[str, int]]:
+        """Return how many clients each of the other nodes still takes, but for those that take none whatever comes."""
+        found = []
+        for node, instance in self._others.items():
+            report = report_of(instance.note)
+            if not report.is_draining and "client_url" in instance.meta:
+                taken = report.connections + self._sent.get(node, 0)
+                found.append((node, max(0, capacity_of(instance.meta) - taken)))
+        return found
+
+    def tell(self, client: Client, target: str | None, after_ms: int, *, plan: str = "", arm: str = "") -> bool:
+        """Tell a client to go to the target, within a time; None: where the scheduler says.
+
+        Returns False, and tells nothing, if it is not let in yet: nothing may come before the reply to its connect.
+        `plan` and `arm` are for its ticket.
+        """
+        if client.session.phase is not Phase.OPEN:
+            return False
+        told: dict[str, object] = {"after_ms": after_ms}
+        instance = self._others.get(target) if target is not None else None
+        if instance is not None and self._signer is not None:
+            ticket = self._ticket(client, instance.id, after_ms, plan=plan, arm=arm)
+            told |= {
+                "node": instance.id,
+                "url": transport_urls(instance.meta["client_url"])["websocket"],
+                "ticket": self._signer.sign(ticket),
+            }
+            self._sent[instance.id] = self._sent.get(instance.id, 0) + 1
+        outgoing = Outgoing("", Message(msgspec.Raw(msgspec.json.encode({"move": told}))))
+        client.connection.write(outgoing.frame(client.connection.form))
+        return True
+
+    def _ticket(self, client: Client, target: str, after_ms: int, *, plan: str, arm: str) -> Ticket:
+        assert client.opened is not None
+        now_s = self._clock.realtime() // 1000
+        return Ticket(
+            sub=client.user,
+            jti=new_uuid(),
+            iat=now_s,
+            exp=now_s + after_ms // 1000 + TICKET_SPARE_S,
+            device=client.opened.device,
+            platform=client.opened.platform,
+            nodes=(target,),
+            sid=plan,
+            arm=arm,
+            app=self._app_of(client),
+        )
