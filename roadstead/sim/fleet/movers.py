@@ -29,6 +29,7 @@ class DirectedMover:
         self._request = request
         self._told: Counter[NodeId] = Counter()
         self._arrived: Counter[NodeId] = Counter()
+        self._by_second: Counter[int] = Counter()
         self._before = fleet.on_connect
         self.plan: MovePlan | None = None
         self.over_at: int | None = None
@@ -38,6 +39,11 @@ class DirectedMover:
     def moves(self) -> int:
         """How many clients were told to move."""
         return self._told.total()
+
+    @property
+    def peak_per_s(self) -> int:
+        """How many were told in the worst second."""
+        return max(self._by_second.values(), default=0)
 
     def begin(self, now: int) -> None:
         """Start the plan."""
@@ -73,6 +79,7 @@ class DirectedMover:
             for _ in range(count):
                 self._fleet.move(source, Choice((target,)), now, issuer=self._fleet.plan_issuer)
         self._told[order.source] += sum(sent.values())
+        self._by_second[now // SECOND_MS] += sum(sent.values())
         return sent
 
     def _on_connect(self, client: Client, node: SimNode, now: int) -> None:

@@ -109,7 +109,9 @@ def _rollout(policy: str, options: Options) -> Run:
     fleet.every(1_000, lambda now: live.update({now: sum(node.connections for node in canaries)}))
     fleet.run()
     fleet.check_invariants()
-    return Run(policy, _figures(fleet, counted, live, mover.moves, sum(broken)), fleet.recorder.series)
+    figures = _figures(fleet, counted, live, mover.moves, sum(broken))
+    figures["moves_peak_per_s"] = float(mover.peak_per_s)
+    return Run(policy, figures, fleet.recorder.series)
 
 
 def _figures(
