@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from enum import IntEnum
-from typing import Any, TypeVar
+from functools import reduce
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -36,10 +38,26 @@ from base.errors import (
 from base.log import logger
 from base.metrics import Metrics
 
-__all__ = ["Credentials", "HttpServer", "Role", "failure", "is_loopback", "json_body", "json_response", "query_param"]
+__all__ = [
+    "KEEPALIVE_S",
+    "OPERATOR_HEADER",
+    "Credentials",
+    "HttpServer",
+    "Layer",
+    "Role",
+    "bearer",
+    "credential_of",
+    "failure",
+    "is_loopback",
+    "json_body",
+    "json_response",
+    "query_param",
+]
 
 T = TypeVar("T")
 
+OPERATOR_HEADER = "X-Operator"
+BACKLOG = 1_024
 KEEPALIVE_S = 75.0
 """How long a connection may stay open between two requests."""
 _encoder = msgspec.json.Encoder()
@@ -58,13 +76,18 @@ class Role(IntEnum):
     ADMIN = 4
     """Everything."""
 
+    def require(self, role: Role) -> None:
+        """Raises PermissionDenied when this role is too low."""
+        if self < role:
+            raise PermissionDenied(f"this needs the role {role.name.lower()}, the key has {self.name.lower()}")
+
 
 class Credentials:
     """API keys and what they allow. Compared in constant time."""
 
     def __init__(self, keys: Mapping[str, Role]) -> None:
         """`keys`: secret -> role."""
-        self._keys = dict(keys)
+        self._keys = tuple((key.encode(), role) for key, role in keys.items())
 
     def require(self, request: web.Request, role: Role) -> None:
         """Raises Unauthenticated without a known key, PermissionDenied when its role is too low."""
@@ -74,23 +97,42 @@ class Credentials:
         held = self.role_of(offered)
         if held is None:
             raise Unauthenticated("unknown API key")
-        if held < role:
-            raise PermissionDenied(f"this needs the role {role.name.lower()}, the key has {held.name.lower()}")
+        held.require(role)
 
     def role_of(self, offered: str) -> Role | None:
         """Return the key's role, None for an unknown key."""
         found = None
-        for key, role in self._keys.items():
+        raw = offered.encode(errors="surrogateescape")
+        for key, role in self._keys:
             # No early exit: the time must not tell which key came close.
-            if hmac.compare_digest(key.encode(), offered.encode(errors="surrogateescape")):
+            if hmac.compare_digest(key, raw):
                 found = role
         return found
+
+    def who(self, request: web.Request) -> str:
+        """Return who asks, for audit logs: the key's role and fingerprint, and the name that they give themselves.
+
+        A fingerprint is the first 8 hex digits of the key's SHA-256. The name, from the header `X-Operator`, is a
+        courtesy and no proof. Raises Unauthenticated without a known key.
+        """
+        self.require(request, Role.VIEWER)
+        key = bearer(request) or ""
+        role = self.role_of(key)
+        assert role is not None
+        fingerprint = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8]
+        name = "".join(c for c in request.headers.get(OPERATOR_HEADER, "") if c.isprintable())[:64]
+        return f"{role.name.lower()} {fingerprint}{f' ({name})' if name else ''}"
 
 
 def bearer(request: web.Request) -> str | None:
     """Return the bearer credential of a request, None when it has none."""
-    kind, _, value = request.headers.get("Authorization", "").partition(" ")
-    return value.strip() if kind.lower() == "bearer" and value.strip() else None
+    return credential_of(request.headers.get("Authorization", ""))
+
+
+def credential_of(authorization: str) -> str | None:
+    """Return the bearer credential in the value of an `Authorization` header, None when it has none."""
+    kind, _, value = authorization.partition(" ")
+    return value.strip() or None if kind.lower() == "bearer" else None
 
 
 async def json_body(request: web.Request, kind: type[T]) -> T:
@@ -128,6 +170,11 @@ def failure(error: RoadsteadError) -> tuple[int, dict[str, str], bytes]:
     return code.http_status, headers, _encoder.encode({"error": body})
 
 
+def _response(answer: tuple[int, dict[str, str], bytes]) -> web.Response:
+    status, headers, body = answer
+    return web.Response(body=body, status=status, headers=headers)
+
+
 def query_param(request: web.Request, name: str, default: str | None = None) -> str:
     """Return a query parameter. Raises BadRequest when it is missing and has no default."""
     value = request.query.get(name, default)
@@ -144,6 +191,21 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_Arrive = Callable[[], asyncio.Protocol]
+
+
+class Layer(Protocol):
+    """Who sees connections before the HTTP server does, and gives it those that are not for itself alone."""
+
+    def over(self, inner: _Arrive) -> _Arrive:
+        """Return what makes the protocol of a new connection; `inner` makes the one to give it to."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections that were not given away."""
+        ...
 
 
 class HttpServer:
@@ -168,6 +230,8 @@ class HttpServer:
             is_public: the port is for clients: it shows no metrics and no statistics.
         """
         self.app = web.Application(middlewares=[self._errors], client_max_size=body_bytes_max)
+        self.layers: list[Layer] = []
+        """Between the port and the HTTP server, the outermost last."""
         self.is_ready = False
         self.url = ""
         self._node = node
@@ -175,6 +239,7 @@ class HttpServer:
         self._statistics = statistics
         self._body_bytes_max = body_bytes_max
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
         self._log = logger(node=node)
         self._failures = (
             metrics.counter("client_http_errors", "The same, of requests that came to the clients' port.", ["name"])
@@ -201,16 +266,14 @@ class HttpServer:
         Raises:
             ConfigError: the address cannot be bound; the message says which and why.
         """
-        await self.prepare()
-        assert self._runner is not None
-        site = web.TCPSite(self._runner, host, port, backlog=1024)
+        arrive = reduce(lambda inner, layer: layer.over(inner), self.layers, await self.prepare())
         try:
-            await site.start()
+            self._listening = await asyncio.get_running_loop().create_server(arrive, host, port, backlog=BACKLOG)
         except OSError as error:
-            await self._runner.cleanup()
+            await self.close()
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
             raise ConfigError([f"{self._node}: cannot listen on {host}:{port}: {reason}"]) from error
-        bound_host, bound_port = self._runner.addresses[0][:2]
+        bound_host, bound_port = self._listening.sockets[0].getsockname()[:2]
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         self.url = f"http://{shown}:{bound_port}"
         return self.url
@@ -218,34 +281,43 @@ class HttpServer:
     async def close(self) -> None:
         """Stop listening and end every open request."""
         self.is_ready = False
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        for layer in reversed(self.layers):
+            layer.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    def refuse(self, error: Exception, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Count a request that failed, and return the status, headers and body to answer; to be called in its `except`.
+
+        An error that is none of ours is our own bug: it is logged in full, and told as a bare 500.
+        """
+        if not isinstance(error, RoadsteadError):
+            self._log.exception("http_request_failed", path=path)
+            error = RoadsteadError()
+        self._failures.labels(self._node, error.code.label).inc()
+        return failure(error)
 
     @web.middleware
     async def _errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         try:
             return await handler(request)
-        except RoadsteadError as error:
-            return self._failed(error)
         except web.HTTPRequestEntityTooLarge:
             limit = self._body_bytes_max
-            return self._failed(TooLarge(f"the body is over {limit} bytes", limit=limit))
+            failed: Exception = TooLarge(f"the body is over {limit} bytes", limit=limit)
         except web.HTTPNotFound:
-            return self._failed(NotFound(f"no such path: {request.path}"))
+            failed = NotFound(f"no such path: {request.path}")
         except web.HTTPMethodNotAllowed as error:
             allowed = ", ".join(sorted(error.allowed_methods))
-            return self._failed(UnknownMethod(f"{request.method} is not allowed here; allowed: {allowed}"))
+            failed = UnknownMethod(f"{request.method} is not allowed here; allowed: {allowed}")
         except web.HTTPClientError as error:
-            return self._failed(BadRequest(error.text or error.reason))
-        except Exception:  # noqa: BLE001 - our own bug: logged in full, told as a bare 500
-            self._log.exception("http_request_failed", path=request.path)
-            return self._failed(RoadsteadError())
-
-    def _failed(self, error: RoadsteadError) -> web.Response:
-        self._failures.labels(self._node, error.code.label).inc()
-        status, headers, body = failure(error)
-        return web.Response(body=body, status=status, headers=headers)
+            failed = BadRequest(error.text or error.reason)
+        except Exception as error:  # noqa: BLE001 - `refuse` tells ours from others
+            return _response(self.refuse(error, request.path))
+        return _response(self.refuse(failed, request.path))
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return json_response({"status": "ok"})

@@ -7,6 +7,7 @@ from typing import Any
 import aiohttp
 
 from base.errors import PeerUnavailable, RemoteProtocolError, from_wire
+from base.http import OPERATOR_HEADER
 
 __all__ = ["call_api"]
 
@@ -20,6 +21,7 @@ async def call_api(
     credential: str | None = None,
     params: dict[str, str] | None = None,
     body: Any = None,
+    operator: str = "",
     deadline_s: float = DEADLINE_S,
 ) -> Any:
     """Send one request and return its JSON answer.
@@ -30,12 +32,15 @@ async def call_api(
         credential: an API key or user token.
         params: the query.
         body: sent as JSON unless None.
+        operator: who asks, by the name that they give themselves: for the audit log.
         deadline_s: how long the answer may take.
 
     Raises:
         RoadsteadError: what the server answered, by its code; PeerUnavailable when it did not answer in time.
     """
     headers = {"Authorization": f"Bearer {credential}"} if credential else {}
+    if operator:
+        headers[OPERATOR_HEADER] = operator
     timeout = aiohttp.ClientTimeout(total=deadline_s)
     try:
         async with (

@@ -20,7 +20,8 @@ from base.registry.node import RegistryMetrics
 from im.metrics import ImMetrics
 from roadstead.config import Config
 from roadstead.openapi import document
-from scheduler.metrics import SchedulerMetrics
+from scheduler.metrics import Figures, SchedulerMetrics
+from scheduler.movers import MoverMetrics
 from status.metrics import FeedMetrics, PresenceMetrics, ServingMetrics, StatusMetrics
 
 __all__ = ["main", "pages"]
@@ -139,7 +140,8 @@ def _declared() -> dict[str, Metrics]:
     titles = ("Every node", "Scheduler", "Access node", "Status node", "Messages", "Registry")
     made = {title: Metrics("docs") for title in titles}
     HttpServer("docs", made["Every node"], statistics=dict)
-    SchedulerMetrics(made["Scheduler"], access_nodes=lambda: 0)
+    SchedulerMetrics(made["Scheduler"], node="docs", figures=Figures)
+    MoverMetrics(made["Scheduler"], waiting=lambda: 0, left=lambda: 0)
     access = AccessMetrics(made["Access node"], node="docs", connections=lambda: 0)
     access.show_presence(lambda: {"channels": 0}, lambda: {"users": 0})
     access.show_listener(arrivals=lambda: 0, queued=lambda: 0, resident=lambda: 0, lag=lambda: 0)

@@ -165,7 +165,7 @@ class Movers:
             left=lambda: progress.left if (progress := self._progress()) is not None else 0,
         )
         self._wanted: MoveRequest | None = None
-        self._finished = ""  # id of the request that was carried out, or given up
+        self._finished = ""  # id of the request that was carried out last
         self._held = HeldLease()
         self._session: str | None = None
         self._settled_at = Instant(0)
@@ -209,19 +209,19 @@ class Movers:
 
     # ---------------------------------------------------------------- the lock
 
-    @property
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Whether something is wanted that is not carried out yet."""
         return self._run is not None or (self._wanted is not None and self._wanted.id != self._finished)
 
     async def _stand_forever(self) -> None:
         while True:
             try:
-                if self._has_work:
+                if self.has_work():
                     await self._stand()
             except StoreError as error:
                 self._log.warning("mover_round_failed", error=str(error))
             await self._clock.sleep_until(Instant(self._clock.monotonic() + RENEW_MS))
-            if not self._has_work:
+            if not self.has_work():
                 await self._step_down()
                 await self._wait_for_work()
 
@@ -265,7 +265,7 @@ class Movers:
             self._log.debug("mover_session_left_open", error=str(error))
 
     async def _wait_for_work(self) -> None:
-        while not self._has_work:
+        while not self.has_work():
             self._news.clear()
             await self._news.wait()
 
@@ -297,7 +297,8 @@ class Movers:
                 if source not in ordered:
                     tasks.create_task(self._tell(run, source, [], ORDER_MS))
         if run.plan.is_over and self._run is run:
-            self._finished = run.plan.request.id
+            if run.plan.phase == "complete":  # what was broken off for something else may be wanted again
+                self._finished = run.plan.request.id
             self._stop("over")
 
     async def _begin(self, now: Instant) -> None:

@@ -1,7 +1,8 @@
-"""A scheduler: the shell that follows the access nodes' reports and answers `GET /v1/access`.
+"""A scheduler: follows the access nodes and the operators' orders, decides for clients, and sees orders through.
 
-Stateless but for its snapshot and its own recent decisions: any number of schedulers work side by side without
-talking to each other, and each goes on with its last snapshot when the registry is away.
+Any number of schedulers work side by side without talking to each other. Each goes by what the registry shows: the
+nodes' reports, the orders, how many schedulers there are. When the registry is away each goes on with what it knows:
+clients are assigned as before, while nothing that has to be agreed on (steps of rollouts, moves, orders) goes on.
 """
 
 from __future__ import annotations
@@ -9,28 +10,48 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from aiohttp import web
+import aiohttp
 
 from access.api import SERVICE as ACCESS_SERVICE
-from access.api import capacity_of, report_of, transport_urls
+from access.api import ClientEntry
 from base.core.origins import Origins
 from base.cors import Cors
-from base.errors import BadRequest, NotReady, StoreError, Unauthenticated
-from base.http import Role, bearer, json_response, query_param
-from base.ids import NodeId, checked_id, entropy, name_order, new_uuid
+from base.errors import StoreError
+from base.ids import NodeId, entropy
 from base.node import Node
+from base.peer.pool import PeerPool
 from base.registry import ServiceInstance, follow
 from base.site import Site
-from scheduler.api import AccessAnswer, Backoff, Candidate, Ticket
+from scheduler.access_api import AccessApi
+from scheduler.admin import SchedulerAdmin
+from scheduler.agent_check import AgentCheck
 from scheduler.config import SchedulerConfig
-from scheduler.core.assignment import AccessNode, Decision, LoadEstimate, assign
-from scheduler.metrics import SchedulerMetrics
-from scheduler.tokens import mint_ticket, user_of
+from scheduler.core.cohorts import ActiveRollout
+from scheduler.core.moving import Fleet
+from scheduler.core.node import AccessNode
+from scheduler.core.request import Location, Request
+from scheduler.core.snapshot import STABLE
+from scheduler.decider import Decider, Rules
+from scheduler.eds import Eds
+from scheduler.following import Seen
+from scheduler.geography import Geography
+from scheduler.metrics import Figures, SchedulerMetrics
+from scheduler.movers import Movers
+from scheduler.ofrep import Ofrep
+from scheduler.orders import Orders
+from scheduler.promql import Prometheus
+from scheduler.rollouts import Rollouts
+from scheduler.targets import Targets
+from scheduler.tokens import TicketSigner
+from scheduler.wishes import Wishes
 
-__all__ = ["Scheduler"]
+__all__ = ["SERVICE", "Scheduler"]
 
 SERVICE = "scheduler"
-_PARAMS = {"user", "device", "platform", "why"}
+ASK_S = 3.0
+CONNECT_S = 0.5
+AWAY_MS = 5_000
+"""Without a view of the registry for so long it counts as away: nodes report every second."""
 
 
 class Scheduler:
@@ -44,150 +65,241 @@ class Scheduler:
         user_key: str,
         ticket_key: tuple[str, str],
     ) -> None:
-        """`user_key` checks user tokens; `ticket_key` is the (kid, secret) that tickets are signed with."""
+        """`user_key` checks user tokens; `ticket_key` is the (kid, key text) that tickets are signed with."""
         self.node = Node(site, SERVICE, statistics=self.statistics)
         self._config = config
         self._registry = site.registry
         self._clock = site.clock
-        self._credentials = site.credentials
+        self._seen_at = site.clock.monotonic()
+        self._schedulers = 1
+        self._active: tuple[ActiveRollout, ...] = ()
+        self._dice = entropy()
+        issuer = f"{self._dice.getrandbits(40):010x}"
+        self.seen = Seen(issuer)
+        self.orders = Orders(site.registry, site.clock, node=site.name)
+        self._regions = config.known_regions()
+        self._geography = Geography(config, site.clock, self._regions, node=site.name)
+        self.decider = Decider(
+            issuer, config.settings(), site.clock, self._rules(()), remembered=config.remembered_decisions
+        )
+        self._metrics = SchedulerMetrics(self.node.metrics, node=site.name, figures=self._figures)
+        self.rollouts = Rollouts(
+            site.registry,
+            site.clock,
+            self.orders,
+            node=site.name,
+            nodes=lambda: self.decider.snapshot.nodes,
+        )
+        self._pool = PeerPool(site, ACCESS_SERVICE)
+        self.movers = Movers(
+            site,
+            self._pool,
+            self.node.metrics,
+            fleet=self._fleet,
+            node_arm=self._arm_of,
+            client_arm=self._client_arm,
+            choose=self._choose,
+        )
+        self._wishes = Wishes(site, self.orders, self.rollouts, self.movers)
+        self._agent: AgentCheck | None = None
+        self._signer = TicketSigner(*ticket_key)
         self._user_key = user_key
-        self._kid, self._ticket_secret = ticket_key
-        self._nodes: tuple[AccessNode, ...] = ()
-        self._load = LoadEstimate()
-        self._random = entropy()
-        self._metrics = SchedulerMetrics(self.node.metrics, access_nodes=lambda: len(self._nodes))
-        self._instances: tuple[ServiceInstance, ...] = ()
-        self.node.http.app.router.add_get("/v1/access", self._access)
-        self._cors = Cors(Origins(config.origins).allows)
-        self._cors.guard(self.node.http.app, "/v1/access", "GET")
-        self.node.http.app.router.add_get("/v1/admin/access/nodes", self._admin_nodes)
+        self.orders.on_change(self._ordered)
+        self._serve(site)
+
+    def _serve(self, site: Site) -> None:
+        app, credentials, decider = self.node.http.app, site.credentials, self.decider
+        AccessApi(
+            self._config,
+            site.clock,
+            credentials,
+            decider=decider,
+            locate=self._geography.locate,
+            signer=lambda: self._signer,
+            user_key=self._user_key,
+            cors=Cors(Origins(self._config.origins).allows),
+            metrics=self._metrics,
+        ).add_to(app)
+        SchedulerAdmin(
+            site,
+            decider=decider,
+            orders=self.orders,
+            rollouts=self.rollouts,
+            seen=self.seen,
+            schedulers=lambda: self._schedulers,
+            locate=self._geography.locate,
+        ).add_to(app.router)
+        Eds(nodes=self._nodes, arm_of=self._arm_of, weight=self._weight, credentials=credentials).add_to(app.router)
+        Targets(
+            instances=lambda: [sighting.instance for sighting in self.seen.nodes.values()],
+            nodes=self._nodes,
+            arm_of=self._arm_of,
+            services=self._instances_of,
+            credentials=credentials,
+        ).add_to(app.router)
+        Ofrep(rollouts=lambda: self._active, locate=self._found, credentials=credentials).add_to(app.router)
+        if self._config.agent_check_port >= 0:
+            self._agent = AgentCheck(nodes=self._nodes, weight=self._weight)
 
     async def start(self) -> None:
-        """Listen and join."""
+        """Read the maps, listen and join."""
+        await self._geography.open()
         await self.node.listen()
+        if self._agent is not None:
+            await self._agent.listen(self.node.site.host, self._config.agent_check_port)
         await self.node.join()
 
     async def run(self) -> None:
-        """Follow the access nodes."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.node.run())
+        """Follow the registry, and see orders through."""
+        async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as tasks:
+            if self._config.prometheus_url:
+                deadline_ms = self._config.prometheus_deadline_ms
+                self.rollouts.ask_with(Prometheus(http, self._config.prometheus_url, deadline_ms=deadline_ms).measure)
+            for part in (
+                self.node,
+                self.orders,
+                self._geography,
+                self.rollouts,
+                self.movers,
+                self._wishes,
+            ):
+                tasks.create_task(part.run())
+            tasks.create_task(self._count_schedulers())
+            tasks.create_task(self._connect_while_moving())
             async for view in follow(self._registry.services, ACCESS_SERVICE, self._clock, on_outage=self._outage):
-                self._instances = tuple(view.items)
-                self._nodes = tuple(_read(instance) for instance in view.items)
-                self._load.forget_all_but(self._nodes)
+                self._saw(view.items)
 
     async def drain(self) -> None:
         """Take no new work: a decision is over as soon as it is made."""
         self.node.http.is_ready = False
 
-    async def stop(self) -> None:
-        """Deregister and close."""
-        await self.node.close()
-
     def statistics(self) -> dict[str, Any]:
         """Return a snapshot for `/debug/statistics`."""
+        snapshot = self.decider.snapshot
         return {
             "access_nodes": {
                 node.id: {
                     "connections": node.connections,
-                    "estimate": self._load.connections(node),
+                    "estimate": round(snapshot.load[index], 1),
                     "capacity": node.capacity,
-                    "is_draining": node.is_draining,
+                    "left_out": snapshot.left_out.get(index),
                 }
-                for node in self._nodes
+                for index, node in enumerate(snapshot.nodes)
             },
+            "generation": snapshot.generation,
+            "share": snapshot.share,
+            "schedulers": self._schedulers,
+            "is_panic": self.decider.engine.is_panic,
+            "is_judging": self.rollouts.is_judging,
+            "geography": self._geography.statistics(),
+            "bad_orders": dict(self.orders.bad),
         }
 
-    async def _access(self, request: web.Request) -> web.Response:
-        """Answer `GET /v1/access`, asked by a client with a user token, or by a backend with an API key and `user`."""
-        self._cors.require_origin(request)
-        unknown = set(request.query) - _PARAMS
-        if unknown:
-            raise BadRequest(f"unknown query parameters: {', '.join(sorted(unknown))}")
-        user = self._user(request)
-        device = checked_id(query_param(request, "device", "default"), "device")
-        platform = checked_id(query_param(request, "platform", "unknown"), "platform")
-        decision = assign(self._nodes, self._load, self._random, k=self._config.candidates)
-        if not decision.candidates:
-            self._metrics.refusals.inc()
-            raise NotReady("no access node takes clients now", retry_after_ms=1_000, why=decision.why)
-        self._load.assigned(decision.candidates[0])
-        self._metrics.decisions.inc()
-        return json_response(self._answer(decision, user, device, platform, explain="why" in request.query))
-
-    async def _admin_nodes(self, request: web.Request) -> web.Response:
-        """Answer with the access nodes as they last reported; `url` is where operators reach each."""
-        self._credentials.require(request, Role.VIEWER)
-        nodes = []
-        for instance in sorted(self._instances, key=lambda instance: name_order(instance.id)):
-            report = report_of(instance.note)
-            nodes.append(
-                {
-                    "node": instance.id,
-                    "url": instance.url,
-                    "client_url": instance.meta.get("client_url", ""),
-                    "region": instance.meta.get("region", ""),
-                    "version": report.version,
-                    "capacity": capacity_of(instance.meta),
-                    "connections": report.connections,
-                    "estimate": self._load.connections(_read(instance)),
-                    "is_draining": report.is_draining,
-                    "accepted": report.accepted,
-                    "refused": report.refused,
-                    "rejected": report.rejected,
-                    "abnormal": report.abnormal,
-                    "loop_lag_ms": report.loop_lag_ms,
-                    "resident_bytes": report.resident_bytes,
-                }
-            )
-        return json_response({"nodes": nodes})
-
-    def _user(self, request: web.Request) -> str:
-        credential = bearer(request)
-        if credential is None:
-            raise Unauthenticated("send a user token or an API key as `Authorization: Bearer ...`")
-        if self._credentials.role_of(credential) is not None:
-            self._credentials.require(request, Role.BACKEND)
-            return checked_id(query_param(request, "user"), "user")
-        user = user_of(credential, key=self._user_key, now=self._clock.realtime())
-        if request.query.get("user", user) != user:
-            raise BadRequest("the query parameter user differs from the user token's; leave it out")
-        return user
-
-    def _answer(self, decision: Decision, user: str, device: str, platform: str, *, explain: bool) -> AccessAnswer:
-        now_s = self._clock.realtime() // 1000
-        ticket = Ticket(
-            sub=user,
-            jti=new_uuid(),
-            iat=now_s,
-            exp=now_s + self._config.ticket_ttl_ms // 1000,
-            device=device,
-            platform=platform,
-            nodes=tuple(node.id for node in decision.candidates),
+    def _figures(self) -> Figures:
+        snapshot = self.decider.snapshot
+        return Figures(
+            len(snapshot.nodes),
+            len(snapshot.left_out),
+            snapshot.share,
+            self.decider.engine.is_panic,
+            self.rollouts.is_judging,
+            len(self.orders.bad),
+            self._geography.statistics()["faults"],
         )
-        return AccessAnswer(
-            decision=ticket.jti,
-            ttl_ms=self._config.ticket_ttl_ms,
-            candidates=tuple(Candidate(node.id, node.region, transport_urls(node.url)) for node in decision.candidates),
-            ticket=mint_ticket(ticket, kid=self._kid, key=self._ticket_secret),
-            backoff=Backoff(self._config.backoff_base_ms, self._config.backoff_ceiling_ms),
-            why=decision.why if explain else None,
-        )
+
+    async def stop(self) -> None:
+        """Deregister and close."""
+        if self._agent is not None:
+            await self._agent.close()
+        await self.node.close()
+
+    # ---------------------------------------------------------------- what the registry says
+
+    def _saw(self, instances: tuple[ServiceInstance, ...]) -> None:
+        self._seen_at = self._clock.monotonic()
+        self.seen.take(instances, self._seen_at)
+        self._geography.serve({instance.meta.get("region", "") for instance in instances})
+        self.rollouts.observe(self.seen.nodes.values())
+        self._observe()
+
+    def _ordered(self) -> None:
+        active = self.rollouts.active()
+        if active != self._active:
+            self._active = active
+        rules = self._rules(self._active)
+        if rules != self.decider.rules:  # how moves get on is told every second
+            self.decider.configure(rules)
+        if self.decider.shadow_policy != self.orders.shadow:
+            self.decider.set_shadow(self.orders.shadow)
+        self._observe()
+
+    def _observe(self) -> None:
+        self.decider.observe(self.seen.access_nodes(self.orders.cordons), schedulers=self._schedulers)
+
+    def _rules(self, rollouts: tuple[ActiveRollout, ...]) -> Rules:
+        return Rules(rollouts, self.orders.policy, self.orders.lists, self._regions)
+
+    async def _count_schedulers(self) -> None:
+        async for view in follow(self._registry.services, SERVICE, self._clock):
+            self._schedulers = max(1, len(view.items))
+
+    async def _connect_while_moving(self) -> None:
+        """Keep streams to the access nodes for as long as there is something to move, and no longer."""
+        while True:
+            await asyncio.sleep(CONNECT_S)
+            if not self.movers.has_work():
+                continue
+            async with asyncio.TaskGroup() as tasks:
+                connected = tasks.create_task(self._pool.run())
+                while self.movers.has_work():  # noqa: ASYNC110 - it is asked for by many
+                    await asyncio.sleep(CONNECT_S)
+                connected.cancel()
 
     def _outage(self, error: StoreError) -> None:
         self.node.log.warning("registry_unreachable", error=str(error))
 
+    async def _instances_of(self, service: str) -> tuple[ServiceInstance, ...]:
+        async with asyncio.timeout(ASK_S):
+            return (await self._registry.services(service)).items
 
-def _read(instance: ServiceInstance) -> AccessNode:
-    """An access node from its registration."""
-    report = report_of(instance.note)
-    return AccessNode(
-        id=NodeId(instance.id),
-        url=instance.meta.get("client_url", instance.url),
-        region=instance.meta.get("region", ""),
-        capacity=capacity_of(instance.meta),
-        connections=report.connections,
-        is_draining=report.is_draining,
-        # A new life counts its reports from 1 again.
-        report=(instance.incarnation, report.number),
-    )
+    # ---------------------------------------------------------------- what others ask
+
+    def _nodes(self) -> tuple[AccessNode, ...]:
+        return self.decider.snapshot.nodes
+
+    def _arm_of(self, node: AccessNode) -> str:
+        return self.decider.snapshot.arm_of(node)
+
+    def _weight(self, node: AccessNode) -> float:
+        return self.decider.snapshot.weight_of(node)
+
+    def _found(self, address: str, hint: str) -> Location:
+        return self._geography.locate("", address, hint, {})
+
+    def _fleet(self, plan: str) -> Fleet:
+        reports = {NodeId(name): sighting.report for name, sighting in self.seen.nodes.items()}
+        return Fleet(
+            self.decider.snapshot.nodes,
+            admitted={name: report.admitted.get(plan, 0) for name, report in reports.items()},
+            turned_away={name: report.refused + report.rejected for name, report in reports.items()},
+            is_panic=self.decider.engine.is_panic,
+            is_registry_away=self._clock.monotonic() - self._seen_at > AWAY_MS,
+        )
+
+    def _request_of(self, entry: ClientEntry) -> Request:
+        """What a client that is connected would ask if it asked again."""
+        location = self._geography.locate(entry.user, entry.address, "", {})
+        return Request(entry.user, entry.device, entry.platform, entry.app, entry.address, location)
+
+    def _client_arm(self, entry: ClientEntry) -> str:
+        request = self._request_of(entry)
+        for cohort in self.decider.snapshot.cohorts:
+            if cohort.place(request).is_canary:
+                return cohort.rollout.name
+        return STABLE
+
+    def _choose(self, entry: ClientEntry, arm: str) -> NodeId | None:
+        decision = self.decider.engine.consider(self._request_of(entry), self._clock.monotonic(), self._dice)
+        if not decision.candidates or decision.arm != arm:
+            return None
+        return self.decider.snapshot.nodes[decision.candidates[0]].id

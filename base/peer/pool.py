@@ -75,15 +75,18 @@ class PeerPool:
         await self._seen.wait()
 
     async def run(self) -> None:
-        """Follow the service until cancelled; closes every stream at the end."""
-        async with asyncio.TaskGroup() as tasks:
-            async for view in follow(
-                self._site.registry.services, self._service, self._site.clock, on_outage=self._outage
-            ):
-                self._update(view.items, tasks)
-                self._seen.set()
-                if self._on_change is not None:
-                    self._on_change(view.items)
+        """Follow the service until cancelled; closes every stream at the end. It may be run again then."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                async for view in follow(
+                    self._site.registry.services, self._service, self._site.clock, on_outage=self._outage
+                ):
+                    self._update(view.items, tasks)
+                    self._seen.set()
+                    if self._on_change is not None:
+                        self._on_change(view.items)
+        finally:
+            self._members.clear()
 
     def _update(self, instances: tuple[ServiceInstance, ...], tasks: asyncio.TaskGroup) -> None:
         wanted = {instance.id: instance for instance in instances}

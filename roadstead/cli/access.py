@@ -1,13 +1,13 @@
-"""`roadstead access`: which access nodes there are, and what one of them does; drain one, close a user's connections.
+"""`roadstead access`: which access nodes there are, and what one of them does; drain one, cordon one, even out all.
 
-The scheduler knows the nodes; each is asked itself for the rest.
+The scheduler knows the nodes and takes orders about all of them; each is asked itself for the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
+from urllib.parse import quote
 
 import click
 from rich.console import Console
@@ -15,59 +15,111 @@ from rich.table import Table
 
 from base.errors import NotFound, RoadsteadError
 from roadstead.api import call_api
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, print_json
+from roadstead.cli.common import EXIT_FAILED, data_option, json_option, operator, print_json, scheduler_call
+from roadstead.cli.kinds import TIME, count, percent
+from roadstead.cli.rebalance import command as rebalance
 from roadstead.cli.serve import serve_access
 from roadstead.deployment import DataFolder
 
 __all__ = ["command"]
 
 POLL_S = 0.5
-_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+NODES = "/v1/admin/access/nodes"
 
 
 @click.group("access")
 def command() -> None:
-    """Look at access nodes, drain them, run one more."""
+    """Look at access nodes, drain, cordon and rebalance them, run one more."""
 
 
 command.add_command(serve_access)
-
-
-class _Duration(click.ParamType[int]):
-    """A time such as 60s, 5m or 500ms, in ms."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+)(ms|s|m|h)", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no time such as 60s, 5m or 500ms", param, ctx)
-        return int(found[1]) * _UNITS_MS[found[2]]
+command.add_command(rebalance)
 
 
 @command.command("nodes")
 @data_option
 @json_option
 def nodes(data: DataFolder, as_json: bool) -> None:
-    """List the access nodes as they last reported."""
-    listed = asyncio.run(_nodes(data))
+    """List the access nodes as they last reported, and the arms of rollouts with their shares."""
+    listed = asyncio.run(scheduler_call(data, "GET", NODES))
     if as_json:
-        print_json(listed)
+        print_json(listed["nodes"])
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("node", "region", "clients", "memory", "lag", "state", "for clients"):
+    for column in ("node", "region", "clients", "arm", "version", "weight", "memory", "lag", "state", "for clients"):
         table.add_column(column)
-    for node in listed:
+    for node in listed["nodes"]:
         table.add_row(
             node["node"],
             node["region"],
             f"{node['connections']}/{node['capacity']}",
+            node["arm"],
+            node["version"],
+            str(node["weight"]),
             f"{node['resident_bytes'] / 1e6:.0f} MB",
             f"{node['loop_lag_ms']} ms",
-            "draining" if node["is_draining"] else "ready",
+            _state(node),
             node["client_url"],
         )
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for line in _overview(listed):
+        console.print(line, markup=False)
+
+
+def _state(node: dict[str, Any]) -> str:
+    cordon = node["cordon"]
+    if cordon is not None and not node["is_draining"]:
+        return f"cordoned{': ' + cordon['reason'] if cordon['reason'] else ''}"
+    return node["left_out"] or "ready"
+
+
+def _overview(listed: dict[str, Any]) -> list[str]:
+    """Return what there is to say beside the nodes: nothing, where nothing is rolled out and all is well."""
+    lines = []
+    if len(listed["arms"]) > 1:
+        for name, arm in listed["arms"].items():
+            assigned = arm["assigned"]
+            lines.append(
+                f"{name}: {count(arm['nodes'], 'node')}, {percent(arm['live_percent'])} of live connections, of new "
+                f"ones {percent(assigned['minute_percent'])} in the last minute, {percent(assigned['percent'])} in all"
+            )
+    if listed["is_panic"]:
+        lines.append(
+            f"panic: {', '.join(listed['vanished'])} vanished at once and still get clients; "
+            "if they are dead: `roadstead access accept-loss`"
+        )
+    return lines
+
+
+@command.command("cordon")
+@data_option
+@json_option
+@click.option("--reason", default="", help="Why, for others who look.")
+@click.argument("node")
+def cordon(data: DataFolder, as_json: bool, reason: str, node: str) -> None:
+    """Send no newcomers to a node. Its clients stay."""
+    ordered = asyncio.run(scheduler_call(data, "POST", f"{NODES}/{quote(node, safe='')}/cordon", {"reason": reason}))
+    print_json(ordered) if as_json else click.echo(f"{node} gets no newcomers until it is uncordoned")
+
+
+@command.command("uncordon")
+@data_option
+@json_option
+@click.argument("node")
+def uncordon(data: DataFolder, as_json: bool, node: str) -> None:
+    """Send newcomers to a node again."""
+    ordered = asyncio.run(scheduler_call(data, "POST", f"{NODES}/{quote(node, safe='')}/uncordon"))
+    print_json(ordered) if as_json else click.echo(f"{node} is not cordoned")
+
+
+@command.command("accept-loss")
+@data_option
+@json_option
+def accept_loss(data: DataFolder, as_json: bool) -> None:
+    """In panic: the nodes that vanished at once are dead, send nobody there any more."""
+    done = asyncio.run(scheduler_call(data, "POST", "/v1/admin/access/panic/accept"))
+    print_json(done) if as_json else click.echo(f"given up: {', '.join(done['lost']) or 'none'}")
 
 
 @command.command("show")
@@ -89,12 +141,8 @@ def show(data: DataFolder, as_json: bool, node: str) -> None:
 @command.command("drain")
 @data_option
 @json_option
-@click.option(
-    "--over", "over_ms", type=_Duration(), default="60s", show_default=True, help="Tell all within this time."
-)
-@click.option(
-    "--grace", "grace_ms", type=_Duration(), help="How long each client may take to go. [default: configured]"
-)
+@click.option("--over", "over_ms", type=TIME, default="60s", show_default=True, help="Tell all within this time.")
+@click.option("--grace", "grace_ms", type=TIME, help="How long each client may take to go. [default: configured]")
 @click.option("--no-wait", is_flag=True, help="Return once it has begun.")
 @click.argument("node")
 def drain(data: DataFolder, as_json: bool, over_ms: int, grace_ms: int | None, no_wait: bool, node: str) -> None:
@@ -144,9 +192,7 @@ def kick(data: DataFolder, as_json: bool, device: str | None, reconnect: bool, u
 
 
 async def _nodes(data: DataFolder) -> list[dict[str, Any]]:
-    url = next(iter(data.endpoints().scheduler.values()))
-    answer = await call_api("GET", f"{url}/v1/admin/access/nodes", credential=data.secrets().api_key)
-    listed: list[dict[str, Any]] = answer["nodes"]
+    listed: list[dict[str, Any]] = (await scheduler_call(data, "GET", NODES))["nodes"]
     return listed
 
 
@@ -157,7 +203,7 @@ async def _ask(data: DataFolder, node: str, method: str, path: str, body: Any = 
         known = ", ".join(one["node"] for one in listed)
         raise NotFound(f"there is no access node {node}; there are: {known or 'none'}")
     shown: dict[str, Any] = await call_api(
-        method, f"{url}/v1/admin/access{path}", credential=data.secrets().api_key, body=body
+        method, f"{url}/v1/admin/access{path}", credential=data.secrets().api_key, body=body, operator=operator()
     )
     return shown
 
@@ -183,7 +229,7 @@ async def _kick(data: DataFolder, order: dict[str, Any]) -> tuple[int, list[str]
     for node in await _nodes(data):
         try:
             url = f"{node['url']}/v1/admin/access/kick"
-            answer = await call_api("POST", url, credential=data.secrets().api_key, body=order)
+            answer = await call_api("POST", url, credential=data.secrets().api_key, body=order, operator=operator())
         except RoadsteadError:
             silent.append(node["node"])
         else:

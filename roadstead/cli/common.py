@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +19,8 @@ from roadstead.config import Config
 from roadstead.deployment import DataFolder
 
 __all__ = ["EXIT_FAILED", "EXIT_PAUSED", "EXIT_STUCK", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options"]
-__all__ += ["data_option", "exit_code", "json_option", "load_config", "print_json", "status_call"]
+__all__ += ["data_option", "exit_code", "json_option", "load_config", "operator", "print_json", "scheduler_call"]
+__all__ += ["status_call"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -48,6 +51,24 @@ async def status_call(data: DataFolder, method: str, path: str, body: Any = None
     """Ask a status node of the running system. Raises what `call_api` raises."""
     url = next(iter(data.endpoints().status.values()))
     return await call_api(method, f"{url}{path}", credential=data.secrets().api_key, body=body)
+
+
+async def scheduler_call(
+    data: DataFolder, method: str, path: str, body: Any = None, *, params: dict[str, str] | None = None
+) -> Any:
+    """Ask the scheduler of the running system, in the operator's name. Raises what `call_api` raises."""
+    url = next(iter(data.endpoints().scheduler.values()))
+    key = data.secrets().api_key
+    return await call_api(method, f"{url}{path}", credential=key, params=params, body=body, operator=operator())
+
+
+def operator() -> str:
+    """Return who runs the command, for audit logs: `user@host`."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def json_option(command: F) -> F:

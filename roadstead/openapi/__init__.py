@@ -15,13 +15,14 @@ from roadstead import __version__
 from roadstead.config import Config
 from roadstead.openapi.access import ACCESS_OPERATIONS, access_schemas
 from roadstead.openapi.operations import EVERY_NODE, JSON, OPERATIONS, Operation
+from roadstead.openapi.scheduler import SCHEDULER_OPERATIONS, scheduler_schemas
 from roadstead.openapi.schemas import Schema, ref, schemas
 
 __all__ = ["document"]
 
 _ROLES = {
     EVERY_NODE: "Health and metrics, on the port of every node.",
-    "scheduler": "Where clients connect.",
+    "scheduler": "Where clients connect, and how that is decided.",
     "access": "The clients' connections, and the channels of the application, for operators and backends.",
     "status": "Who is online, and the cluster that knows it.",
     "im": "Messages, for backends.",
@@ -31,7 +32,7 @@ _ROLES = {
 def document() -> dict[str, Any]:
     """Return the document."""
     paths: dict[str, dict[str, Any]] = {}
-    for operation in (*OPERATIONS, *ACCESS_OPERATIONS):
+    for operation in (*OPERATIONS, *SCHEDULER_OPERATIONS, *ACCESS_OPERATIONS):
         path = paths.setdefault(operation.path, {"servers": _servers(operation.served_by)})
         assert operation.method not in path, "an operation is described once"
         path[operation.method] = _operation(operation)
@@ -47,7 +48,12 @@ def document() -> dict[str, Any]:
         "tags": [{"name": name, "description": meaning} for name, meaning in _ROLES.items()],
         "paths": paths,
         "components": {
-            "schemas": {**schemas(), **access_schemas(), "NothingElse": _nothing_else()},
+            "schemas": {
+                **schemas(),
+                **scheduler_schemas(),
+                **access_schemas(),
+                "NothingElse": _nothing_else(),
+            },
             "securitySchemes": _security_schemes(),
         },
     }
@@ -96,6 +102,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
         made["parameters"] = list(operation.parameters)
     if operation.body:
         content = {JSON: {"schema": ref(operation.body)}}
+        if operation.text_body:
+            content[operation.text_body] = {"schema": {"type": "string"}}
         made["requestBody"] = {"required": operation.body_required, "content": content}
     return made
 
@@ -122,6 +130,10 @@ def _responses(operation: Operation) -> dict[str, Any]:
         codes.add(Code.TOO_LARGE)
     for status in sorted({code.http_status for code in codes}):
         made[str(status)] = _failure([code for code in Code if code in codes and code.http_status == status])
+    if operation.unchanged:
+        made["304"] = {"description": operation.unchanged}
+    for status, (meaning, schema) in operation.own_errors.items():
+        made[str(status)] = {"description": meaning, "content": {JSON: {"schema": ref(schema)}}}
     if operation.not_ready is not None:
         made["503"] = {"description": "It does not.", "content": {JSON: {"schema": operation.not_ready}}}
     return made

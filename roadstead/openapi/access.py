@@ -1,4 +1,4 @@
-"""The operations of access nodes, and of the scheduler where it lists them, and what their bodies look like.
+"""The operations of access nodes, and what their bodies look like.
 
 Decides nothing: the paths are those of the nodes' own port. Clients speak the client protocol on another one.
 """
@@ -44,15 +44,6 @@ def _order(what: str, summary: str) -> Operation:
 
 
 _ADMIN: tuple[Operation, ...] = (
-    Operation(
-        method="get",
-        path="/v1/admin/access/nodes",
-        name="getAccessNodes",
-        served_by="scheduler",
-        summary="The access nodes as they last reported",
-        key=Role.VIEWER,
-        answer=ref("AccessNodes"),
-    ),
     Operation(
         method="get",
         path="/v1/admin/access",
@@ -206,13 +197,6 @@ def _nodes() -> dict[str, Schema]:
         "loop_lag_ms": integer("How late its event loop was, the worst of the last second."),
         "resident_bytes": integer("Resident memory of its process."),
     }
-    reported = {
-        **load,
-        "url": text("Where operators reach it."),
-        "estimate": integer("Its connections, with those that were sent there since it reported."),
-        "rejected": integer("Total of connect commands that failed."),
-        "abnormal": integer("Total of connections that ended without a close code."),
-    }
     drain = {
         "state": text("How it is with the drain.", enum=_DRAIN_STATES),
         "total": integer("Clients that were here when it began; the sum of the next five."),
@@ -224,8 +208,6 @@ def _nodes() -> dict[str, Schema]:
         "eta_ms": either(integer(), _NULL, meaning="When it will be over at the latest; null while that is not known."),
     }
     return {
-        "AccessNodeReport": obj(reported, "An access node, as it last reported."),
-        "AccessNodes": obj({"nodes": many(ref("AccessNodeReport"))}),
         "AccessDrain": obj(drain, "How far a drain is."),
         "AccessNodeShown": obj({**load, "drain": ref("AccessDrain")}, "An access node, as it is now."),
         "Kicked": obj({"user": ref("Id"), "kicked": integer("How many connections were closed.")}),

@@ -6,7 +6,8 @@ have on their port for clients is the client protocol, which is described elsewh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from base.errors import Code
@@ -30,9 +31,13 @@ _CLUSTER_ONLY = "Needs the status backend `cluster`; with `redis` the answer is 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """One method of one path. `key` is the least role of an API key, None where nothing is asked for."""
+    """One method of one path. `key` is the least role of an API key, None where nothing is asked for.
 
-    method: Literal["get", "post"]
+    `text_body` is a content type in which the body may also come as plain text. `unchanged` says when 304 is answered.
+    `own_errors` are answers of another shape than `Error`, by status: what they mean, and their schema's name.
+    """
+
+    method: Literal["get", "post", "put", "delete"]
     path: str
     name: str
     served_by: Literal["every node", "scheduler", "access", "status", "im"]
@@ -43,11 +48,14 @@ class Operation:
     parameters: tuple[Schema, ...] = ()
     body: str = ""
     body_required: bool = True
+    text_body: str = ""
     answer: Schema
     answer_type: str = JSON
     answer_meaning: str = "The answer."
     not_ready: Schema | None = None
     errors: tuple[Code, ...] = ()
+    unchanged: str = ""
+    own_errors: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
 
 def query(name: str, schema: Schema, meaning: str, **more: Any) -> Schema:
@@ -68,8 +76,6 @@ _LAST_EVENT_ID = {
     "description": "The last `id` of a stream that broke; goes before `cursor`.",
     "schema": text(maxLength=CURSOR_CHARS_MAX),
 }
-_DEVICE = query("device", ref("Id") | {"default": "default"}, "The client's device, one of the user's.")
-_PLATFORM = query("platform", ref("Id") | {"default": "unknown"}, "What the client runs on.")
 _VIEWER = query("viewer", ref("Id"), "Answer with what this user may see: no sessions.")
 _SYNC_MAX = Config().im.sync_entries_max
 
@@ -110,26 +116,6 @@ _NODE: tuple[Operation, ...] = (
         summary="A snapshot of the node's state, for people",
         answer=ref("Statistics"),
     ),
-)
-
-_ACCESS = Operation(
-    method="get",
-    path="/v1/access",
-    name="getAccess",
-    served_by="scheduler",
-    summary="Access nodes to connect to, and a ticket",
-    description="Asked by a client with its user token, or by a backend with an API key and `user`. Unknown parameters "
-    "are refused.",
-    key=Role.BACKEND,
-    user_token=True,
-    parameters=(
-        query("user", ref("Id"), "The user; required with an API key. With a user token the token's, or left out."),
-        _DEVICE,
-        _PLATFORM,
-        query("why", text(), "If there, with any value, the answer says why these nodes.", allowEmptyValue=True),
-    ),
-    answer=ref("AccessAnswer"),
-    errors=(Code.BAD_REQUEST, Code.TOKEN_EXPIRED, Code.NOT_READY),
 )
 
 _STATUSES: tuple[Operation, ...] = (
@@ -312,4 +298,4 @@ _MESSAGES: tuple[Operation, ...] = (
     ),
 )
 
-OPERATIONS: tuple[Operation, ...] = (*_NODE, _ACCESS, *_STATUSES, *_EVENTS, *_ADMIN, *_MESSAGES)
+OPERATIONS: tuple[Operation, ...] = (*_NODE, *_STATUSES, *_EVENTS, *_ADMIN, *_MESSAGES)

@@ -17,7 +17,6 @@ from base.errors import Code, Retry
 from base.ids import ID_BYTES_MAX
 from im.core.message import KIND_BYTES_MAX
 from im.service import ServerSend
-from scheduler.api import AccessAnswer
 from status.api import LOOKUP_USERS_MAX, State, UserStatus
 from status.core.events import EventKind
 from status.core.partitions import PARTITIONS, Stage
@@ -42,7 +41,7 @@ __all__ = [
 Schema = dict[str, Any]
 
 REF = "#/components/schemas/{name}"
-BODIES = (AccessAnswer, ServerSend, StatusesRequest, ResizeRequest)
+BODIES = (ServerSend, StatusesRequest, ResizeRequest)
 _USER_STATES = sorted(get_args(msgspec.structs.fields(UserStatus)[0].type))
 _NULL: Schema = {"type": "null"}
 _YES_NO: Schema = {"type": "boolean"}

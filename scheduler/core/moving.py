@@ -409,6 +409,10 @@ class MovePlan:
     def _is_done(self, nodes: Sequence[AccessNode]) -> bool:
         if not nodes or self._in_flight or any(target.coming for target in self._targets.values()):
             return False
+        # Of those who left since a node's report, some may not be in it any more: then it counts more than it seems.
+        accounts = ((self._sources.get(node.id), node.reported_at) for node in nodes)
+        if any(source is not None and source.leaving(reported_at) for source, reported_at in accounts):
+            return False
         if not self._left:
             return True
         if self.request.kind != "to_canary":

@@ -38,3 +38,5 @@ class AccessNode:
     """Connections let in with a ticket of this scheduler, in the node's life."""
     admitted_of_all: int = 0
     """Connections let in with a ticket of any scheduler, in the node's life."""
+    accepted: int = 0
+    """Connections let in, with whatever credentials, in the node's life."""

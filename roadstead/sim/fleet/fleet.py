@@ -23,7 +23,7 @@ from itertools import accumulate
 from roadstead.sim.fleet.balancers import Balancer, Choice
 from roadstead.sim.fleet.chance import stream
 from roadstead.sim.fleet.figures import Recorder
-from roadstead.sim.fleet.nodes import NodeSpec, SimNode
+from roadstead.sim.fleet.nodes import PLAN_ISSUERS, NodeSpec, SimNode
 from scheduler.core.node import AccessNode
 from scheduler.core.request import Location, Request
 
@@ -35,8 +35,6 @@ REFUSED_MS = 200
 DEAD_MS = 3_000
 """What it loses with one that does not answer."""
 NO_ISSUER = -1
-PLAN_ISSUERS = 1
-"""Beside the schedulers, a plan of moves issues tickets: its number comes after theirs."""
 REGISTRATION_TTL_MS = 10_000
 OBSERVE_MS = 1_000
 BACKOFF_CEILING_MS = 30_000

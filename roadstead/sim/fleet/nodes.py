@@ -16,10 +16,12 @@ from base.clock import Instant
 from base.ids import NodeId
 from scheduler.core.node import AccessNode
 
-__all__ = ["LONG_AGO_MS", "NodeSpec", "Report", "SimNode"]
+__all__ = ["LONG_AGO_MS", "PLAN_ISSUERS", "NodeSpec", "Report", "SimNode"]
 
 ACCEPT_BURST_S = 2
 """An access node lets in up to so many seconds' worth of newcomers at once."""
+PLAN_ISSUERS = 1
+"""Beside the schedulers, a plan of moves issues tickets: its number comes after theirs."""
 LONG_AGO_MS = -86_400_000
 """When nodes were started that are no newcomers."""
 
@@ -49,6 +51,7 @@ class Report:
     admitted: tuple[int, ...]
     """By issuer: connections let in by a ticket of each scheduler."""
     admitted_of_all: int
+    accepted: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class SimNode:
     index: int
     spec: NodeSpec
     issuers: int
+    """Schedulers, and the plan of moves after them."""
     connections: int = 0
     is_up: bool = True
     is_draining: bool = False
@@ -75,6 +79,7 @@ class SimNode:
     _started_at: int = field(init=False)
     _bucket: TokenBucket = field(init=False)
     _admitted: list[int] = field(init=False)
+    _accepted: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.connections = self.spec.connections
@@ -105,6 +110,7 @@ class SimNode:
             return False
         self.connections += 1
         self.accepts += 1
+        self._accepted += 1
         if issuer >= 0:
             self._admitted[issuer] += 1
         return True
@@ -116,6 +122,7 @@ class SimNode:
         self.is_up, self.is_draining, self.expires_at = True, False, None
         self._started_at = now
         self._admitted = [0] * self.issuers
+        self._accepted = 0
         self.report = Report(0, 0, False, 0, tuple(self._admitted), 0)
 
     def make_report(self, now: int) -> None:
@@ -126,7 +133,8 @@ class SimNode:
             self.is_draining,
             now - self._started_at,
             tuple(self._admitted),
-            sum(self._admitted),
+            sum(self._admitted[: self.issuers - PLAN_ISSUERS]),
+            self._accepted,
         )
 
     def seen_by(self, issuer: int, now: int) -> AccessNode:
@@ -147,4 +155,5 @@ class SimNode:
             uptime_ms=report.uptime_ms,
             admitted=report.admitted[issuer],
             admitted_of_all=report.admitted_of_all,
+            accepted=report.accepted,
         )

@@ -1,0 +1,231 @@
+"""`/v1/access`: where a client is, where it shall go, and the ticket that lets it in there.
+
+GET with a query, or POST with the same fields as a JSON body:
+
+    user      whom a backend asks for; a client with a user token leaves it out
+    device    of the user's devices
+    platform  ios, android, web, ...
+    app       version of the application
+    region    the region where the client believes to be, if it is one of the operator's
+    address   the client's IP address, if a backend asks for it; a client's is seen
+    rtt       round-trip times that it measured, `sh:23,bj:40` (ms)
+    why       explain the answer
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+from aiohttp import hdrs, web
+
+from access.api import PROBE_PATH, transport_urls
+from base.clock import Clock
+from base.cors import Cors
+from base.errors import BadRequest, NotReady, Unauthenticated
+from base.http import Credentials, Role, bearer, json_body, json_response
+from base.ids import checked_id, entropy
+from scheduler.api import AccessAnswer, Backoff, Candidate, Probe
+from scheduler.config import SchedulerConfig
+from scheduler.core.engine import Decision
+from scheduler.core.forwarded import Network, client_address, forwarded_for, listed
+from scheduler.core.node import AccessNode
+from scheduler.core.request import Location, Request
+from scheduler.decider import Decider
+from scheduler.metrics import SchedulerMetrics
+from scheduler.tickets import ticket_of
+from scheduler.tokens import TicketSigner, user_of
+
+__all__ = ["AccessApi", "Locate", "Query", "parse_rtts"]
+
+PATH = "/v1/access"
+RTTS_MAX = 16
+RTT_MAX_MS = 60_000
+CANDIDATES_KEPT = 65_536
+
+Locate = Callable[[str, str, str, dict[str, int]], Location]
+"""Where a client is, by (user, address, hint, round-trip times in ms by region); the latter are learned from."""
+
+
+class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """See the module."""
+
+    user: str = ""
+    device: str = "default"
+    platform: str = "unknown"
+    app: str = ""
+    region: str = ""
+    address: str = ""
+    rtt: str = ""
+    why: str | bool = False
+
+
+class AccessApi:
+    """The route, and what makes an answer."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        clock: Clock,
+        credentials: Credentials,
+        *,
+        decider: Decider,
+        locate: Locate,
+        signer: Callable[[], TicketSigner],
+        user_key: str,
+        cors: Cors,
+        metrics: SchedulerMetrics,
+    ) -> None:
+        """`signer` gives the key to sign with now; `user_key` checks user tokens."""
+        self._config = config
+        self._clock = clock
+        self._credentials = credentials
+        self._decider = decider
+        self._locate = locate
+        self._signer = signer
+        self._user_key = user_key
+        self._cors = cors
+        self._metrics = metrics
+        self._proxies: tuple[Network, ...] = tuple(ipaddress.ip_network(network) for network in config.proxies)
+        self._backoff = Backoff(config.backoff_base_ms, config.backoff_ceiling_ms)
+        self._encoded: dict[tuple[str, str, str], msgspec.Raw] = {}
+        """Candidates as they stand in answers: what changes seldom is encoded once."""
+        self._random = entropy()
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the route."""
+        app.router.add_get(PATH, self._get)
+        app.router.add_post(PATH, self._post)
+        self._cors.guard(app, PATH, "GET, POST")
+
+    async def _get(self, request: web.Request) -> web.Response:
+        """Answer a client or backend, see the module."""
+        self._cors.require_origin(request)
+        query = request.query
+        if len(query) != len(set(query)):
+            raise BadRequest("a query parameter is given twice")
+        try:
+            return self._answered(request, msgspec.convert(dict(query), Query))
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"bad query: {error}") from error
+
+    async def _post(self, request: web.Request) -> web.Response:
+        """Answer a client or backend whose query is a JSON body."""
+        self._cors.require_origin(request)
+        return self._answered(request, await json_body(request, Query))
+
+    def _answered(self, http: web.Request, query: Query) -> web.Response:
+        request = self.request_of(http, query)
+        decision = self._decider.decide(request)
+        if not decision.candidates:
+            self._metrics.refusals.inc()
+            raise NotReady(
+                "no access node takes clients now",
+                retry_after_ms=decision.not_before_ms,
+                why=msgspec.to_builtins(self._decider.explain(request, decision)),
+            )
+        self._metrics.decided(decision)
+        return json_response(self._answer(request, decision, explain=query.why is not False))
+
+    def request_of(self, http: web.Request, query: Query) -> Request:
+        """Return who asks, and from where. Raises BadRequest, Unauthenticated or TokenExpired."""
+        user, is_backend = self._user(http, query)
+        if query.address and not is_backend:
+            raise BadRequest("a client does not name its address; leave it out")
+        address = _checked_address(query.address) if query.address else self._address(http)
+        app = checked_id(query.app, "app") if query.app else ""
+        region = checked_id(query.region, "region") if query.region else ""
+        location = self._locate(user, address, region, parse_rtts(query.rtt) if query.rtt else {})
+        return Request(
+            user, checked_id(query.device, "device"), checked_id(query.platform, "platform"), app, address, location
+        )
+
+    def _user(self, http: web.Request, query: Query) -> tuple[str, bool]:
+        credential = bearer(http)
+        if credential is None:
+            raise Unauthenticated("send a user token or an API key as `Authorization: Bearer ...`")
+        if self._credentials.role_of(credential) is not None:
+            self._credentials.require(http, Role.BACKEND)
+            if not query.user:
+                raise BadRequest("the query parameter user is missing")
+            return checked_id(query.user, "user"), True
+        user = user_of(credential, key=self._user_key, now=self._clock.realtime())
+        if query.user not in {"", user}:
+            raise BadRequest("the query parameter user differs from the user token's; leave it out")
+        return user, False
+
+    def _address(self, http: web.Request) -> str:
+        peer = http.remote or ""
+        if not self._proxies:
+            return peer
+        header = self._config.address_header
+        written = ",".join(http.headers.getall(header, ()))
+        entries = forwarded_for(written) if header == hdrs.FORWARDED else listed(written)
+        return client_address(peer, entries, self._proxies)
+
+    # ---------------------------------------------------------------- the answer
+
+    def _answer(self, request: Request, decision: Decision, *, explain: bool) -> AccessAnswer:
+        config, snapshot = self._config, self._decider.snapshot
+        nodes = [snapshot.nodes[index] for index in decision.candidates]
+        arm = decision.arm if snapshot.cohorts else ""
+        now_s = self._clock.realtime() // 1000
+        expires_at = now_s + (config.ticket_ttl_ms + decision.not_before_ms) // 1000
+        ticket = ticket_of(request, decision, nodes, issuer=self._decider.id, arm=arm, now_s=now_s, exp=expires_at)
+        lifetime_ms = config.lifetime_ms
+        if lifetime_ms:
+            lifetime_ms = max(1, lifetime_ms - int(self._random.random() * config.lifetime_jitter_ms))
+        return AccessAnswer(
+            decision=ticket.jti,
+            ttl_ms=config.ticket_ttl_ms,
+            candidates=cast("tuple[Candidate, ...]", tuple([self._candidate(node) for node in nodes])),
+            ticket=self._signer().sign(ticket),
+            backoff=self._backoff,
+            why=self._decider.explain(request, decision) if explain else None,
+            region=decision.region,
+            arm=arm,
+            not_before_ms=decision.not_before_ms,
+            lifetime_ms=lifetime_ms,
+            probe=self._probes(request.location.region) if config.probe_regions else (),
+        )
+
+    def _candidate(self, node: AccessNode) -> msgspec.Raw:
+        key = (node.id, node.region, node.url)
+        encoded = self._encoded.get(key)
+        if encoded is None:
+            if len(self._encoded) >= CANDIDATES_KEPT:
+                self._encoded.clear()
+            candidate = Candidate(node.id, node.region, transport_urls(node.url))
+            encoded = self._encoded[key] = msgspec.Raw(msgspec.json.encode(candidate))
+        return encoded
+
+    def _probes(self, region: str) -> tuple[Probe, ...]:
+        """Return a node of each of the nearest regions."""
+        snapshot = self._decider.snapshot
+        regions: dict[str, AccessNode] = {}
+        for (_, name), pool in snapshot.pools.items():
+            regions.setdefault(name, snapshot.nodes[pool.members[int(self._random.random() * len(pool.members))]])
+        order = [name for name in snapshot.regions.order(region, regions) if name]
+        return tuple(Probe(name, regions[name].url + PROBE_PATH) for name in order[: self._config.probe_regions])
+
+
+def parse_rtts(text: str) -> dict[str, int]:
+    """Return round-trip times in ms by region from `sh:23,bj:40`. Raises BadRequest."""
+    rtts: dict[str, int] = {}
+    for item in text.split(",", RTTS_MAX + 1):
+        region, _, value = item.rpartition(":")
+        if not (region and value.isascii() and value.isdecimal() and len(value) < 9):
+            raise BadRequest("rtt: write region:ms,region:ms")
+        rtts[checked_id(region, "rtt")] = min(int(value), RTT_MAX_MS)
+    if len(rtts) > RTTS_MAX:
+        raise BadRequest(f"rtt names more than {RTTS_MAX} regions")
+    return rtts
+
+
+def _checked_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError as error:
+        raise BadRequest(f"address: {error}") from error
