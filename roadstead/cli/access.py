@@ -215,13 +215,26 @@ async def _drain(data: DataFolder, node: str, order: dict[str, int], *, as_json:
             print_json(shown["drain"])
         else:
             click.echo(_progress(shown["drain"]))
-        if not waits or shown["drain"]["state"] == "done":
+        if not waits:
+            return
+        if shown["drain"]["state"] == "done":
+            _say_if_safe(await _ask(data, node, "GET", ""), as_json=as_json)
             return
         if shown["drain"]["state"] == "none":
             click.echo("somebody aborted it", err=True)
             raise click.exceptions.Exit(EXIT_FAILED)
         await asyncio.sleep(POLL_S if shown["drain"]["total"] < 100 else 4 * POLL_S)
         shown = await _ask(data, node, "GET", "")
+
+
+def _say_if_safe(shown: dict[str, Any], *, as_json: bool) -> None:
+    """Say that the node may be stopped, or exit with 1: only a node that says itself that it is empty may."""
+    if shown["connections"] or not shown["is_draining"]:
+        left = shown["connections"]
+        click.echo(f"{shown['node']} is not safe to remove: {left} connections are open", err=True)
+        raise click.exceptions.Exit(EXIT_FAILED)
+    if not as_json:
+        click.echo(f"{shown['node']} is empty and takes nobody: safe to remove")
 
 
 async def _kick(data: DataFolder, order: dict[str, Any]) -> tuple[int, list[str]]:

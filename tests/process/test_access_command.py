@@ -164,7 +164,8 @@ async def test_a_drain_is_waited_for_and_aborted(operator: Operator) -> None:
         assert sum(before.values()) == 6
         code, said, complained = await operator("drain", "access-1", "--over", "1s")
         assert code == 0, complained
-        last = said.splitlines()[-1]
+        *_, last, verdict = said.splitlines()
+        assert verdict == "access-1 is empty and takes nobody: safe to remove"
         assert last.startswith(
             f"done: {before['access-1']} of {before['access-1']} went, 0 were told, 0 are to be told"
         )
