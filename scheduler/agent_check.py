@@ -31,6 +31,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from base.errors import ConfigError
 from scheduler.core.node import AccessNode
@@ -130,7 +131,7 @@ class _Conversation(asyncio.Protocol):
         self._line = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         self._transport = transport
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(self._agent.deadline_s, transport.abort)

@@ -27,7 +27,8 @@ from scheduler.orders import LISTS, Orders
 
 __all__ = ["BYTES_MAX", "NAME", "ListsApi"]
 
-NAME = "^[a-z0-9-]{1,64}$"
+NAME = "^[a-z0-9][a-z0-9._-]{0,62}$"
+"""As conditions name them."""
 BYTES_MAX = 400_000
 _name = re.compile(NAME)
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from base import loop
 from base.errors import ConfigError
 from base.ids import NodeId
 from scheduler import agent_check
@@ -188,3 +189,20 @@ async def test_a_port_that_is_taken_is_a_fault_of_the_configuration() -> None:
             await AgentCheck(nodes=tuple, weight=lambda _: 1.0).listen("127.0.0.1", served.port)
     with pytest.raises(ConfigError, match=r"agent check: cannot listen on 192\.0\.2\.1:0"):
         await AgentCheck(nodes=tuple, weight=lambda _: 1.0).listen("192.0.2.1", 0)
+
+
+def test_it_answers_on_the_event_loop_of_the_product() -> None:
+    """Whose transports are of no class of asyncio."""
+
+    async def ask() -> bytes:
+        agent = AgentCheck(nodes=lambda: [node()], weight=lambda _: 1_000.0)
+        port = await agent.listen("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"access-1\n")
+        async with asyncio.timeout(SOON_S):
+            said = await reader.readline()
+        writer.close()
+        await agent.close()
+        return said
+
+    assert loop.run(ask()) == b"up ready 100% maxconn:1000\n"
