@@ -8,7 +8,7 @@ or slower than the deadline, is dropped.
 Whoever is before the end of that or of a TLS handshake is counted, and too many are dropped: the loop's own listeners
 would take any number of handshakes that do not go on.
 
-Source: HAProxy, "The PROXY protocol", versions 1 and 2; the rules of the header are in `core/proxy_protocol`.
+Source: HAProxy, "The PROXY protocol", versions 1 and 2; the rules of the header are in `base/core/proxy_protocol`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
-from access.core.proxy_protocol import HEADER_BYTES_MAX, Header, parse
 from access.metrics import AccessMetrics
+from base.core.proxy_protocol import HEADER_BYTES_MAX, Header, parse
 
 __all__ = ["TLS_SHUTDOWN_S", "Acceptor"]
 

@@ -67,37 +67,42 @@ def transport_urls(client_url: str) -> dict[str, str]:
     }
 
 
+COUNT_MAX = 2**53
+"""Whatever is counted stays below: no sum of it is beyond a float."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+
+
 class NodeReport(msgspec.Struct, array_like=True, frozen=True):
     """What an access node says of itself, once a second. `number` counts its reports, 1, 2, 3 ... within one life.
 
     Totals and histograms are since the node started, so that a report that is lost takes nothing with it.
     """
 
-    number: int = 0
-    connections: int = 0
+    number: Count = 0
+    connections: Count = 0
     is_draining: bool = False
-    accepted: int = 0
+    accepted: Count = 0
     """Total of newcomers that were let in before the upgrade."""
-    refused: int = 0
+    refused: Count = 0
     """Total of newcomers that were not."""
-    rejected: int = 0
+    rejected: Count = 0
     """Total of connect commands that failed."""
-    abnormal: int = 0
+    abnormal: Count = 0
     """Total of connections that ended without a close code."""
-    loop_lag_ms: int = 0
+    loop_lag_ms: Count = 0
     """How late the event loop was, the worst of the last second."""
-    resident_bytes: int = 0
+    resident_bytes: Count = 0
     """Resident memory of the process."""
     version: str = ""
-    closed: int = 0
+    closed: Count = 0
     """Total of connections that ended after they were let in."""
     handshakes: bytes = b""
     """`base.core.histogram`, ms: from the connect command to its reply, of those that were let in."""
     pushes: bytes = b""
     """`base.core.histogram`, ms: from the arrival of a delivery, or of a push to many, to its last write."""
-    admitted: dict[str, int] = {}
+    admitted: dict[str, Count] = {}
     """Connections let in by a ticket, by who issued it (`Ticket.sid`); the 64 whose tickets came last."""
-    uptime_ms: int = 0
+    uptime_ms: Count = 0
     """How long it has been running."""
 
 
@@ -113,14 +118,14 @@ def report_of(note: bytes) -> NodeReport:
     """
     try:
         return _decode_report(note) if note else NodeReport()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _UNREADABLE
 
 
 def capacity_of(meta: Mapping[str, str]) -> int:
-    """Return how many clients a registered node takes; 0 where it does not say."""
+    """Return how many clients a registered node takes; 0 where it does not say, or says what no machine holds."""
     value = meta.get("capacity", "")
-    return int(value) if value.isascii() and value.isdecimal() else 0
+    return int(value) if value.isascii() and value.isdecimal() and len(value) <= CAPACITY_DIGITS else 0
 
 
 class InboxEntry(msgspec.Struct, array_like=True, frozen=True):
@@ -167,6 +172,7 @@ class ConversationsDelivered(msgspec.Struct, array_like=True, frozen=True):
 
 
 PAGE_MAX = 1_000
+CAPACITY_DIGITS = 9
 MOVES_MAX = 200
 """Clients of one order: telling them takes some milliseconds, in which nothing else happens at the node."""
 

@@ -26,6 +26,14 @@ class AccessConfig(Section, frozen=True, kw_only=True):
             "reach it better. Empty: all reach it equally well."
         ),
     ] = ""
+    version: Annotated[
+        str,
+        Meta(
+            max_length=128,
+            description="Version of this node as a rollout's `pool` names it, such as `2.4.0`, for operators who name "
+            "their builds. Empty: the program's own.",
+        ),
+    ] = ""
 
     # ---------------------------------------------------------------- where clients connect
 

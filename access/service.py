@@ -89,6 +89,7 @@ class AccessNode:
         self.node = Node(site, SERVICE, statistics=self.statistics, note=self._report)
         self.node.drain_deadline_s = (config.stop_drain_ms + config.drain_grace_ms) / 1000 + DRAIN_SPARE_S
         self._config = config
+        self._version = config.version or VERSION
         self._heartbeats = 0
         self._built_at = site.clock.monotonic()
         self._metrics = AccessMetrics(self.node.metrics, node=site.name, connections=lambda: self._admission.open)
@@ -238,7 +239,7 @@ class AccessNode:
                 "capacity": str(self._config.capacity),
                 "accepts_per_second": str(self._config.accepts_per_second),
                 "client_url": self._listener.url,
-                "version": VERSION,
+                "version": self._version,
             }
         )
 
@@ -337,7 +338,7 @@ class AccessNode:
             "node": self.node.site.name,
             "region": self._config.region,
             "client_url": self._listener.url,
-            "version": VERSION,
+            "version": self._version,
             "connections": self._admission.open,
             "capacity": self._config.capacity,
             "accepted": self._admission.accepted,
@@ -366,7 +367,7 @@ class AccessNode:
             abnormal=self._clients.abnormal,
             loop_lag_ms=round(self._admission.lag_s * 1000),
             resident_bytes=self._admission.resident,
-            version=VERSION,
+            version=self._version,
             closed=self._clients.closed,
             handshakes=self._metrics.handshakes.encode(),
             pushes=self._metrics.pushes.encode(),

@@ -17,6 +17,7 @@ from base.errors import PermissionDenied
 __all__ = ["Cors"]
 
 PREFLIGHT_AGE_S = 3_600
+_VARY = (hdrs.VARY, hdrs.ORIGIN)
 
 
 class Cors:
@@ -48,15 +49,25 @@ class Cors:
 
     def require_origin(self, request: web.Request) -> None:
         """Raises PermissionDenied if a page of another origin asks. Clients that are no browsers have none."""
-        origin = request.headers.get(hdrs.ORIGIN)
+        self.check(request.headers.get(hdrs.ORIGIN))
+
+    def check(self, origin: str | None) -> None:
+        """The same by the value of the header `Origin`, None without one."""
         if origin is not None and not self._allows(origin):
             raise PermissionDenied("pages of this origin may not connect here")
+
+    def headers(self, origin: str | None) -> tuple[tuple[str, str], ...]:
+        """Return the headers of every answer on a guarded path, errors too, to a page of the origin."""
+        if origin is None or not self._allows(origin):
+            return (_VARY,)
+        return (
+            _VARY,
+            (hdrs.ACCESS_CONTROL_ALLOW_ORIGIN, origin),
+            (hdrs.ACCESS_CONTROL_EXPOSE_HEADERS, hdrs.RETRY_AFTER),
+        )
 
     async def _mark(self, request: web.Request, response: web.StreamResponse) -> None:
         if request.path not in self._paths:
             return
-        response.headers[hdrs.VARY] = hdrs.ORIGIN
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin is not None and self._allows(origin):
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
-            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = hdrs.RETRY_AFTER
+        for name, value in self.headers(request.headers.get(hdrs.ORIGIN)):
+            response.headers[name] = value

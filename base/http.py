@@ -140,7 +140,7 @@ async def json_body(request: web.Request, kind: type[T]) -> T:
     raw = await request.read()
     try:
         return msgspec.json.decode(raw, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BadRequest(f"bad JSON body: {error}") from error
     except UnicodeDecodeError as error:
         raise BadRequest("the body is not UTF-8") from error

@@ -48,6 +48,8 @@ def checked_id(value: str, what: str) -> str:
     Raises:
         BadRequest: empty, over 128 bytes of UTF-8, or with control characters or lone surrogates in it.
     """
+    if value.isascii() and value.isprintable() and 0 < len(value) <= ID_BYTES_MAX:
+        return value  # nearly all are
     try:
         size = len(value.encode())
     except UnicodeEncodeError as error:

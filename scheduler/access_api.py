@@ -15,20 +15,21 @@ GET with a query, or POST with the same fields as a JSON body:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from access.api import PROBE_PATH, transport_urls
-from base.clock import Clock
+from base.clock import Clock, Timestamp
 from base.cors import Cors
 from base.errors import BadRequest, NotReady, Unauthenticated
-from base.http import Credentials, Role, bearer, json_body, json_response
+from base.http import Credentials, Role, credential_of, json_body
 from base.ids import checked_id, entropy
 from scheduler.api import AccessAnswer, Backoff, Candidate, Probe
 from scheduler.config import SchedulerConfig
+from scheduler.core.access_head import PATH
 from scheduler.core.engine import Decision
 from scheduler.core.forwarded import Network, client_address, forwarded_for, listed
 from scheduler.core.node import AccessNode
@@ -38,9 +39,8 @@ from scheduler.metrics import SchedulerMetrics
 from scheduler.tickets import ticket_of
 from scheduler.tokens import TicketSigner, user_of
 
-__all__ = ["AccessApi", "Locate", "Query", "parse_rtts"]
+__all__ = ["AccessApi", "Locate", "Query", "parse_rtts", "query_of"]
 
-PATH = "/v1/access"
 RTTS_MAX = 16
 RTT_MAX_MS = 60_000
 CANDIDATES_KEPT = 65_536
@@ -79,6 +79,7 @@ class AccessApi:
         metrics: SchedulerMetrics,
     ) -> None:
         """`signer` gives the key to sign with now; `user_key` checks user tokens."""
+        self.address_header = config.address_header
         self._config = config
         self._clock = clock
         self._credentials = credentials
@@ -93,6 +94,7 @@ class AccessApi:
         self._encoded: dict[tuple[str, str, str], msgspec.Raw] = {}
         """Candidates as they stand in answers: what changes seldom is encoded once."""
         self._random = entropy()
+        self._encode = msgspec.json.Encoder().encode
 
     def add_to(self, app: web.Application) -> None:
         """Add the route."""
@@ -103,13 +105,7 @@ class AccessApi:
     async def _get(self, request: web.Request) -> web.Response:
         """Answer a client or backend, see the module."""
         self._cors.require_origin(request)
-        query = request.query
-        if len(query) != len(set(query)):
-            raise BadRequest("a query parameter is given twice")
-        try:
-            return self._answered(request, msgspec.convert(dict(query), Query))
-        except msgspec.ValidationError as error:
-            raise BadRequest(f"bad query: {error}") from error
+        return self._answered(request, query_of(request.query.items()))
 
     async def _post(self, request: web.Request) -> web.Response:
         """Answer a client or backend whose query is a JSON body."""
@@ -117,7 +113,27 @@ class AccessApi:
         return self._answered(request, await json_body(request, Query))
 
     def _answered(self, http: web.Request, query: Query) -> web.Response:
-        request = self.request_of(http, query)
+        headers = http.headers
+        written = ",".join(headers.getall(self.address_header, ()))
+        body = self.answer(query, headers.get("Authorization", ""), http.remote or "", written)
+        return web.Response(body=body, content_type="application/json")
+
+    def answer(self, query: Query, authorization: str, peer: str, written: str) -> bytes:
+        """Return the answer in JSON.
+
+        Args:
+            query: what is asked.
+            authorization: the value of that header, "" without one.
+            peer: the address of who connected.
+            written: what proxies wrote into `address_header`; several of them joined by commas.
+
+        Raises:
+            Unauthenticated, TokenExpired, PermissionDenied: it does not say who asks, or who may not.
+            BadRequest: the query is.
+            NotReady: no access node takes clients.
+        """
+        now = self._clock.realtime()
+        request = self._request_of(query, credential_of(authorization), peer, written, now)
         decision = self._decider.decide(request)
         if not decision.candidates:
             self._metrics.refusals.inc()
@@ -127,14 +143,16 @@ class AccessApi:
                 why=msgspec.to_builtins(self._decider.explain(request, decision)),
             )
         self._metrics.decided(decision)
-        return json_response(self._answer(request, decision, explain=query.why is not False))
+        return self._encode(self._answer(request, decision, now // 1000, explain=query.why is not False))
 
-    def request_of(self, http: web.Request, query: Query) -> Request:
-        """Return who asks, and from where. Raises BadRequest, Unauthenticated or TokenExpired."""
-        user, is_backend = self._user(http, query)
-        if query.address and not is_backend:
-            raise BadRequest("a client does not name its address; leave it out")
-        address = _checked_address(query.address) if query.address else self._address(http)
+    def _request_of(self, query: Query, credential: str | None, peer: str, written: str, now: Timestamp) -> Request:
+        user, is_backend = self._user(query, credential, now)
+        if query.address:
+            if not is_backend:
+                raise BadRequest("a client does not name its address; leave it out")
+            address = _checked_address(query.address)
+        else:
+            address = self._address(peer, written) if self._proxies else peer
         app = checked_id(query.app, "app") if query.app else ""
         region = checked_id(query.region, "region") if query.region else ""
         location = self._locate(user, address, region, parse_rtts(query.rtt) if query.rtt else {})
@@ -142,36 +160,30 @@ class AccessApi:
             user, checked_id(query.device, "device"), checked_id(query.platform, "platform"), app, address, location
         )
 
-    def _user(self, http: web.Request, query: Query) -> tuple[str, bool]:
-        credential = bearer(http)
+    def _user(self, query: Query, credential: str | None, now: Timestamp) -> tuple[str, bool]:
         if credential is None:
             raise Unauthenticated("send a user token or an API key as `Authorization: Bearer ...`")
-        if self._credentials.role_of(credential) is not None:
-            self._credentials.require(http, Role.BACKEND)
+        role = self._credentials.role_of(credential)
+        if role is not None:
+            role.require(Role.BACKEND)
             if not query.user:
                 raise BadRequest("the query parameter user is missing")
             return checked_id(query.user, "user"), True
-        user = user_of(credential, key=self._user_key, now=self._clock.realtime())
-        if query.user not in {"", user}:
+        user = user_of(credential, key=self._user_key, now=now)
+        if query.user and query.user != user:
             raise BadRequest("the query parameter user differs from the user token's; leave it out")
         return user, False
 
-    def _address(self, http: web.Request) -> str:
-        peer = http.remote or ""
-        if not self._proxies:
-            return peer
-        header = self._config.address_header
-        written = ",".join(http.headers.getall(header, ()))
-        entries = forwarded_for(written) if header == hdrs.FORWARDED else listed(written)
+    def _address(self, peer: str, written: str) -> str:
+        entries = forwarded_for(written) if self.address_header == "Forwarded" else listed(written)
         return client_address(peer, entries, self._proxies)
 
     # ---------------------------------------------------------------- the answer
 
-    def _answer(self, request: Request, decision: Decision, *, explain: bool) -> AccessAnswer:
+    def _answer(self, request: Request, decision: Decision, now_s: int, *, explain: bool) -> AccessAnswer:
         config, snapshot = self._config, self._decider.snapshot
         nodes = [snapshot.nodes[index] for index in decision.candidates]
         arm = decision.arm if snapshot.cohorts else ""
-        now_s = self._clock.realtime() // 1000
         expires_at = now_s + (config.ticket_ttl_ms + decision.not_before_ms) // 1000
         ticket = ticket_of(request, decision, nodes, issuer=self._decider.id, arm=arm, now_s=now_s, exp=expires_at)
         lifetime_ms = config.lifetime_ms
@@ -209,6 +221,18 @@ class AccessApi:
             regions.setdefault(name, snapshot.nodes[pool.members[int(self._random.random() * len(pool.members))]])
         order = [name for name in snapshot.regions.order(region, regions) if name]
         return tuple(Probe(name, regions[name].url + PROBE_PATH) for name in order[: self._config.probe_regions])
+
+
+def query_of(parameters: Iterable[tuple[str, str]]) -> Query:
+    """Return the query that a URL's parameters make. Raises BadRequest."""
+    pairs = list(parameters)
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise BadRequest("a query parameter is given twice")
+    try:
+        return msgspec.convert(fields, Query)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"bad query: {error}") from error
 
 
 def parse_rtts(text: str) -> dict[str, int]:

@@ -31,9 +31,12 @@ class RegionConfig(Section, frozen=True, kw_only=True):
         ),
     ] = ()
     latitude: Annotated[
-        float | None, Meta(ge=-90, le=90, description="Where it is, to order the other regions by distance (degrees).")
+        Annotated[float, Meta(ge=-90, le=90)] | None,
+        Meta(description="Where it is, to order the other regions by distance (degrees)."),
     ] = None
-    longitude: Annotated[float | None, Meta(ge=-180, le=180, description="The same, east positive (degrees).")] = None
+    longitude: Annotated[
+        Annotated[float, Meta(ge=-180, le=180)] | None, Meta(description="The same, east positive (degrees).")
+    ] = None
     spill: Annotated[
         tuple[str, ...],
         Meta(description="Regions to try first when this one is full, in order; then all others by distance."),
@@ -127,6 +130,14 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
             "`address_header` is believed. Empty: clients connect directly."
         ),
     ] = ()
+    proxy_protocol: Annotated[
+        bool,
+        Meta(
+            description="Whether those proxies name each client by the PROXY protocol, version 1 or 2. Then every "
+            "connection must come from one of them and begin with that header, and any other is dropped, those of "
+            "operators and of Prometheus too. What stands in `address_header` still counts if a proxy connected."
+        ),
+    ] = False
     address_header: Annotated[
         Literal["X-Forwarded-For", "Forwarded"],
         Meta(description="The header in which the proxies name the client. The other one is never read."),
@@ -210,6 +221,10 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
             description="Port of HAProxy's agent-check, which follows our drains and weights. 0: a free one; -1: none.",
         ),
     ] = -1
+    agent_check_proxies: Annotated[
+        int,
+        Meta(ge=1, description="How many HAProxies share the nodes: each is told its part of a node's connections."),
+    ] = 1
     remembered_decisions: Annotated[
         int, Meta(ge=0, description="How many of the last decisions can be explained by their id.")
     ] = 10_000
@@ -222,6 +237,8 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
                 ip_network(network)
             except ValueError as error:
                 yield f"proxies: {error}"
+        if self.proxy_protocol and not self.proxies:
+            yield "proxy_protocol needs proxies: without any nobody could connect"
         if self.report_expiry_ms <= self.report_fresh_ms:
             yield f"report_expiry_ms ({self.report_expiry_ms}) must be above report_fresh_ms ({self.report_fresh_ms})"
         names = [region.name for region in self.regions]

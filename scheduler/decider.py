@@ -195,7 +195,6 @@ class Decider:
             raise Conflict("a recording is under way")
         before = self.engine
         self.engine, records = self._born(before.seq, before.credit(self._clock.monotonic()))
-        self._recent.clear()  # its snapshots are numbered anew
         for record in records:
             sink(record)
         self._sink = sink

@@ -23,6 +23,7 @@ from base.site import Site
 from scheduler.admin_answers import unreadable
 from scheduler.core.conditions import Condition, list_names
 from scheduler.core.policy import Policy
+from scheduler.orders import BYTES_MAX as ORDERS_MAX
 from scheduler.orders import LISTS, Orders
 
 __all__ = ["BYTES_MAX", "NAME", "ListsApi"]
@@ -74,6 +75,8 @@ class ListsApi:
         value = "\n".join(values).encode()
         if len(value) > BYTES_MAX:
             raise TooLarge(f"the list has {len(value)} bytes, over {BYTES_MAX}", limit=BYTES_MAX)
+        if not self._orders.room_for(LISTS + name, len(value)):
+            raise TooLarge(f"with it all orders would have over {ORDERS_MAX} bytes; delete a list", limit=ORDERS_MAX)
         await self._registry.put(LISTS + name, value)
         self._log.info("list_written", list=name, values=len(values), who=self._credentials.who(request))
         return json_response({"name": name, "values": len(values)})

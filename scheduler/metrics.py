@@ -39,6 +39,14 @@ class SchedulerMetrics:
         )
         self.refusals = metrics.counter("schedule_refusals", "Access requests refused because no node takes clients.")
         self._slots = metrics.counter("schedule_slots", "Answers that told the client to wait for its slot.")
+        self.quick_requests = metrics.counter(
+            "schedule_quick_requests", "Access requests answered without the HTTP server in between."
+        )
+        self._dropped = metrics.counter(
+            "schedule_dropped",
+            "Connections dropped before their PROXY header: bad_proxy_header, unknown_proxy, slow, gone, closed.",
+            ("reason",),
+        )
         self._bound: dict[tuple[str, int], Counter] = {}
         metrics.gauge("schedule_access_nodes", "Access nodes in the snapshot.", lambda: figures().access_nodes)
         metrics.gauge(
@@ -71,6 +79,10 @@ class SchedulerMetrics:
             "Look-ups in geographical databases that came upon something unreadable, since the files were read.",
             lambda: figures().database_faults,
         )
+
+    def dropped(self, reason: str) -> None:
+        """Count a connection that was dropped."""
+        self._dropped.labels(self._node, reason).inc()
 
     def decided(self, decision: Decision) -> None:
         """Count a decision."""

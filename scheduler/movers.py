@@ -55,6 +55,9 @@ ORDER_MS = 2_000
 PAGES_MAX = 5
 """How many pages of clients are read for one order: where few should go, the rest is read for the next one."""
 ID_MAX = 16
+GRACE_MS_MAX = 3_600_000
+"""How long a successor waits at most, whatever the lock's value says."""
+DIGITS_MAX = 9
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
@@ -234,7 +237,7 @@ class Movers:
                 await self._registry.renew_session(self._session)
             except SessionLost:
                 self._session = None
-                self._held.lost()
+                self._held = HeldLease()  # a registry that started over counts its tokens from the beginning
                 self._stop("lock lost")
                 raise
         if self._held.epoch is not None:
@@ -244,7 +247,7 @@ class Movers:
         value = before.value if before is not None else b""
         token = await self._registry.acquire(LOCK_KEY, self._session, value)
         if token is not None:
-            grace_ms = int(value) if value.isdigit() else 0
+            grace_ms = min(int(value), GRACE_MS_MAX) if value.isdigit() and len(value) <= DIGITS_MAX else 0
             self._settled_at = Instant(self._clock.monotonic() + grace_ms)
             self._held.granted(asked_at, Epoch(token), SESSION_TTL_MS)
             self._log.info("mover_elected", token=token)
@@ -254,7 +257,7 @@ class Movers:
         is_settled = self._clock.monotonic() >= self._settled_at
         session, self._session = self._session, None
         was_held = self._held.epoch is not None
-        self._held.lost()
+        self._held = HeldLease()
         if session is None:
             return
         try:
@@ -305,6 +308,8 @@ class Movers:
         """Begin what is wanted, as soon as nobody is on the way by another's orders."""
         wanted, session = self._wanted, self._session
         if now < self._settled_at or wanted is None or session is None:
+            return
+        if self._fleet("").is_registry_away:  # the lock was quicker than the view: what a plan begins with is old
             return
         try:
             token = await self._registry.acquire(LOCK_KEY, session, b"%d" % wanted.grace_ms)

@@ -146,7 +146,7 @@ class Ofrep:
         """Return the client that the body describes. Raises _BadContext."""
         try:
             context = _decode(body).context
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _BadContext("PARSE_ERROR", f"bad JSON body: {error}") from error
         user = _text(context, "targetingKey")
         if not user:

@@ -9,29 +9,37 @@
 
 All schedulers follow them. An entry that cannot be read, of another version say, leaves the last good one in force: it
 is logged, counted, and shown.
+
+A registry that started over may have lost them all. Without its rollout a canary's nodes are like all others, and
+everybody would go to the version that was under trial, or had failed. So what was in force stays, and is written back:
+by whichever scheduler is first, and where nobody wrote anything else meanwhile. A rollout that is there again as it was
+some revisions ago, from a backup say, is written back as well. Who knows a key that is still there knows that the
+registry kept its data: then what is missing was deleted.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
 
-from base.clock import Clock
+from base.clock import Clock, Instant
 from base.core.registry import Entry
-from base.errors import StoreError
+from base.errors import CasConflict, StoreError
 from base.log import logger
 from base.registry import Registry, follow
 from scheduler.core.moving import MoveRequest
 from scheduler.core.policy import DEFAULT_POLICY, Policy, parse_policy
 from scheduler.core.rollout import Rollout
 from scheduler.core.rollout_document import parse_rollout
+from scheduler.core.rollout_machine import misfit
 from scheduler.core.rollout_record import Change, RolloutRecord
 
 __all__ = ["CORDONS", "LISTS", "MOVES", "POLICY", "PREFIX", "REBALANCE", "ROLLOUTS", "Cordon", "Orders", "PolicyRecord"]
-__all__ += ["MovesRecord", "RebalanceRecord", "RunningRollout"]
+__all__ += ["BYTES_MAX", "UNREADABLE", "MovesRecord", "RebalanceRecord", "RunningRollout", "running_rollout"]
 
 PREFIX = "scheduler/"
 CORDONS = "scheduler/cordons/"
@@ -40,6 +48,17 @@ ROLLOUTS = "scheduler/rollouts/"
 POLICY = "scheduler/policy"
 REBALANCE = "scheduler/rebalance"
 MOVES = "scheduler/moves"
+
+RESTORE_MS = 1_000
+"""How long after a failure it is tried again to write back what the registry lost."""
+LOST = "the registry lost it: it stays in force, and is written back"
+UNREADABLE = (ValueError, RecursionError)
+"""What decoding raises: errors of msgspec and of UTF-8 are ValueErrors."""
+
+KEPT = (CORDONS, LISTS, ROLLOUTS, POLICY, REBALANCE, MOVES)
+"""Locks are under the prefix, too, and are no orders."""
+BYTES_MAX = 4 * 1024 * 1024
+"""Of all orders together. Rollouts get longer by their histories: half of what a message holds is left for that."""
 
 T = TypeVar("T")
 
@@ -68,8 +87,6 @@ class RebalanceRecord(msgspec.Struct, frozen=True):
     at: int
     who: str
     is_aborted: bool = False
-    is_complete: bool = False
-    """It was carried out; whatever is uneven later is not its concern."""
     is_complete: bool = False
     """Whoever moved wrote that nothing is left to do."""
 
@@ -114,6 +131,12 @@ class Orders:
         self.is_known = asyncio.Event()
         """Set once the registry was read."""
         self._policy_faults = ""
+        self._entries: dict[str, Entry] = {}
+        """The orders of the last view, by key."""
+        self._made: dict[str, tuple[int, Any]] = {}
+        """What was read of each, and at which index: a list has thousands of lines, and how moves get on is news."""
+        self._lost: dict[str, Entry] = {}
+        """What is to be written back; the index is what the registry has there now, 0 for nothing."""
         self._registry = registry
         self._clock = clock
         self._changed: list[Callable[[], None]] = []
@@ -125,17 +148,27 @@ class Orders:
 
     async def run(self) -> None:
         """Follow the registry until cancelled; the last view stays good while it is away."""
+        seen = -1
         async for view in follow(self._registry.scan, PREFIX, self._clock, on_outage=self._outage):
-            self.read(view.items)
+            self.read(view.items, is_anew=view.index < seen)
+            seen = view.index
             self.is_known.set()
+            await self._restore()
 
-    def read(self, entries: tuple[Entry, ...]) -> None:
-        """Take all entries under the prefix."""
+    def read(self, entries: tuple[Entry, ...], *, is_anew: bool = False) -> None:
+        """Take all entries under the prefix. `is_anew`: the registry started over since the last ones."""
+        entries = tuple(entry for entry in entries if entry.key.startswith(KEPT))
+        if is_anew:
+            self._find_lost(entries)
         bad: dict[str, str] = {}
+        entries = self._with_lost(entries, bad)
         cordons, lists, rollouts, single = self._by_kind(entries, bad)
         for key in bad.keys() - self.bad.keys():
             self._log.error("order_unreadable", key=key, error=bad[key])
-        self.cordons, self.lists = cordons, lists
+        self.cordons = cordons
+        if lists != self.lists:  # the same object as long as they are the same: they are compared with every news
+            self.lists = lists
+        self._entries = {entry.key: entry for entry in entries}
         # The older rollout first: a later one does not take away what an earlier one has.
         self.rollouts = dict(sorted(rollouts.items(), key=lambda item: (item[1].record.created_at, item[0])))
         self.rebalance = single.get(REBALANCE)
@@ -144,6 +177,58 @@ class Orders:
         self.bad = bad
         for listener in self._changed:
             listener()
+
+    def room_for(self, key: str, size: int) -> bool:
+        """Return whether a value of that many bytes has room: all orders travel in one message."""
+        others = sum(len(entry.value) for name, entry in self._entries.items() if name != key)
+        return others + size <= BYTES_MAX
+
+    # ---------------------------------------------------------------- a registry that started over
+
+    def _find_lost(self, entries: tuple[Entry, ...]) -> None:
+        """Find out what a registry that started over lost, if it did."""
+        self._made = {}  # its indexes may have begun anew
+        there = {entry.key: entry for entry in entries}
+        known = {key: replace(entry, index=0) for key, entry in self._entries.items() if key != MOVES}
+        for name, running in self.rollouts.items():
+            known[ROLLOUTS + name] = Entry(ROLLOUTS + name, msgspec.json.encode(running.record), 0)
+        self._lost = {}
+        if not known.keys() & there.keys():
+            self._lost = known
+        for key in known.keys() & there.keys():
+            known_as = self.rollouts.get(key.removeprefix(ROLLOUTS))
+            if key.startswith(ROLLOUTS) and known_as is not None and _is_older(there[key], known_as.record):
+                self._lost[key] = replace(known[key], index=there[key].index)
+        # Their indexes are those of another life.
+        self.rollouts = {name: msgspec.structs.replace(one, index=0) for name, one in self.rollouts.items()}
+        if self._lost:
+            self._log.error("orders_lost", keys=sorted(self._lost))
+
+    def _with_lost(self, entries: tuple[Entry, ...], bad: dict[str, str]) -> tuple[Entry, ...]:
+        """Put what is to be written back in its place, but for what somebody wrote anew."""
+        there = {entry.key: entry for entry in entries}
+        self._lost = {
+            key: lost for key, lost in self._lost.items() if (there[key].index if key in there else 0) == lost.index
+        }
+        bad.update(dict.fromkeys(self._lost, LOST))
+        return tuple((there | self._lost).values())
+
+    async def _restore(self) -> None:
+        """Write back what was lost. Whoever was faster is right."""
+        while self._lost:
+            key, lost = next(iter(self._lost.items()))
+            try:
+                await self._registry.put(key, lost.value, expect=lost.index)
+            except CasConflict:
+                pass
+            except StoreError as error:
+                self._outage(error)
+                await self._clock.sleep_until(Instant(self._clock.monotonic() + RESTORE_MS))
+                continue
+            # The next view shows it; what was in force is so until then.
+            self._lost.pop(key, None)
+
+    # ---------------------------------------------------------------- entries
 
     def _by_kind(
         self, entries: tuple[Entry, ...], bad: dict[str, str]
@@ -158,44 +243,45 @@ class Orders:
             (LISTS, lists, _lines, self.lists.get),
             (ROLLOUTS, rollouts, self._rollout, self.rollouts.get),
             (POLICY, single, _read(PolicyRecord), lambda _: self.policy_record),
-            (REBALANCE, single, _read(RebalanceRecord), lambda _: None),
+            (REBALANCE, single, _rebalance, lambda _: None),
             (MOVES, single, _read(MovesRecord), lambda _: None),
         )
+        made: dict[str, tuple[int, Any]] = {}
         for entry in entries:
-            for prefix, into, read, fallback in kinds:
-                if entry.key.startswith(prefix):
-                    name = entry.key if into is single else entry.key.removeprefix(prefix)
-                    try:
-                        into[name] = read(entry)
-                    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
-                        bad[entry.key] = str(error)
-                        good = fallback(name)
-                        if good is not None:
-                            into[name] = good
-                    break
+            prefix, into, read, fallback = next(kind for kind in kinds if entry.key.startswith(kind[0]))
+            name = entry.key if into is single else entry.key.removeprefix(prefix)
+            known = self._made.get(entry.key)
+            if known is None or known[0] != entry.index:
+                known = entry.index, _attempt(read, entry)
+            made[entry.key] = known
+            value = known[1]
+            if isinstance(value, Unreadable):
+                bad[entry.key] = value.why
+                value = fallback(name)
+            elif into is rollouts:
+                value = self._newest(name, value)
+            if value is not None:
+                into[name] = value
+        self._made = made
         return cordons, lists, rollouts, single
 
     def wrote(self, running: RunningRollout) -> None:
         """Take a rollout that this scheduler just wrote, before the registry shows it."""
-        known = self.rollouts.get(running.record.name)
-        if known is not None and known.index >= running.index:
-            return
-        rollouts = {**self.rollouts, running.record.name: running}
+        name = running.record.name
+        self._lost.pop(ROLLOUTS + name, None)
+        rollouts = {**self.rollouts, name: self._newest(name, running)}
         self.rollouts = dict(sorted(rollouts.items(), key=lambda item: (item[1].record.created_at, item[0])))
         for listener in self._changed:
             listener()
 
+    def _newest(self, name: str, running: RunningRollout) -> RunningRollout:
+        """Return the newer of two: what this scheduler wrote may be known before a view shows it."""
+        known = self.rollouts.get(name)
+        return known if known is not None and known.index > running.index else running
+
     def _rollout(self, entry: Entry) -> RunningRollout:
-        record = msgspec.json.decode(entry.value, type=RolloutRecord)
-        known = self.rollouts.get(record.name)
-        if known is not None and known.index > entry.index:
-            return known  # written by this scheduler after the view was made
-        if known is not None and known.record.document == record.document:
-            return RunningRollout(record, known.rollout, entry.index)
-        rollout = parse_rollout(record.document)
-        if not isinstance(rollout, Rollout):
-            raise ValueError("; ".join(f"line {fault.line}: {fault.message}" for fault in rollout))  # noqa: TRY004
-        return RunningRollout(record, rollout, entry.index)
+        known = self.rollouts.get(entry.key.removeprefix(ROLLOUTS))
+        return running_rollout(entry, known)
 
     def _take_policies(self, record: PolicyRecord, bad: dict[str, str]) -> None:
         if record != self.policy_record:
@@ -221,6 +307,57 @@ class Orders:
 
     def _outage(self, error: StoreError) -> None:
         self._log.warning("registry_unreachable", error=str(error))
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """An entry that could not be read, and why."""
+
+    why: str
+
+
+def running_rollout(entry: Entry, known: RunningRollout | None = None) -> RunningRollout:
+    """Return the rollout of an entry. `known`: as it was before, whose document need not be read again.
+
+    Raises:
+        ValueError, RecursionError: it cannot be read, or its parts do not belong together.
+    """
+    record = msgspec.json.decode(entry.value, type=RolloutRecord)
+    rollout: Rollout | tuple[Any, ...]
+    if known is not None and known.record.document == record.document:
+        rollout = known.rollout
+    else:
+        rollout = parse_rollout(record.document)
+    if not isinstance(rollout, Rollout):
+        raise ValueError("; ".join(f"line {fault.line}: {fault.message}" for fault in rollout))  # noqa: TRY004
+    if not entry.key.removeprefix(ROLLOUTS) == record.name == rollout.name:
+        raise ValueError(f"it says that it is {record.name}, and its document that it is {rollout.name}")
+    fault = misfit(rollout, record.state)
+    if fault is not None:
+        raise ValueError(fault)
+    return RunningRollout(record, rollout, entry.index)
+
+
+def _is_older(entry: Entry, record: RolloutRecord) -> bool:
+    """Return whether the entry is an earlier revision of what the record is."""
+    try:
+        there = msgspec.json.decode(entry.value, type=RolloutRecord)
+    except UNREADABLE:
+        return False
+    return there.created_at == record.created_at and there.revision < record.revision
+
+
+def _attempt(read: Callable[[Entry], Any], entry: Entry) -> Any:
+    try:
+        return read(entry)
+    except UNREADABLE as error:
+        return Unreadable(str(error))
+
+
+def _rebalance(entry: Entry) -> RebalanceRecord:
+    record = msgspec.json.decode(entry.value, type=RebalanceRecord)
+    if record.request.kind != "rebalance" or record.request.arm:
+        raise ValueError("it is no order to rebalance")
+    return record
 
 
 def _read(kind: type[T]) -> Callable[[Entry], T]:

@@ -12,6 +12,7 @@ history, so that each change is written by the same compare-and-set as the line 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -92,7 +93,8 @@ class PoliciesApi:
         self._credentials.require(request, Role.VIEWER if is_dry else Role.OPERATOR)
         document = await document_of(request)
         is_built_in = what == "policy" and not document.strip()
-        parsed = DEFAULT_POLICY if is_built_in else parse_policy(document)
+        # It may be long, and made to take long: others go on meanwhile.
+        parsed = DEFAULT_POLICY if is_built_in else await asyncio.to_thread(parse_policy, document)
         if is_dry:
             return json_response(validated("policy", parsed, self._policy))
         if isinstance(parsed, tuple):

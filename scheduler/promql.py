@@ -122,7 +122,7 @@ def _read(status: int, body: bytes) -> Measurement:
     """Return what an answer says. Errors of the query come as JSON with status 400, 422 or 503."""
     try:
         answer = _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Failed(f"HTTP {status}, and not an answer of a Prometheus")
     if answer.status != "success":
         return _failed(f"{answer.error_type or 'error'}: {answer.error}")

@@ -18,7 +18,7 @@ import msgspec
 from base.clock import Clock, Instant
 from base.core.histogram import Histogram
 from base.core.registry import Entry
-from base.errors import BadRequest, CasConflict, Conflict, NotFound, StoreError
+from base.errors import BadRequest, CasConflict, Conflict, NotFound, RoadsteadError, TooLarge
 from base.log import logger
 from base.registry import Registry
 from base.registry.leadership import Leadership
@@ -42,7 +42,7 @@ from scheduler.core.rollout_machine import (
 )
 from scheduler.core.rollout_record import RolloutRecord, changed, created, move_id
 from scheduler.following import Sighting
-from scheduler.orders import ROLLOUTS, Orders, RunningRollout
+from scheduler.orders import BYTES_MAX, ROLLOUTS, UNREADABLE, Orders, RunningRollout, running_rollout
 from scheduler.promql import Measured, Measurement
 
 __all__ = ["Rollouts", "bad_document"]
@@ -52,10 +52,13 @@ FEED_MS = 2_000
 """How often the evidence takes the nodes' reports."""
 TRIES = 8
 JUDGE_KEY = "scheduler/judge"
+ROLLOUTS_MAX = 32
+"""Every decision asks them one after the other."""
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(RolloutRecord).decode
 _Change = Callable[[RunningRollout], RolloutRecord | None]
+_Revision = tuple[int, int]
+"""When a rollout was created, and the revision of its document: evidence is of one document."""
 
 
 class Rollouts:
@@ -76,9 +79,13 @@ class Rollouts:
         self._orders = orders
         self._nodes = nodes
         self._measure: Callable[[str, str], Awaitable[Measurement]] | None = None
-        self._ledgers: dict[str, Ledger] = {}
+        self._ledgers: dict[str, tuple[_Revision, Ledger]] = {}
+        self._analysed: dict[str, Instant] = {}
+        """When each rollout that is judged here was analysed last."""
         self._sightings: tuple[Sighting, ...] = ()
         self._fed_at = Instant(0)
+        self._is_new = False
+        """Whether it was elected and did not judge yet. Which rollouts there are it may learn only later."""
         self._must_renew: set[str] = set()
         self._leadership = Leadership(registry, clock, key=JUDGE_KEY, node=node, on_elected=self._elected)
         self._log = logger(node=node)
@@ -118,7 +125,12 @@ class Rollouts:
                 capacity += 0 if node.is_draining or node.is_cordoned else node.capacity
         running, moves = self._orders.rollouts.get(rollout.name), self._orders.moves
         is_moved = (
-            running is not None and moves is not None and moves.is_complete and moves.request == move_id(running.record)
+            running is not None
+            # Whom a ticket of before brings to a canary that was left is brought back, too.
+            and running.record.state.phase not in {"failed", "aborted"}
+            and moves is not None
+            and moves.is_complete
+            and moves.request == move_id(running.record)
         )
         return Live(canary, total, capacity, is_moved)
 
@@ -126,21 +138,30 @@ class Rollouts:
 
     async def create(self, document: str, *, who: str) -> RolloutRecord:
         """Start a rollout, or a new revision of one that is over. Raises BadRequest with every fault and its line."""
-        rollout = parsed(document)
-        for name, other in self._orders.rollouts.items():
-            if name != rollout.name and other.rollout.version == rollout.version:
+        # It may be long, and made to take long: others go on meanwhile.
+        rollout = await asyncio.to_thread(parsed, document)
+        others = {name: one for name, one in self._orders.rollouts.items() if name != rollout.name}
+        if len(others) >= ROLLOUTS_MAX:
+            raise Conflict(f"there are {len(others)} rollouts; delete one that is over first")
+        for name, other in others.items():
+            if other.rollout.version == rollout.version:
                 raise Conflict(f"the version {rollout.version} is the canary of the rollout {name}; delete that first")
+            if other.record.state.phase == "complete":
+                raise Conflict(f"the rollout {name} is complete and takes all clients; delete it, or nobody is left")
         key = ROLLOUTS + rollout.name
         for _ in range(TRIES):
             entry = await self._registry.get(key)
-            before = _decode(entry.value) if entry is not None else None
+            before = self._readable(entry).record if entry is not None else None
             if before is not None and before.state.phase in {"running", "paused"}:
                 raise Conflict(f"the rollout {rollout.name} is {before.state.phase}; abort it before you revise it")
             now = self._clock.realtime()
             state = start(rollout, now, self.live(rollout))
             record = created(rollout.name, document, state, who=who, now=now, before=before)
+            value = _encode(record)
+            if not self._orders.room_for(key, len(value)):
+                raise TooLarge(f"with it all orders would have over {BYTES_MAX} bytes; delete lists", limit=BYTES_MAX)
             try:
-                index = await self._registry.put(key, _encode(record), expect=entry.index if entry else 0)
+                index = await self._registry.put(key, value, expect=entry.index if entry else 0)
             except CasConflict:
                 continue
             self._wrote(RunningRollout(record, rollout, index))
@@ -157,18 +178,21 @@ class Rollouts:
                 raise Conflict(state.sentence)
             return changed(running.record, state, who=who, action=order, now=now, detail=state.reason)
 
-        written = await self._change(name, change)
+        written = await self._change(name, change, read=self._in_force)
         assert written is not None
         return written
 
     async def delete(self, name: str) -> None:
         """Forget a rollout that is over: its nodes are like all others then. Raises NotFound, Conflict."""
-        running = await self._read(name)
-        phase = running.record.state.phase
+        entry = await self._found(name)
+        try:
+            phase = self._in_force(entry).record.state.phase
+        except Conflict:  # nobody goes by what nobody can read
+            phase = "aborted"
         if phase in {"running", "paused"}:
             raise Conflict(f"the rollout {name} is {phase}; abort it before you delete it")
         try:
-            await self._registry.delete(ROLLOUTS + name, expect=running.index)
+            await self._registry.delete(entry.key, expect=entry.index)
         except CasConflict as error:
             raise Conflict(f"somebody changed the rollout {name} meanwhile") from error
 
@@ -186,13 +210,25 @@ class Rollouts:
             if not self.is_judging:
                 self._ledgers.clear()  # whoever judges collects the evidence
                 continue
+            if not self._orders.is_known.is_set():
+                continue
+            if self._is_new:
+                self._is_new = False
+                self._must_renew = set(self._orders.rollouts)
             if self._clock.monotonic() - self._fed_at >= FEED_MS:
                 self._feed()
-            for name in list(self._orders.rollouts):
-                try:
-                    await self._judge(name)
-                except (StoreError, Conflict, NotFound) as error:
-                    self._log.warning("rollout_not_judged", rollout=name, error=str(error))
+            async with asyncio.TaskGroup() as tasks:  # a Prometheus that is slow for one does not keep the others
+                for name in self._orders.rollouts:
+                    tasks.create_task(self._judge_safely(name))
+
+    async def _judge_safely(self, name: str) -> None:
+        """Judge, and contain what goes wrong: the next scheduler would fail in the same way, and so all of them."""
+        try:
+            await self._judge(name)
+        except RoadsteadError as error:
+            self._log.warning("rollout_not_judged", rollout=name, error=str(error))
+        except Exception:  # noqa: BLE001 - see above
+            self._log.exception("rollout_not_judged", rollout=name)
 
     async def _judge(self, name: str) -> None:
         running = self._orders.rollouts.get(name)
@@ -203,12 +239,23 @@ class Rollouts:
             self._must_renew.discard(name)
         await self._change(name, lambda found: self._moved_on(found, "", self._tick))
         running = self._orders.rollouts.get(name)
-        due = None if running is None else next_deadline(running.rollout, running.record.state)
-        if running is not None and due is not None and self._clock.realtime() >= due:
+        if running is not None and self._is_due(name, running):
+            self._analysed[name] = self._clock.monotonic()
             await self._analyse(name, running)
 
+    def _is_due(self, name: str, running: RunningRollout) -> bool:
+        """Whether to make an analysis now."""
+        state, now = running.record.state, self._clock.realtime()
+        due = next_deadline(running.rollout, state)
+        if due is None:
+            return False
+        since_ms = self._clock.monotonic() - self._analysed.setdefault(name, self._clock.monotonic())
+        # A wall clock that was ahead and was set back must not keep anybody from seeing what goes wrong.
+        return now >= due or (now < state.at and since_ms >= running.rollout.analysis.interval_ms)
+
     def _tick(self, running: RunningRollout) -> RolloutState:
-        return tick(running.rollout, running.record.state, self._clock.realtime(), self.live(running.rollout))
+        live = self.live(running.rollout) if any(True for _ in self._nodes()) else None  # or nothing would be to move
+        return tick(running.rollout, running.record.state, self._clock.realtime(), live)
 
     def _renew(self, running: RunningRollout) -> RolloutState:
         return renewed(running.record.state, self._clock.realtime())
@@ -226,8 +273,12 @@ class Rollouts:
         return changed(running.record, state, who="scheduler", action=action, now=state.at, detail=state.reason)
 
     async def _analyse(self, name: str, running: RunningRollout) -> None:
-        rollout, state = running.rollout, running.record.state
+        rollout, state, revision = running.rollout, running.record.state, _revision(running.record)
         answers = await self._ask(rollout)
+        running = self._orders.rollouts.get(name, running)
+        # Another step was begun meanwhile, or another document.
+        if running.record.state.epoch != state.epoch or _revision(running.record) != revision:
+            return
         self._feed()
         ledger = self._ledger(name, running)
         step = rollout.steps[state.step]
@@ -241,6 +292,8 @@ class Rollouts:
         )
 
         def change(found: RunningRollout) -> RolloutRecord | None:
+            if _revision(found.record) != revision:
+                return None
             after = judged(found.rollout, found.record.state, verdict, self._clock.realtime())
             if after is found.record.state:
                 return None
@@ -252,22 +305,22 @@ class Rollouts:
         await self._change(name, change)
 
     async def _ask(self, rollout: Rollout) -> dict[int, float | str]:
-        answers: dict[int, float | str] = {}
-        for number, check in enumerate(rollout.analysis.checks):
-            if check.metric != "promql":
-                continue
-            if self._measure is None:
-                answers[number] = "no Prometheus server is configured (scheduler.prometheus_url)"
-                continue
-            measured = await self._measure(f"{rollout.name}/{number}", check.query)
-            answers[number] = measured.value if isinstance(measured, Measured) else measured.reason
-        return answers
+        measure = self._measure
+        queries = {number: one.query for number, one in enumerate(rollout.analysis.checks) if one.metric == "promql"}
+        if measure is None:
+            return dict.fromkeys(queries, "no Prometheus server is configured (scheduler.prometheus_url)")
+        async with asyncio.TaskGroup() as tasks:  # together: each has a deadline of seconds
+            asked = {
+                number: tasks.create_task(_answer(measure(f"{rollout.name}/{number}", query)))
+                for number, query in queries.items()
+            }
+        return {number: task.result() for number, task in asked.items()}
 
     # ---------------------------------------------------------------- inside
 
     def _elected(self) -> None:
         """Evidence of an epoch that somebody else collected is not here: a new one begins."""
-        self._must_renew = set(self._orders.rollouts)
+        self._is_new = True
 
     def _feed(self) -> None:
         """Give all rollouts' evidence the newest reports."""
@@ -277,6 +330,7 @@ class Rollouts:
         }
         for name in self._ledgers.keys() - running.keys():
             del self._ledgers[name]
+        self._analysed = {name: at for name, at in self._analysed.items() if name in running}
         if running:  # reading a thousand nodes' histograms takes a while
             reports = [_totals(sighting) for sighting in self._sightings]
             for name, one in running.items():
@@ -284,19 +338,23 @@ class Rollouts:
 
     def _ledger(self, name: str, running: RunningRollout) -> Ledger:
         """Return the evidence of the rollout's present epoch."""
-        ledger = self._ledgers.get(name)
-        if ledger is None:
-            ledger = self._ledgers[name] = Ledger(running.rollout.version, epoch=running.record.state.epoch)
-        if ledger.epoch != running.record.state.epoch:
-            ledger.begin(running.record.state.epoch)
+        epoch, revision = running.record.state.epoch, _revision(running.record)
+        known = self._ledgers.get(name)
+        if known is None or known[0] != revision:
+            known = self._ledgers[name] = revision, Ledger(running.rollout.version, epoch=epoch)
+        ledger = known[1]
+        if ledger.epoch != epoch:
+            ledger.begin(epoch)
         return ledger
 
-    async def _change(self, name: str, change: _Change) -> RolloutRecord | None:
+    async def _change(
+        self, name: str, change: _Change, *, read: Callable[[Entry], RunningRollout] | None = None
+    ) -> RolloutRecord | None:
         """Write what `change` makes of the record that is there; None, and nothing is written, if that is nothing."""
         running = self._orders.rollouts.get(name)
         for _ in range(TRIES):
             if running is None:
-                running = await self._read(name)
+                running = (read or self._readable)(await self._found(name))
             record = change(running)
             if record is None:
                 return None
@@ -309,11 +367,28 @@ class Rollouts:
             return record
         raise Conflict(f"others change the rollout {name} all the time")
 
-    async def _read(self, name: str) -> RunningRollout:
+    async def _found(self, name: str) -> Entry:
         entry = await self._registry.get(ROLLOUTS + name)
         if entry is None:
             raise NotFound(f"there is no rollout {name}")
-        return _running(entry)
+        return entry
+
+    def _readable(self, entry: Entry) -> RunningRollout:
+        """Return the rollout of an entry. Raises Conflict for one that cannot be read."""
+        try:
+            return running_rollout(entry, self._orders.rollouts.get(entry.key.removeprefix(ROLLOUTS)))
+        except UNREADABLE as error:
+            raise Conflict(f"{entry.key} in the registry cannot be read: {error}") from error
+
+    def _in_force(self, entry: Entry) -> RunningRollout:
+        """Return the same, or the last good one: an operator's order is for what is in force, and may write over it."""
+        try:
+            return self._readable(entry)
+        except Conflict:
+            known = self._orders.rollouts.get(entry.key.removeprefix(ROLLOUTS))
+            if known is None:
+                raise
+            return msgspec.structs.replace(known, index=entry.index)
 
     def _wrote(self, running: RunningRollout) -> None:
         """Go by it at once; the registry's view of it comes later."""
@@ -335,9 +410,13 @@ def bad_document(faults: Iterable[tuple[int, str]]) -> BadRequest:
     return BadRequest(f"the document is not good: {lines}", faults=listed)
 
 
-def _running(entry: Entry) -> RunningRollout:
-    record = _decode(entry.value)
-    return RunningRollout(record, parsed(record.document), entry.index)
+async def _answer(measured: Awaitable[Measurement]) -> float | str:
+    measurement = await measured
+    return measurement.value if isinstance(measurement, Measured) else measurement.reason
+
+
+def _revision(record: RolloutRecord) -> _Revision:
+    return record.created_at, record.document_revision
 
 
 def _totals(sighting: Sighting) -> NodeTotals:

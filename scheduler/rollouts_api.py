@@ -14,6 +14,7 @@ Two numbers are always there: `assigned`, of this scheduler's new assignments, a
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final, cast, get_args
 
 from aiohttp import web
@@ -76,7 +77,7 @@ class RolloutsApi:
         self._credentials.require(request, Role.VIEWER if is_dry else Role.OPERATOR)
         document = await document_of(request)
         if is_dry:
-            return json_response(validated("rollout", parse_rollout(document)))
+            return json_response(validated("rollout", await asyncio.to_thread(parse_rollout, document)))
         who = self._credentials.who(request)
         record = await self._rollouts.create(document, who=who)
         self._log.info("rollout_created", rollout=record.name, revision=record.revision, who=who)
@@ -151,7 +152,7 @@ class RolloutsApi:
             "pool": self._pool(rollout, live),
             "moves": {
                 "wanted": wanted._asdict() if wanted is not None else None,
-                "progress": moves if moves is not None and moves.request == move_id(record) else None,
+                "progress": moves if moves is not None and moves.request.partition(".")[0] == move_id(record) else None,
             },
             "missing_lists": cohort.missing_lists,
             "document_revision": record.document_revision,

@@ -20,6 +20,7 @@ from base.errors import StoreError
 from base.ids import NodeId, entropy
 from base.node import Node
 from base.peer.pool import PeerPool
+from base.proxied import Proxied
 from base.registry import ServiceInstance, follow
 from base.site import Site
 from scheduler.access_api import AccessApi
@@ -34,6 +35,7 @@ from scheduler.core.snapshot import STABLE
 from scheduler.decider import Decider, Rules
 from scheduler.eds import Eds
 from scheduler.following import Seen
+from scheduler.front import Front
 from scheduler.geography import Geography
 from scheduler.metrics import Figures, SchedulerMetrics
 from scheduler.movers import Movers
@@ -109,7 +111,8 @@ class Scheduler:
 
     def _serve(self, site: Site) -> None:
         app, credentials, decider = self.node.http.app, site.credentials, self.decider
-        AccessApi(
+        cors = Cors(Origins(self._config.origins).allows)
+        api = AccessApi(
             self._config,
             site.clock,
             credentials,
@@ -117,9 +120,14 @@ class Scheduler:
             locate=self._geography.locate,
             signer=lambda: self._signer,
             user_key=self._user_key,
-            cors=Cors(Origins(self._config.origins).allows),
+            cors=cors,
             metrics=self._metrics,
-        ).add_to(app)
+        )
+        api.add_to(app)
+        self._front = Front(api, http=self.node.http, cors=cors, clock=site.clock, metrics=self._metrics)
+        self.node.http.layers.append(self._front)
+        if self._config.proxy_protocol:
+            self.node.http.layers.append(Proxied(self._config.proxies, dropped=self._metrics.dropped))
         SchedulerAdmin(
             site,
             decider=decider,
@@ -139,7 +147,7 @@ class Scheduler:
         ).add_to(app.router)
         Ofrep(rollouts=lambda: self._active, locate=self._found, credentials=credentials).add_to(app.router)
         if self._config.agent_check_port >= 0:
-            self._agent = AgentCheck(nodes=self._nodes, weight=self._weight)
+            self._agent = AgentCheck(nodes=self._nodes, weight=self._weight, proxies=self._config.agent_check_proxies)
 
     async def start(self) -> None:
         """Read the maps, listen and join."""
@@ -166,12 +174,14 @@ class Scheduler:
                 tasks.create_task(part.run())
             tasks.create_task(self._count_schedulers())
             tasks.create_task(self._connect_while_moving())
+            await self.orders.is_known.wait()  # or the canary's nodes would be anybody's until then
             async for view in follow(self._registry.services, ACCESS_SERVICE, self._clock, on_outage=self._outage):
                 self._saw(view.items)
 
     async def drain(self) -> None:
         """Take no new work: a decision is over as soon as it is made."""
         self.node.http.is_ready = False
+        self._front.drain()
 
     def statistics(self) -> dict[str, Any]:
         """Return a snapshot for `/debug/statistics`."""

@@ -109,6 +109,10 @@ def _answer(
 ) -> web.Response:
     groups = []
     for instance in sorted(instances, key=lambda instance: name_order(instance.id)):
+        try:
+            address = urlsplit(instance.url).netloc
+        except ValueError:  # one address that is none would spoil the whole list
+            continue
         labels = {"node": instance.id, "service": instance.service, "region": instance.meta.get("region", "")}
-        groups.append(TargetGroup((urlsplit(instance.url).netloc,), {**labels, **labels_of(instance)}))
+        groups.append(TargetGroup((address,), {**labels, **labels_of(instance)}))
     return json_response(groups)

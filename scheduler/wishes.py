@@ -17,12 +17,13 @@ from scheduler.core.moving import MoveRequest
 from scheduler.core.rollout_machine import MovesWanted, wanted_moves
 from scheduler.core.rollout_record import move_id
 from scheduler.movers import Movers
-from scheduler.orders import MOVES, REBALANCE, MovesRecord, Orders, RebalanceRecord, RunningRollout
+from scheduler.orders import MOVES, REBALANCE, UNREADABLE, MovesRecord, Orders, RebalanceRecord, RunningRollout
 from scheduler.rollouts import Rollouts
 
 __all__ = ["Wishes"]
 
 LOOK_S = 1.0
+DIGITS_MAX = 6
 
 
 class Wishes:
@@ -81,11 +82,14 @@ class Wishes:
         told = self._told
         if told is not None and msgspec.structs.replace(told, at=record.at) == record:
             return
-        await self._registry.put(MOVES, msgspec.json.encode(record))
+        seen = self._orders.moves
+        is_known = seen is not None and seen.request == record.request and seen.is_complete
+        if record.is_complete or not is_known:  # who began it once more by mistake does not say that it is not
+            await self._registry.put(MOVES, msgspec.json.encode(record))
+        if record.is_complete:
+            await self._complete(record.request)
         self._told = record
         if is_over:
-            if record.is_complete:
-                await self._complete(record.request)
             self._told_last = status.plan
 
     async def _complete(self, request: str) -> None:
@@ -93,15 +97,30 @@ class Wishes:
         entry = await self._registry.get(REBALANCE)
         if entry is None:
             return
-        order = msgspec.json.decode(entry.value, type=RebalanceRecord)
+        try:
+            order = msgspec.json.decode(entry.value, type=RebalanceRecord)
+        except UNREADABLE:  # nobody carries out what nobody can read
+            return
         if order.request.id == request and not order.is_complete:
             done = msgspec.structs.replace(order, is_complete=True)
             await self._registry.put(REBALANCE, msgspec.json.encode(done), expect=entry.index)
 
+    def _id(self, running: RunningRollout, moves: MovesWanted) -> str:
+        """Return the request's id: another one when somebody came to the canary after all were brought back."""
+        name = move_id(running.record)
+        told = self._orders.moves
+        if moves.to == "canary" or told is None:
+            return name
+        request, _, round_ = told.request.partition(".")
+        if request != name:
+            return name
+        number = (int(round_) if round_.isdecimal() and len(round_) < DIGITS_MAX else 0) + told.is_complete
+        return f"{name}.{number}" if number else name
+
     def _request(self, running: RunningRollout, moves: MovesWanted) -> MoveRequest:
         deadline_ms = 0 if moves.deadline is None else max(1, moves.deadline - self._clock.realtime())
         return MoveRequest(
-            id=move_id(running.record),
+            id=self._id(running, moves),
             kind="to_stable" if moves.to == "stable" else "to_canary",
             rate_per_s=moves.per_s,
             # The document says how fast; what targets say they take still stands above it.

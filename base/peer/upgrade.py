@@ -86,10 +86,17 @@ async def connect(url: str, *, node: str, peer_key: str) -> tuple[asyncio.Transp
     """Connect and upgrade; return the transport and what the peer sent after its 101. The caller bounds the time.
 
     Reading is paused, so that nothing is lost until another protocol is set; resume it then. Raises OSError when there
-    is no connection, Unauthenticated or PeerUnavailable when the peer refuses, and RemoteProtocolError when it does not
-    speak HTTP.
+    is no connection, Unauthenticated or PeerUnavailable when the peer refuses or the URL is none, and
+    RemoteProtocolError when it does not speak HTTP.
     """
-    parts = urlsplit(url + PEER_PATH)
+    try:
+        parts = urlsplit(url + PEER_PATH)
+        port = parts.port
+        (parts.hostname or "").encode("idna")
+    except ValueError as error:  # what others registered must not end the process
+        raise PeerUnavailable(f"{url} is no URL: {error}") from error
+    if not parts.netloc.isprintable():
+        raise PeerUnavailable("a URL with control characters in it")
     fields = {"Host": parts.netloc, **_SWITCH, "Authorization": f"Bearer {peer_key}", NODE_HEADER: node}
     assert all(value.isprintable() for value in fields.values())
     head = f"GET {parts.path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
@@ -97,7 +104,7 @@ async def connect(url: str, *, node: str, peer_key: str) -> tuple[asyncio.Transp
     transport, asking = await asyncio.get_running_loop().create_connection(
         lambda: _Asking(url, (head + "\r\n").encode()),
         parts.hostname or "",
-        parts.port or (443 if is_tls else 80),
+        port or (443 if is_tls else 80),
         ssl=is_tls or None,
     )
     try:

@@ -66,7 +66,7 @@ class Leadership:
                 await self._registry.renew_session(self._session)
             except SessionLost:
                 self._session = None
-                self._held.lost()
+                self._held = HeldLease()  # a registry that started over counts its tokens from the beginning
                 raise
         was_leading = self._held.is_valid(asked_at)
         if self._held.epoch is not None:
@@ -83,7 +83,7 @@ class Leadership:
 
     async def _step_down(self) -> None:
         session, self._session = self._session, None
-        self._held.lost()
+        self._held = HeldLease()
         if session is not None:
             try:
                 await self._registry.close_session(session)

@@ -18,6 +18,8 @@ from scheduler.core.node import AccessNode
 __all__ = ["Churn"]
 
 HALF_LIFE_MS = 60_000.0
+LIFETIME_MIN_MS = 20_000.0
+"""Connections are never taken to be shorter, on average: when many end at once, that says little of the others."""
 
 
 class Churn:
@@ -52,4 +54,5 @@ class Churn:
         """Return how many of the connections that the node reported are probably there yet."""
         if not self._held:
             return float(node.connections)
-        return node.connections * math.exp(-self._ended / self._held * max(0, now - node.reported_at))
+        rate = min(self._ended / self._held, 1 / LIFETIME_MIN_MS)
+        return node.connections * math.exp(-rate * max(0, now - node.reported_at))

@@ -268,7 +268,9 @@ class Engine:
         if rule.by_canary and snapshot.cohorts:
             pool, picked, placed = self._canary(request, region, limit, passed)
         if pool is None:
-            pool, picked = self._stable(region, limit, passed)
+            pool, picked = self._pool(STABLE, region, limit, passed)
+        if pool is None and snapshot.cohorts:
+            pool, picked = self._last_resort(region, limit, passed)
         if pool is None:
             return self._nobody(seq, now, rule_number, placed, passed)
         part, carrier = pool, location.carrier
@@ -347,17 +349,14 @@ class Engine:
             passed.append((arm, "", Passed.ARM_FULL))
         return pool, picked
 
-    def _stable(self, region: str, limit: int, passed: list[tuple[str, str, int]]) -> tuple[Pool | None, int]:
-        """Return where to send a client whom no rollout takes."""
-        pool, picked = self._pool(STABLE, region, limit, passed)
-        if pool is None and self.snapshot.cohorts:
-            # Rather a canary than no service, and one that failed the last of all.
-            passed.append((STABLE, "", Passed.ARM_FULL))
-            for cohort in sorted(self.snapshot.cohorts, key=attrgetter("is_failed")):
-                pool, picked = self._pool(cohort.rollout.name, region, limit, passed)
-                if pool is not None:
-                    break
-        return pool, picked
+    def _last_resort(self, region: str, limit: int, passed: list[tuple[str, str, int]]) -> tuple[Pool | None, int]:
+        """Rather a canary than no service, and one that failed the last of all: stable takes nobody."""
+        passed.append((STABLE, "", Passed.ARM_FULL))
+        for cohort in sorted(self.snapshot.cohorts, key=attrgetter("is_failed")):
+            pool, picked = self._pool(cohort.rollout.name, region, limit, passed)
+            if pool is not None:
+                return pool, picked
+        return None, Picked.NOBODY
 
     def _pool(self, arm: str, region: str, limit: int, passed: list[tuple[str, str, int]]) -> tuple[Pool | None, int]:
         """Return where to send the client within the arm, see the module; None when it takes nobody anywhere."""
@@ -381,7 +380,7 @@ class Engine:
         open_pools = [
             pool
             for pool in order
-            if pool.used < (pool.limit if arm != STABLE else pool.capacity) or pool.heard_at < expired
+            if pool.used < (pool.capacity if arm == STABLE else pool.limit) or pool.heard_at < expired
         ]
         ready = [pool for pool in open_pools if pool.next_at <= limit]
         if ready:
@@ -462,7 +461,11 @@ class Engine:
 
 def _soonest_first(candidates: tuple[int, ...], next_at: list[float], limit: int) -> tuple[int, ...]:
     """Return them with the first that has credit in front, or the one who has it the soonest."""
-    first = next((index for index in candidates if next_at[index] <= limit), None)
-    if first is None:
-        first = min(candidates, key=next_at.__getitem__)
-    return (first, *[index for index in candidates if index != first])
+    best = candidates[0]
+    at = next_at[best]
+    for index in candidates:
+        if next_at[index] < at:
+            best, at = index, next_at[index]
+            if at <= limit:
+                break
+    return candidates if best == candidates[0] else (best, *[index for index in candidates if index != best])

@@ -99,7 +99,7 @@ def _arm(snapshot: Snapshot, decision: Decision) -> Stage:
 
 def _region(request: Request, decision: Decision) -> Stage:
     dropped = tuple(
-        f"{region or 'anywhere'}{'' if arm == STABLE else f' ({arm})'}: {_LEFT[Passed(why)]}"
+        f"{region or 'unnamed'}{'' if arm == STABLE else f' ({arm})'}: {_LEFT[Passed(why)]}"
         for arm, region, why in decision.passed
         if why not in _OF_ARMS
     )

@@ -10,13 +10,20 @@ assignments, so that dividing by it assumes that the other schedulers, of whom n
 Both come from what the nodes report of tickets: how many connections each let in that came with a ticket of this
 scheduler, and of any. An assignment is pending until it is among those, or until it should have been: `window_ms`
 before the report was made. What did not arrive until then is written off; what arrived unexpectedly (a client that
-fell back to this node) is taken on the same account.
+fell back to this node) is taken on the same account. Counts do not tell who it was that did not arrive: where clients
+come without a break and some never arrive, pending grows to all that was assigned within the window. That is too much,
+and alike at all nodes.
+
+The share is learned over a long time, so that chance hardly shows in it: credit is divided by it, and a scheduler that
+thinks itself smaller than it is would let its clients wait. When what came of late cannot be by chance, clients are
+divided in another way than before, and what was learned until then is forgotten.
 
 A scheduler that just began has sent nobody yet whom a node could have let in by now: until the first clients can have
 arrived it takes an equal share, and learns from there.
 
-Invariants, per node and life:
-    I1  pending = assigned - admitted - written off, and 0 <= pending <= assigned since (report - window).
+Invariants:
+    I1  Per node and life: pending = assigned - admitted - written off, and
+        0 <= pending <= assigned since (report - window).
     I2  0 < share <= 1.
 
 Source for the correction: G. Goren, S. Vargaftik, Y. Moses, "Distributed Dispatching in the Parallel Server Model"
@@ -26,6 +33,7 @@ number is taken into account.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from itertools import pairwise
 
@@ -36,7 +44,11 @@ __all__ = ["Share", "Tally"]
 
 PRIOR = 100.0
 """How many admissions the assumption of equal shares weighs as much as."""
-HALF_LIFE_MS = 300_000.0
+HALF_LIFE_MS = 1_200_000.0
+RECENT_HALF_LIFE_MS = 60_000.0
+RECENT_MIN = 50.0
+CHANCE = 4.0
+"""Standard deviations that chance explains: beyond, about once in 16,000 looks by mistake."""
 SHARE_MIN = 0.01
 HISTORY_MAX = 64
 """Bound of what is remembered of a node that does not report any more; beyond, times become coarse."""
@@ -89,13 +101,14 @@ class Tally:
 class Share:
     """This scheduler's part of all assignments, by the admissions that the nodes reported of late."""
 
-    __slots__ = ("_all", "_at", "_begins_at", "_own", "_schedulers", "_seen", "_settle_ms")
+    __slots__ = ("_at", "_begins_at", "_long", "_recent", "_schedulers", "_seen", "_settle_ms")
 
     def __init__(self, *, settle_ms: int) -> None:
         """`settle_ms`: how long after it began the first clients may still be on their way."""
         self._settle_ms = settle_ms
-        self._own = 0.0
-        self._all = 0.0
+        # (own, of all): admissions that fade slowly, and that fade quickly.
+        self._long = (0.0, 0.0)
+        self._recent = (0.0, 0.0)
         self._at = 0
         self._begins_at: int | None = None
         self._schedulers = 0
@@ -103,23 +116,45 @@ class Share:
 
     def observe(self, nodes: tuple[AccessNode, ...], now: int, schedulers: int) -> float:
         """Take the reports into account and return the share; `schedulers` is how many are registered."""
-        fade = 0.5 ** (max(0, now - self._at) / HALF_LIFE_MS)
         if schedulers != self._schedulers:  # one came or went: how they share from now on has to be learned anew
-            self._schedulers, fade = schedulers, 0.0
+            self._schedulers = schedulers
+            self._long = self._recent = (0.0, 0.0)
+        own, of_all = self._arrived(nodes, now)
+        elapsed = max(0, now - self._at)
         self._at = now
-        self._own *= fade
-        self._all *= fade
+        self._long = _faded(self._long, elapsed / HALF_LIFE_MS, own, of_all)
+        self._recent = _faded(self._recent, elapsed / RECENT_HALF_LIFE_MS, own, of_all)
+        share = self._estimate()
+        recent_own, recent_all = self._recent
+        chance = CHANCE * math.sqrt(max(1.0, recent_all * share * (1 - share)))
+        if recent_all >= RECENT_MIN and abs(recent_own - recent_all * share) > chance:
+            self._long = self._recent
+            share = self._estimate()
+        return share
+
+    def _estimate(self) -> float:
+        own, of_all = self._long
+        share = (own + PRIOR / max(1, self._schedulers)) / (of_all + PRIOR)
+        return min(1.0, max(SHARE_MIN, share))
+
+    def _arrived(self, nodes: tuple[AccessNode, ...], now: int) -> tuple[int, int]:
+        """Return how many were let in since the last view: of this scheduler's, and of all."""
         if self._begins_at is None and nodes:
             self._begins_at = now + self._settle_ms
         is_settled = self._begins_at is not None and now >= self._begins_at
         seen = {}
+        total = total_of_all = 0
         for node in nodes:
             seen[node.id] = (node.incarnation, node.admitted, node.admitted_of_all)
             life, own, of_all = self._seen.get(node.id, seen[node.id])
             if is_settled and life == node.incarnation:
                 arrived = max(0, node.admitted - own)
-                self._own += arrived
-                self._all += max(arrived, node.admitted_of_all - of_all)  # a node forgets issuers of long ago
+                total += arrived
+                total_of_all += max(arrived, node.admitted_of_all - of_all)  # a node forgets issuers of long ago
         self._seen = seen
-        share = (self._own + PRIOR / max(1, schedulers)) / (self._all + PRIOR)
-        return min(1.0, max(SHARE_MIN, share))
+        return total, total_of_all
+
+
+def _faded(counts: tuple[float, float], half_lives: float, own: int, of_all: int) -> tuple[float, float]:
+    fade = 0.5**half_lives
+    return counts[0] * fade + own, counts[1] * fade + of_all

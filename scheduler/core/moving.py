@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -57,34 +57,36 @@ EXHAUSTED_MS = 60_000
 """How long a source is left alone that has none of those who should go."""
 OPENINGS_MAX = 3
 
+Rate = Annotated[float, msgspec.Meta(gt=0, le=10_000_000)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Phase = Literal["running", "open", "probing", "paused", "aborted", "complete"]
 
 
 class MoveRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What an operator, or a rollout, wants moved. JSON in the registry: names end with their unit."""
 
-    id: str
-    """Unique; 16 characters at most, so that the plan's own id fits into a ticket."""
+    id: Annotated[str, msgspec.Meta(pattern="^[!-,.-~]{1,16}$")]
+    """Unique; 16 characters at most, so that the plan's own id fits into a ticket. A hyphen ends it there."""
     kind: Literal["rebalance", "to_canary", "to_stable"]
-    rate_per_s: float = 100.0
-    accept_per_s: float = 20.0
+    rate_per_s: Rate = 100.0
+    accept_per_s: Rate = 20.0
     """The most newcomers a second that any one target is sent."""
-    accept_percent: int = 50
+    accept_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 50
     """The same, as a part of the connections a second that the target takes, where it names them."""
-    grace_ms: int = 30_000
+    grace_ms: Count = 30_000
     """How long a client that was told may stay."""
-    deadline_ms: int = 0
+    deadline_ms: Count = 0
     """Until when it should be over; 0: whenever. A late plan is reported as such, and does not hurry."""
-    tolerance: int = TOLERANCE
+    tolerance: Count = TOLERANCE
     """How far from its share a node may stay, in thousandths of it."""
     arm: str = ""
     """The canary: name of a rollout. Not for a rebalance."""
-    share: int = 0
+    share: Count = 0
     """Of live connections on the canary, in thousandths of a percent; for `to_canary` alone."""
     region: str = ""
     """Only nodes of this region; "": all."""
     is_paused: bool = False
-    resumes: int = 0
+    resumes: Count = 0
     """How often an operator said to go on: one more lifts a pause that the plan made itself."""
 
 

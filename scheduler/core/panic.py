@@ -65,10 +65,9 @@ class PanicGuard:
             self._known = known | {name: (node, now) for name, node in fresh.items()}
             return tuple(fresh.values())
         if self._since is None:
-            self._since = now
-            self._known = known | {name: (node, now) for name, node in fresh.items()}
-        else:  # who is new in panic is not missed when it goes again: it is not what panic waits for
-            known.update((name, (node, now)) for name, node in fresh.items() if name in known)
+            self._since, self._known = now, known
+        # Who is new in panic is not missed when it goes again: it is not what panic waits for.
+        self._known.update((name, (node, now)) for name, node in fresh.items() if name in known)
         return (*fresh.values(), *missed)
 
     def accept(self) -> None:

@@ -98,7 +98,7 @@ def records(chunks: Iterable[bytes]) -> Iterator[Record]:
                 break
             try:
                 yield _decoder.decode(waiting[at + 4 : at + 4 + length])
-            except (msgspec.MsgspecError, RecursionError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ValueError(f"this is no recording, or one of another version: {error}") from error
             at += 4 + length
         del waiting[:at]
@@ -134,10 +134,10 @@ class Replay:
                 )
             case Observed():
                 engine.observe(record.nodes, record.at, schedulers=record.schedulers)
-            case LossAccepted():
-                engine.accept_loss()
             case Decided():
                 return engine.decide(record.request, record.decision.at)
+            case _:
+                engine.accept_loss()
         return None
 
 

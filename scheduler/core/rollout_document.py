@@ -53,6 +53,7 @@ from scheduler.core.fields import (
     whole,
 )
 from scheduler.core.rollout import FULL, Analysis, Check, Metric, OnFailure, Rollout, Segment, Step
+from scheduler.core.snapshot import STABLE
 
 __all__ = ["Fault", "parse_rollout", "render_faults"]
 
@@ -85,7 +86,7 @@ def parse_rollout(source: str | bytes) -> Rollout | tuple[Fault, ...]:
 
 def _rollout(node: Node, faults: Faults) -> Rollout | None:
     fields = Fields(node, faults)
-    rollout_name = fields.required("rollout", name, "")
+    rollout_name = fields.required("rollout", _arm, "")
     version, max_share = fields.required("pool", _pool, ("", 1.0))
     rollout = Rollout(
         name=rollout_name,
@@ -99,6 +100,14 @@ def _rollout(node: Node, faults: Faults) -> Rollout | None:
         on_failure=fields.optional("on_failure", _on_failure, OnFailure()),
     )
     return rollout if fields.close() else None
+
+
+def _arm(node: Node, faults: Faults) -> str | None:
+    value = name(node, faults)
+    if value == STABLE:
+        complain(node, faults, f"{STABLE} is what everything else is called: give the rollout another name")
+        return None
+    return value
 
 
 def _pool(node: Node, faults: Faults) -> tuple[str, float] | None:

@@ -33,7 +33,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -52,6 +52,7 @@ __all__ = [
     "check_invariants",
     "command",
     "judged",
+    "misfit",
     "next_deadline",
     "renewed",
     "start",
@@ -63,6 +64,9 @@ EPOCH_MS: Final = 3_600_000
 MOVED_PERCENT: Final = 97
 """Live connections count as moved when their share is this part of the wanted one: they come and go meanwhile."""
 
+COUNT_MAX: Final = 2**53
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+
 Phase: TypeAlias = Literal["running", "paused", "failed", "aborted", "complete"]
 Order: TypeAlias = Literal["step", "pause", "resume", "promote", "abort"]
 
@@ -71,28 +75,28 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     """How far a rollout is. All that the machine remembers, as the registry keeps it."""
 
     phase: Phase
-    step: int = 0
+    step: Count = 0
     """Which one of the document's, from 0."""
-    percent: int = 0
+    percent: Count = 0
     """The canary's share of new assignments, in thousandths of a percent."""
-    since: int
+    since: Count
     """When the phase, or in `running` the step or the rest of it, began."""
-    at: int
+    at: Count
     """The latest time that was written."""
     reason: str = ""
     """Why it is not running, for people."""
-    held_ms: int = 0
+    held_ms: Count = 0
     """How long the step had been held before `since`."""
-    failures: int = 0
+    failures: Count = 0
     """Analyses that failed in this step."""
-    epoch: int = 1
+    epoch: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)] = 1
     """Number of the epoch of evidence, counted over the whole rollout."""
-    epoch_since: int
-    judged_at: int = 0
+    epoch_since: Count
+    judged_at: Count = 0
     """When the last analysis of this epoch was made; 0: none was."""
     outcome: Outcome | None = None
     """Its outcome."""
-    connects: int = 0
+    connects: Count = 0
     """Clients that connected to the canary in this epoch, as of the last analysis."""
     findings: tuple[str, ...] = ()
     """Its sentences."""
@@ -244,6 +248,17 @@ def wanted_moves(rollout: Rollout, state: RolloutState, live: Live) -> MovesWant
     if not step.move_per_s or _is_moved(state, live):
         return None
     return MovesWanted("canary", step.move_per_s, state.percent)
+
+
+def misfit(rollout: Rollout, state: RolloutState) -> str | None:
+    """Say why a state that was read from somewhere cannot be one of the document; None if it can."""
+    if state.step >= len(rollout.steps):
+        return f"it is in step {state.step + 1} of {len(rollout.steps)}"
+    if state.percent > FULL or (state.percent and state.phase in {"failed", "aborted"}):
+        return f"its share cannot be {_share(state.percent)}: it is {state.phase}"
+    if max(state.since, state.epoch_since, state.judged_at) > state.at:
+        return "something in it is later than its latest time"
+    return None
 
 
 def check_invariants(rollout: Rollout, state: RolloutState) -> None:

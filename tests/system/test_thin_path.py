@@ -17,7 +17,11 @@ async def test_a_client_asks_for_access_and_gets_candidates_and_a_ticket(system:
     assert sorted(c["id"] for c in answer["candidates"]) == ["access-1", "access-2"]
     assert all(c["urls"]["websocket"].startswith("ws://127.0.0.1:") for c in answer["candidates"])
     assert answer["ticket"].count(".") == 2
-    assert any("chosen as candidate 1" in line for line in answer["why"])
+    stages = {stage["stage"]: stage for stage in answer["why"]}
+    assert list(stages) == ["locate", "filter", "rule", "arm", "region", "draw", "slot"]
+    assert stages["draw"]["says"] == ", ".join(candidate["id"] for candidate in answer["candidates"])
+    assert sum("candidate 1" in line for line in stages["draw"]["dropped"]) == 1
+    assert "why" not in await system.access("alice")
 
 
 async def test_a_session_is_visible_while_it_is_open(system: System, connect: Connect) -> None:

@@ -21,7 +21,7 @@ HELD = 1_010
 """Clients of a node: 100,000 on all 99."""
 ACCEPTS_PER_S = 10.0
 LOST_AT_MS = 600_000
-"""Long enough for the schedulers to have learned how they share."""
+"""Long enough for the schedulers to have learned how they share; earlier in a short run."""
 BACKOFF = "backoff"
 BACKOFF_MS = 3_000
 BACKOFF_SPREAD = 0.3
@@ -30,9 +30,11 @@ BACKOFF_SPREAD = 0.3
 
 def _region_loss(policy: str, options: Options) -> Run:
     count = options.nodes or 99
+    seconds = options.seconds or 780
+    lost_at = min(LOST_AT_MS, seconds * 300)
     settings = FleetSettings(
         seed=options.seed,
-        seconds=options.seconds or 780,
+        seconds=seconds,
         nodes=tuple(
             NodeSpec(
                 region=REGIONS[index % len(REGIONS)],
@@ -66,7 +68,7 @@ def _region_loss(policy: str, options: Options) -> Run:
             slots.append(client.slot)
 
     fleet.on_connect = on_connect
-    fleet.at(LOST_AT_MS, lose)
+    fleet.at(lost_at, lose)
     fleet.run()
     fleet.check_invariants()
     survivors = count - len(lost)
@@ -76,10 +78,10 @@ def _region_loss(policy: str, options: Options) -> Run:
             "demand": float(sum(demand)),
             "credit_per_s": survivors * ACCEPTS_PER_S,
             "ideal_s": sum(demand) / (survivors * ACCEPTS_PER_S),
-            "slot_last_s": (max(slots) - LOST_AT_MS) / 1_000,
-            "back_p50_s": (percentile(back, 50) - LOST_AT_MS) / 1_000,
-            "back_p99_s": (percentile(back, 99) - LOST_AT_MS) / 1_000,
-            "back_all_s": (max(back) - LOST_AT_MS) / 1_000 if len(back) == sum(demand) else None,
+            "slot_last_s": (max(slots) - lost_at) / 1_000,
+            "back_p50_s": (percentile(back, 50) - lost_at) / 1_000,
+            "back_p99_s": (percentile(back, 99) - lost_at) / 1_000,
+            "back_all_s": (max(back) - lost_at) / 1_000 if len(back) == sum(demand) else None,
             "accepts_peak_per_s": float(max(fleet.recorder.series.accepts)),
             "attempts_peak_per_s": float(max(fleet.recorder.series.attempts)),
             "refused": float(fleet.recorder.refused),

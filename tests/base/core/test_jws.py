@@ -76,6 +76,15 @@ def test_what_the_library_signs_is_taken(payload: bytes, kid: str, more: dict[st
     assert VERIFIER.verify(token) == payload
 
 
+@given(size=st.integers(1, 200), payload=PAYLOADS)
+@example(size=64, payload=b"")
+@example(size=65, payload=b"")
+def test_a_secret_may_have_any_length(size: int, payload: bytes):
+    """Longer than a block of the hash it is hashed first (RFC 2104)."""
+    secret = "s" * size
+    assert Signer(secret).sign(payload) == signed(b'{"alg":"HS256","typ":"JWT"}', payload, secret)
+
+
 def test_a_private_key_verifies_what_it_signed():
     """It has the public one in it."""
     assert Verifier({"ed": SEED}).verify(Signer(SEED, kid="ed").sign(b"x")) == b"x"

@@ -16,6 +16,7 @@ from base.ids import NodeId
 from scheduler.core.balance import even_out
 from scheduler.core.move_accounts import Totals
 from scheduler.core.moving import Fleet, MovePlan, MoveRequest, Order
+from scheduler.core.node import AccessNode
 from tests.scheduler.core.moving_fleet import TICK, World, arm_of, request, world
 
 
@@ -161,6 +162,25 @@ def test_nobody_stays_on_a_canary_that_is_taken_back():
     fleet.change("c3", connections=0)
     fleet.run(plan, 2)
     assert plan.progress(fleet.instant).phase == "complete"
+
+
+def test_a_plan_is_not_complete_before_its_sources_have_reported_since_the_last_left():
+    """A report without them, and then the answer that they left: counted twice, the rest would stay."""
+    node = AccessNode(id=NodeId("c1"), url="", capacity=100, connections=10, version="2", report=9, uptime_ms=60_000)
+    empty = replace(node, id=NodeId("a1"), connections=0, version="1")
+    plan = MovePlan(request("to_stable", rate_per_s=10, accept_per_s=10), Instant(0), arm_of=arm_of)
+    assert plan.step(Instant(0), Fleet([node, empty])) == ()
+    (order,) = plan.step(Instant(500), Fleet([node, empty]))
+    assert order.count == 5
+    plan.answered(Instant(500), order.source, order.targets, Totals(5, 0, 0))
+    node = replace(node, connections=5, reported_at=900)
+    there = Fleet([node, empty], admitted={empty.id: 5})
+    assert plan.step(Instant(1_000), there) == ()
+    plan.answered(Instant(1_000), order.source, {}, Totals(5, 5, 0))
+    assert plan.step(Instant(1_500), there) == ()
+    assert not plan.is_over
+    (rest,) = plan.step(Instant(2_000), replace(there, nodes=[replace(node, reported_at=1_900), empty]))
+    assert rest.targets == {empty.id: 5}
 
 
 def test_a_request_that_means_nothing_is_our_own_bug():

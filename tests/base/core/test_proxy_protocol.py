@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from access.core.proxy_protocol import HEADER_BYTES_MAX, V2_START, Header, Malformed, _crc32c, parse
+from base.core.proxy_protocol import HEADER_BYTES_MAX, V2_START, Header, Malformed, _crc32c, parse
 
 FOUR = bytes([192, 0, 2, 1, 198, 51, 100, 2, 0xDC, 0x04, 0x01, 0xBB])
 SIX = IPv6Address("2001:db8::1").packed + IPv6Address("2001:db8::2").packed + FOUR[8:]
