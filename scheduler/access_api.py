@@ -9,7 +9,7 @@ GET with a query, or POST with the same fields as a JSON body:
     region    the region where the client believes to be, if it is one of the operator's
     address   the client's IP address, if a backend asks for it; a client's is seen
     rtt       round-trip times that it measured, `sh:23,bj:40` (ms)
-    why       explain the answer
+    why       explain the answer; for backends only, since it names nodes and their loads
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aiohttp import web
 from access.api import PROBE_PATH, transport_urls
 from base.clock import Clock, Timestamp
 from base.cors import Cors
-from base.errors import BadRequest, NotReady, Unauthenticated
+from base.errors import BadRequest, NotReady, PermissionDenied, Unauthenticated
 from base.http import Credentials, Role, credential_of, json_body
 from base.ids import checked_id, entropy
 from scheduler.api import AccessAnswer, Backoff, Candidate, Probe
@@ -53,13 +53,18 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """See the module."""
 
     user: str = ""
-    device: str = "default"
-    platform: str = "unknown"
+    device: str = ""
+    platform: str = ""
     app: str = ""
     region: str = ""
     address: str = ""
     rtt: str = ""
     why: str | bool = False
+
+    @property
+    def explains(self) -> bool:
+        """Whether the answer shall say why."""
+        return self.why not in {False, "0", "false"}
 
 
 class AccessApi:
@@ -133,32 +138,33 @@ class AccessApi:
             NotReady: no access node takes clients.
         """
         now = self._clock.realtime()
+        explain = query.explains
         request = self._request_of(query, credential_of(authorization), peer, written, now)
         decision = self._decider.decide(request)
         if not decision.candidates:
             self._metrics.refusals.inc()
-            raise NotReady(
-                "no access node takes clients now",
-                retry_after_ms=decision.not_before_ms,
-                why=msgspec.to_builtins(self._decider.explain(request, decision)),
-            )
+            detail = {"why": msgspec.to_builtins(self._decider.explain(request, decision))} if explain else {}
+            raise NotReady("no access node takes clients now", retry_after_ms=decision.not_before_ms, **detail)
         self._metrics.decided(decision)
-        return self._encode(self._answer(request, decision, now // 1000, explain=query.why is not False))
+        return self._encode(self._answer(request, decision, now // 1000, explain=explain))
 
     def _request_of(self, query: Query, credential: str | None, peer: str, written: str, now: Timestamp) -> Request:
         user, is_backend = self._user(query, credential, now)
-        if query.address:
-            if not is_backend:
+        if not is_backend:
+            if query.address:
                 raise BadRequest("a client does not name its address; leave it out")
+            if query.explains:  # it names nodes, their loads, what operators ordered
+                raise PermissionDenied("only a backend is told why; leave it out")
+        if query.address:
             address = _checked_address(query.address)
         else:
             address = self._address(peer, written) if self._proxies else peer
         app = checked_id(query.app, "app") if query.app else ""
         region = checked_id(query.region, "region") if query.region else ""
         location = self._locate(user, address, region, parse_rtts(query.rtt) if query.rtt else {})
-        return Request(
-            user, checked_id(query.device, "device"), checked_id(query.platform, "platform"), app, address, location
-        )
+        device = checked_id(query.device, "device") if query.device else ""
+        platform = checked_id(query.platform, "platform") if query.platform else ""
+        return Request(user, device, platform, app, address, location)
 
     def _user(self, query: Query, credential: str | None, now: Timestamp) -> tuple[str, bool]:
         if credential is None:

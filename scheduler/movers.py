@@ -140,8 +140,8 @@ class Movers:
         *,
         fleet: Callable[[str], Fleet],
         node_arm: Callable[[AccessNode], str],
-        client_arm: Callable[[ClientEntry], str],
-        choose: Callable[[ClientEntry, str], NodeId | None],
+        client_arm: Callable[[ClientEntry, NodeId], str],
+        choose: Callable[[ClientEntry, NodeId, str], NodeId | None],
     ) -> None:
         """Nothing is wanted yet.
 
@@ -151,8 +151,9 @@ class Movers:
             metrics: of this node.
             fleet: what a step of the plan with that id looks at.
             node_arm: "stable", or the rollout whose canary a node is.
-            client_arm: the arm where a client should be.
-            choose: the node that a client should go to within the arm, None for any. The plan's budgets stand above it.
+            client_arm: the arm where a client of a node should be.
+            choose: the node that a client of a node should go to within the arm, None for any. The plan's budgets
+                stand above it.
         """
         self._registry = site.registry
         self._clock = site.clock
@@ -382,7 +383,8 @@ class Movers:
             feed.found.extend(
                 entry
                 for entry in page.clients
-                if entry.id not in feed.told and (kind != "to_canary" or self._client_arm(entry) == order.arm)
+                if entry.id not in feed.told
+                and (kind != "to_canary" or self._client_arm(entry, order.source) == order.arm)
             )
         picked = [feed.found.popleft() for _ in range(min(count, len(feed.found)))]
         return picked, feed.is_at_end and len(picked) < count
@@ -392,7 +394,7 @@ class Movers:
         room = dict(order.targets)
         moves: list[MoveOrder] = []
         for entry in picked:
-            target = self._choose(entry, order.arm) if run.plan.request.kind != "rebalance" else None
+            target = self._choose(entry, order.source, order.arm) if run.plan.request.kind != "rebalance" else None
             if target is None or not room.get(target):
                 target = max(room, key=room.__getitem__)
             room[target] -= 1

@@ -28,6 +28,7 @@ from scheduler.admin import SchedulerAdmin
 from scheduler.agent_check import AgentCheck
 from scheduler.config import SchedulerConfig
 from scheduler.core.cohorts import ActiveRollout
+from scheduler.core.engine import Decision, Passed
 from scheduler.core.moving import Fleet
 from scheduler.core.node import AccessNode
 from scheduler.core.request import Location, Request
@@ -296,20 +297,26 @@ class Scheduler:
             is_registry_away=self._clock.monotonic() - self._seen_at > AWAY_MS,
         )
 
-    def _request_of(self, entry: ClientEntry) -> Request:
-        """What a client that is connected would ask if it asked again."""
-        location = self._geography.locate(entry.user, entry.address, "", {})
-        return Request(entry.user, entry.device, entry.platform, entry.app, entry.address, location)
+    def _considered(self, entry: ClientEntry, source: NodeId) -> Decision:
+        """Return what would be decided for a client of a node if it asked again. It is near to where it was sent."""
+        snapshot = self.decider.snapshot
+        index = snapshot.index.get(source)
+        region = "" if index is None else snapshot.nodes[index].region
+        location = self._geography.locate(entry.user, entry.address, region, {})
+        request = Request(entry.user, entry.device, entry.platform, entry.app, entry.address, location)
+        return self.decider.engine.consider(request, self._clock.monotonic(), self._dice)
 
-    def _client_arm(self, entry: ClientEntry) -> str:
-        request = self._request_of(entry)
-        for cohort in self.decider.snapshot.cohorts:
-            if cohort.place(request).is_canary:
+    def _client_arm(self, entry: ClientEntry, source: NodeId) -> str:
+        """Return whose users a client is of: not by whether there is room now, but by whether its canary is near."""
+        decision = self._considered(entry, source)
+        far = {arm for arm, _, why in decision.passed if why == Passed.ARM_NOT_HERE}
+        for cohort, placed in zip(self.decider.snapshot.cohorts, decision.placed, strict=False):
+            if placed.is_canary and cohort.rollout.name not in far:
                 return cohort.rollout.name
         return STABLE
 
-    def _choose(self, entry: ClientEntry, arm: str) -> NodeId | None:
-        decision = self.decider.engine.consider(self._request_of(entry), self._clock.monotonic(), self._dice)
+    def _choose(self, entry: ClientEntry, source: NodeId, arm: str) -> NodeId | None:
+        decision = self._considered(entry, source)
         if not decision.candidates or decision.arm != arm:
             return None
         return self.decider.snapshot.nodes[decision.candidates[0]].id

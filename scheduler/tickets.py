@@ -11,6 +11,10 @@ from scheduler.core.request import Request
 
 __all__ = ["ticket_of"]
 
+NO_DEVICE = "default"
+NO_PLATFORM = "unknown"
+"""What sessions are told of a client that does not say; rules and buckets take it for one that does not."""
+
 
 def ticket_of(
     request: Request, decision: Decision, nodes: Sequence[AccessNode], *, issuer: str, arm: str, now_s: int, exp: int
@@ -21,8 +25,8 @@ def ticket_of(
         jti=f"{issuer}-{decision.seq:x}",
         iat=now_s,
         exp=exp,
-        device=request.device,
-        platform=request.platform,
+        device=request.device or NO_DEVICE,
+        platform=request.platform or NO_PLATFORM,
         nodes=tuple([node.id for node in nodes]),
         sid=issuer,
         seq=decision.seq,

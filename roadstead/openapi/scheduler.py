@@ -52,13 +52,17 @@ def _in_path(name: str, meaning: str, **schema: Any) -> Schema:
 # ---------------------------------------------------------------- clients and backends
 
 _USER = query("user", ref("Id"), "The user; required with an API key. With a user token the token's, or left out.")
-_DEVICE = query("device", ref("Id") | {"default": "default"}, "The client's device, one of the user's.")
-_PLATFORM = query("platform", ref("Id") | {"default": "unknown"}, "What the client runs on.")
+_DEVICE = query(
+    "device", ref("Id"), "The client's device, one of the user's; sessions call one that is not named `default`."
+)
+_PLATFORM = query("platform", ref("Id"), "What the client runs on; `unknown` to sessions if it is not named.")
 _APP = query("app", ref("Id"), "Version of the client's application.")
 _REGION = query("region", ref("Id"), "The region where the client believes to be.")
 _ADDRESS = query("address", text(), "The client's IP address; only with an API key. A client's is seen.")
 _RTT = query("rtt", text(examples=["sh:23,bj:40"]), "Round-trip times that the client measured, in ms by region.")
-_WHY = query("why", text(), "If there, with any value, the answer says why these nodes.", allowEmptyValue=True)
+_WHY = query(
+    "why", text(), "The answer says why these nodes; only with an API key. `0` and `false`: not.", allowEmptyValue=True
+)
 _ACCESS_ERRORS = (Code.BAD_REQUEST, Code.TOKEN_EXPIRED, Code.NOT_READY)
 _ASKED_BY = "Asked by a client with its user token, or by a backend with an API key and `user`."
 

@@ -420,7 +420,9 @@ class MovePlan:
         if self.request.kind != "to_canary":
             return False
         # Shares of buckets are not exact: if nobody whose arm it is is left elsewhere, the share is reached.
-        givers = [node.id for node in nodes if self._arm_of(node) == STABLE and not node.is_draining]
+        givers = [
+            node.id for node in nodes if self._arm_of(node) == STABLE and node.connections and not node.is_draining
+        ]
         return all((source := self._sources.get(node)) is not None and source.is_exhausted for node in givers)
 
     def _order(self, now: Instant, fleet: Fleet, wanted: Sequence[Shares]) -> tuple[Order, ...]:

@@ -347,7 +347,7 @@ def test_a_connection_goes_over_to_the_http_server_in_the_middle(
             for parts in ([stream], [stream[:700], stream[700:]], [bytes([byte]) for byte in stream]):
                 ours, theirs = [await ask(stack.port, *parts, answers=6) for stack in stacks]
                 assert ours == theirs
-                assert [answer.status[9:12] for answer in ours] == ["200", "200", "200", "400", "200", "200"]
+                assert [answer.status[9:12] for answer in ours] == ["200", "403", "200", "400", "200", "200"]
             assert stacks[0].quick() == 6
             assert len(stacks[0].front) == 0
 

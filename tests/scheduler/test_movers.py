@@ -164,8 +164,8 @@ class FakeFleet:
             Metrics(name),
             fleet=self.view,
             node_arm=lambda node: "v2" if node.version == "2" else "stable",
-            client_arm=lambda entry: self.arms.get(entry.user, "stable"),
-            choose=lambda entry, _arm: self.chosen.get(entry.user),
+            client_arm=lambda entry, _source: self.arms.get(entry.user, "stable"),
+            choose=lambda entry, _source, _arm: self.chosen.get(entry.user),
         )
 
     async def pass_time(self, seconds: float) -> None:

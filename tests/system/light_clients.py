@@ -24,9 +24,11 @@ now = SystemClock().monotonic
 class LightClient:
     """A user's client that goes where it is sent, connects there before it leaves, and keeps all that it saw."""
 
-    def __init__(self, clients: Clients, user: str, scheduler: str) -> None:
+    def __init__(self, clients: Clients, user: str, scheduler: str, **params: str) -> None:
+        """`params` are what it says of itself when it asks."""
         self.user = user
         self.scheduler = scheduler
+        self.params = params
         self.node = ""
         self.arm = ""
         """Of the scheduler's answer."""
@@ -41,7 +43,7 @@ class LightClient:
 
     async def connect(self) -> None:
         """Ask and try the candidates, until one of them lets it in."""
-        while not await self.use(await self._clients.ask(self.user, self.scheduler)):  # noqa: ASYNC110 - its own pace
+        while not await self.use(await self._clients.ask(self.user, self.scheduler, **self.params)):  # noqa: ASYNC110 - its own pace
             await asyncio.sleep(PAUSE_S)
 
     async def use(self, answer: Mapping[str, Any]) -> bool:
@@ -143,10 +145,10 @@ class Clients:
         self.assigned.append((now(), scheduler, found.get("arm", "")))
         return found
 
-    async def join(self, users: Iterable[str], *schedulers: str) -> list[LightClient]:
+    async def join(self, users: Iterable[str], *schedulers: str, **params: str) -> list[LightClient]:
         """Connect users, each by the next one of the schedulers."""
         names = schedulers or self._schedulers()
-        joined = [LightClient(self, user, names[number % len(names)]) for number, user in enumerate(users)]
+        joined = [LightClient(self, user, names[number % len(names)], **params) for number, user in enumerate(users)]
         for first in range(0, len(joined), AT_ONCE):
             async with asyncio.TaskGroup() as tasks:
                 for client in joined[first : first + AT_ONCE]:
