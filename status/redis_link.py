@@ -101,6 +101,11 @@ class RedisLink:
 
     async def execute(self, calls: Sequence[Call], *, deadline_ms: int) -> list[Any]:
         """Run the scripts, one key's in the order given, and return their answers, `Failed` for those without one."""
+        answers = await self._execute(calls, deadline_ms)
+        _go_if_cancelled()
+        return answers
+
+    async def _execute(self, calls: Sequence[Call], deadline_ms: int) -> list[Any]:
         answers: list[Any] = [Failed("no answer in time")] * len(calls)
         try:
             async with asyncio.timeout(deadline_ms / 1000):
@@ -179,3 +184,14 @@ class RedisLink:
                     await self._client.aclose()
         except _FAILURES as error:
             self._log.info("redis_close_failed", error=str(error) or "no answer in time")
+
+
+def _go_if_cancelled() -> None:
+    """Raise CancelledError if this task was cancelled.
+
+    The library closes a connection on which a task is cancelled, and what comes of that can take the place of the
+    cancellation. Whoever goes on then is never cancelled again.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
