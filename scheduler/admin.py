@@ -38,7 +38,7 @@ from scheduler.core.snapshot import Snapshot
 from scheduler.decider import Decider
 from scheduler.following import Seen
 from scheduler.lists_api import ListsApi
-from scheduler.orders import CORDONS, REBALANCE, Cordon, Orders, RebalanceRecord
+from scheduler.orders import CORDONS, REBALANCE, UNREADABLE, Cordon, Orders, RebalanceRecord, rebalance_record
 from scheduler.policies_api import PoliciesApi
 from scheduler.recorder import Recorder
 from scheduler.rollouts import Rollouts
@@ -295,8 +295,8 @@ def arms_of(snapshot: Snapshot, counts: ArmCounts, now: int) -> dict[str, dict[s
 def _decoded(value: bytes) -> RebalanceRecord | None:
     """Return the record; None for one that cannot be read: an order that nobody carries out may be replaced."""
     try:
-        return msgspec.json.decode(value, type=RebalanceRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return rebalance_record(value)
+    except UNREADABLE:
         return None
 
 

@@ -20,7 +20,7 @@ Source: Envoy, "xDS REST and gRPC protocol"; envoy/config/endpoint/v3/endpoint.p
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,6 +47,8 @@ RETRY_MS = 1_000
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _CLUSTER = "access"
 _encode = msgspec.json.Encoder().encode
+_Member = tuple[AccessNode, tuple[str, int]]
+"""A node, and its IP address and port."""
 
 
 class _Asked(msgspec.Struct):
@@ -124,15 +126,15 @@ class Eds:
         names = dict.fromkeys(asked.resource_names or asked.resource_names_ or ())
         if not 0 < len(names) <= NAMES_MAX:
             raise BadRequest(f"resource_names must name 1 to {NAMES_MAX} clusters, it names {len(names)}")
-        nodes = self._reachable()
-        resources = _encode([self._assignment(name, nodes) for name in names])
+        members = self._members()
+        resources = _encode([self._assignment(name, members.get(name, ())) for name in names])
         version = xxhash.xxh3_64_hexdigest(resources)
         if version == (asked.version_info or asked.version_info_):
             return web.Response(status=304)
         answer = _encode(_Answer(version_info=version, resources=msgspec.Raw(resources)))
         return web.Response(body=answer, content_type="application/json")
 
-    def _reachable(self) -> list[tuple[AccessNode, tuple[str, int]]]:
+    def _reachable(self) -> list[_Member]:
         """The nodes with their addresses, in the order of their names. One bad address would spoil a whole answer."""
         nodes = self._nodes()
         if not nodes:
@@ -150,8 +152,16 @@ class Eds:
         self._left_out = left_out
         return found
 
-    def _assignment(self, name: str, nodes: Iterable[tuple[AccessNode, tuple[str, int]]]) -> _Assignment:
-        members = [(node, address) for node, address in nodes if self._is_member(node, name)]
+    def _members(self) -> dict[str, list[_Member]]:
+        """The nodes of each cluster: a request may name a thousand that are none, which must not cost much."""
+        members: dict[str, list[_Member]] = {}
+        for member in self._reachable():
+            node = member[0]
+            for name in {_CLUSTER, f"{_CLUSTER}-{self._arm_of(node)}", f"{_CLUSTER}@{node.region}"}:
+                members.setdefault(name, []).append(member)
+        return members
+
+    def _assignment(self, name: str, members: Sequence[_Member]) -> _Assignment:
         localities: dict[str, _Locality] = {}
         for node, address in members:
             # Envoy refuses an answer whose weights add up to more than 32 bits hold.
@@ -177,9 +187,6 @@ class Eds:
                 )
             )
         return _Assignment(cluster_name=name, endpoints=[localities[region] for region in sorted(localities)])
-
-    def _is_member(self, node: AccessNode, cluster: str) -> bool:
-        return cluster in {_CLUSTER, f"{_CLUSTER}-{self._arm_of(node)}", f"{_CLUSTER}@{node.region}"}
 
     def _weight(self, node: AccessNode) -> int:
         steps = round(self._weight_of(node) * STEPS / max(1, node.capacity))

@@ -52,6 +52,7 @@ assert RENEW_MS * 3 < SESSION_TTL_MS
 STEP_MS = 500
 ORDER_MS = 2_000
 """How long one order may take, with all its calls."""
+PAGE_MIN = 100
 PAGES_MAX = 5
 """How many pages of clients are read for one order: where few should go, the rest is read for the next one."""
 ID_MAX = 16
@@ -293,6 +294,8 @@ class Movers:
         run = self._run
         self._follow_wish(run)
         orders = run.plan.step(now, self._fleet(run.id))
+        if self._wanted is None and run.plan.progress(now).left:
+            run.plan.abort()
         ordered = {order.source for order in orders}
         async with asyncio.TaskGroup() as tasks:
             for order in orders:
@@ -327,7 +330,12 @@ class Movers:
         """Pause, resume or abort, as is wanted."""
         wanted = self._wanted
         if wanted is None or wanted.id != run.plan.request.id:
-            run.plan.abort()
+            if wanted is None and run.plan.phase in {"running", "paused"}:
+                # Often since nobody is left: then it is complete, as soon as the last ones are heard of.
+                run.plan.pause("it is not wanted any more")
+                run.is_paused = True
+            else:
+                run.plan.abort()
             return
         if wanted.is_paused and not run.is_paused:
             run.plan.pause("paused by an operator")
@@ -370,7 +378,8 @@ class Movers:
         feed = run.feeds.setdefault(order.source, _Feed())
         # Of a rebalance the newest go: who has been there for long has shown that it stays, and has more to catch up.
         feed.begin(self._clock.monotonic(), anew=is_rebalance)
-        limit = min(count + len(feed.told), PAGE_MAX) if is_rebalance else PAGE_MAX
+        # What is found and not picked waits, at each of a thousand sources: little more is read than is wanted.
+        limit = min(count + len(feed.told) if is_rebalance else max(4 * count, PAGE_MIN), PAGE_MAX)
         for _ in range(PAGES_MAX):
             if len(feed.found) >= count or feed.is_at_end:
                 break
@@ -380,6 +389,7 @@ class Movers:
                 deadline_ms=max(until - self._clock.monotonic(), 1),
             )
             feed.after, feed.is_at_end = page.next, not page.next
+            limit = limit if is_rebalance else PAGE_MAX
             feed.found.extend(
                 entry
                 for entry in page.clients

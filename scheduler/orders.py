@@ -39,7 +39,8 @@ from scheduler.core.rollout_machine import misfit
 from scheduler.core.rollout_record import Change, RolloutRecord
 
 __all__ = ["CORDONS", "LISTS", "MOVES", "POLICY", "PREFIX", "REBALANCE", "ROLLOUTS", "Cordon", "Orders", "PolicyRecord"]
-__all__ += ["BYTES_MAX", "UNREADABLE", "MovesRecord", "RebalanceRecord", "RunningRollout", "running_rollout"]
+__all__ += ["BYTES_MAX", "UNREADABLE", "MovesRecord", "RebalanceRecord", "RunningRollout", "rebalance_record"]
+__all__ += ["running_rollout"]
 
 PREFIX = "scheduler/"
 CORDONS = "scheduler/cordons/"
@@ -243,7 +244,7 @@ class Orders:
             (LISTS, lists, _lines, self.lists.get),
             (ROLLOUTS, rollouts, self._rollout, self.rollouts.get),
             (POLICY, single, _read(PolicyRecord), lambda _: self.policy_record),
-            (REBALANCE, single, _rebalance, lambda _: None),
+            (REBALANCE, single, lambda entry: rebalance_record(entry.value), lambda _: None),
             (MOVES, single, _read(MovesRecord), lambda _: None),
         )
         made: dict[str, tuple[int, Any]] = {}
@@ -353,8 +354,9 @@ def _attempt(read: Callable[[Entry], Any], entry: Entry) -> Any:
         return Unreadable(str(error))
 
 
-def _rebalance(entry: Entry) -> RebalanceRecord:
-    record = msgspec.json.decode(entry.value, type=RebalanceRecord)
+def rebalance_record(value: bytes) -> RebalanceRecord:
+    """Return the order to rebalance. Raises ValueError or RecursionError for what is none."""
+    record = msgspec.json.decode(value, type=RebalanceRecord)
     if record.request.kind != "rebalance" or record.request.arm:
         raise ValueError("it is no order to rebalance")
     return record

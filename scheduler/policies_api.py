@@ -29,7 +29,7 @@ from scheduler.core.conditions import list_names
 from scheduler.core.policy import DEFAULT_POLICY, Policy, parse_policy
 from scheduler.core.rollout_record import BYTES_MAX, HISTORY_MAX, Change
 from scheduler.decider import Decider
-from scheduler.orders import POLICY, Orders, PolicyRecord
+from scheduler.orders import POLICY, UNREADABLE, Orders, PolicyRecord
 from scheduler.rollouts import bad_document
 
 __all__ = ["PoliciesApi"]
@@ -166,7 +166,7 @@ def _decoded(value: bytes) -> PolicyRecord:
     """Return the record. Raises Conflict for one that cannot be read: to write over it would lose its history."""
     try:
         return msgspec.json.decode(value, type=PolicyRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise Conflict(f"the policies in the registry cannot be read: {error}") from error
 
 

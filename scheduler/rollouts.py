@@ -50,6 +50,9 @@ __all__ = ["Rollouts", "bad_document"]
 TICK_S = 0.5
 FEED_MS = 2_000
 """How often the evidence takes the nodes' reports."""
+FRESH_MS = 500
+"""How old those may be that are judged by: nodes report once a second."""
+BATCH = 100
 TRIES = 8
 JUDGE_KEY = "scheduler/judge"
 ROLLOUTS_MAX = 32
@@ -84,6 +87,7 @@ class Rollouts:
         """When each rollout that is judged here was analysed last."""
         self._sightings: tuple[Sighting, ...] = ()
         self._fed_at = Instant(0)
+        self._feeding = asyncio.Lock()
         self._is_new = False
         """Whether it was elected and did not judge yet. Which rollouts there are it may learn only later."""
         self._must_renew: set[str] = set()
@@ -215,8 +219,7 @@ class Rollouts:
             if self._is_new:
                 self._is_new = False
                 self._must_renew = set(self._orders.rollouts)
-            if self._clock.monotonic() - self._fed_at >= FEED_MS:
-                self._feed()
+            await self._feed(FEED_MS)
             async with asyncio.TaskGroup() as tasks:  # a Prometheus that is slow for one does not keep the others
                 for name in self._orders.rollouts:
                     tasks.create_task(self._judge_safely(name))
@@ -275,11 +278,11 @@ class Rollouts:
     async def _analyse(self, name: str, running: RunningRollout) -> None:
         rollout, state, revision = running.rollout, running.record.state, _revision(running.record)
         answers = await self._ask(rollout)
+        await self._feed(FRESH_MS)
         running = self._orders.rollouts.get(name, running)
         # Another step was begun meanwhile, or another document.
         if running.record.state.epoch != state.epoch or _revision(running.record) != revision:
             return
-        self._feed()
         ledger = self._ledger(name, running)
         step = rollout.steps[state.step]
         verdict = judge(
@@ -322,19 +325,28 @@ class Rollouts:
         """Evidence of an epoch that somebody else collected is not here: a new one begins."""
         self._is_new = True
 
-    def _feed(self) -> None:
-        """Give all rollouts' evidence the newest reports."""
-        self._fed_at = self._clock.monotonic()
-        running = {
-            name: one for name, one in self._orders.rollouts.items() if one.record.state.phase in {"running", "paused"}
-        }
-        for name in self._ledgers.keys() - running.keys():
-            del self._ledgers[name]
-        self._analysed = {name: at for name, at in self._analysed.items() if name in running}
-        if running:  # reading a thousand nodes' histograms takes a while
-            reports = [_totals(sighting) for sighting in self._sightings]
+    async def _feed(self, age_ms: int) -> None:
+        """Give all rollouts' evidence the newest reports, unless it has some that are not as old."""
+        async with self._feeding:
+            if self._clock.monotonic() - self._fed_at < age_ms:
+                return
+            self._fed_at = self._clock.monotonic()
+            reports: list[NodeTotals] = []
+            if self._running():
+                for sighting in self._sightings:
+                    # A thousand nodes' histograms take 60 ms to read: others go on in between.
+                    if len(reports) % BATCH == BATCH - 1:
+                        await asyncio.sleep(0)
+                    reports.append(_totals(sighting))
+            running = self._running()
+            self._ledgers = {name: known for name, known in self._ledgers.items() if name in running}
+            self._analysed = {name: at for name, at in self._analysed.items() if name in running}
             for name, one in running.items():
                 self._ledger(name, one).observe(reports)
+
+    def _running(self) -> dict[str, RunningRollout]:
+        rollouts = self._orders.rollouts.items()
+        return {name: one for name, one in rollouts if one.record.state.phase in {"running", "paused"}}
 
     def _ledger(self, name: str, running: RunningRollout) -> Ledger:
         """Return the evidence of the rollout's present epoch."""

@@ -17,7 +17,7 @@ from scheduler.core.moving import MoveRequest
 from scheduler.core.rollout_machine import MovesWanted, wanted_moves
 from scheduler.core.rollout_record import move_id
 from scheduler.movers import Movers
-from scheduler.orders import MOVES, REBALANCE, UNREADABLE, MovesRecord, Orders, RebalanceRecord, RunningRollout
+from scheduler.orders import MOVES, REBALANCE, UNREADABLE, MovesRecord, Orders, RunningRollout, rebalance_record
 from scheduler.rollouts import Rollouts
 
 __all__ = ["Wishes"]
@@ -98,7 +98,7 @@ class Wishes:
         if entry is None:
             return
         try:
-            order = msgspec.json.decode(entry.value, type=RebalanceRecord)
+            order = rebalance_record(entry.value)
         except UNREADABLE:  # nobody carries out what nobody can read
             return
         if order.request.id == request and not order.is_complete:

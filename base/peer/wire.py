@@ -105,14 +105,14 @@ class Method(Generic[Req, Rep]):
         """Raises RemoteProtocolError naming the field that is wrong."""
         try:
             return self._request.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RemoteProtocolError(f"{self.name}: bad request: {error}") from error
 
     def decode_reply(self, body: msgspec.Raw) -> Rep:
         """Raises RemoteProtocolError naming the field that is wrong."""
         try:
             return self._reply.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RemoteProtocolError(f"{self.name}: bad reply: {error}") from error
 
 

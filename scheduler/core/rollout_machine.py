@@ -270,10 +270,8 @@ def check_invariants(rollout: Rollout, state: RolloutState) -> None:
         assert state.percent == FULL or state.percent in shares, "I1"
     else:
         assert state.percent in shares or (state.phase == "paused" and state.step == state.percent == 0), "I1"
-    assert 0 <= state.step < len(rollout.steps), "I2"
-    assert state.since <= state.at, "I4"
+    assert misfit(rollout, state) is None, "I1, I2, I4"
     assert state.held_ms >= 0, "I4"
-    assert state.epoch_since <= state.at, "I4"
     assert state.epoch >= 1, "I4"
     assert state.failures < rollout.analysis.failure_limit or state.phase in {"failed", "aborted"}, "I5"
 

@@ -198,6 +198,15 @@ async def test_a_connection_lost_during_the_upgrade_is_no_bug_of_ours(monkeypatc
             await connect(served.url, node="n", peer_key="key")
 
 
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://a:99999", "http://a:b", "http://a\x01b", f"http://{'a' * 64}", "http://a..b"]
+)
+async def test_an_address_that_is_none_is_an_unreachable_peer(url: str) -> None:
+    """Others registered it: who connects to many must not end by one."""
+    with pytest.raises(PeerUnavailable):
+        await connect(url, node="n", peer_key="key")
+
+
 async def test_a_stream_without_the_peer_key_is_refused() -> None:
     """401 before the upgrade, whatever else the request says; the client keeps trying."""
     async with serving() as served, ClientSession() as session, connected(served.url, key="wrong") as client:

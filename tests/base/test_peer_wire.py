@@ -67,6 +67,15 @@ def test_an_overlong_frame_is_refused_by_its_length_alone() -> None:
         FrameReader().feed((FRAME_BYTES_MAX + 1).to_bytes(4, "big"))
 
 
+def test_a_body_that_is_too_deep_is_refused_as_any_other() -> None:
+    """Of a request and of a reply."""
+    deep = msgspec.Raw(b"\x91" * 5_000 + b"\xc0")
+    method = Method("test.any", Any, Any)
+    for decode in (method.decode_request, method.decode_reply):
+        with pytest.raises(RemoteProtocolError, match="recursion"):
+            decode(deep)
+
+
 # ---------------------------------------------------------------- a foreign client
 
 

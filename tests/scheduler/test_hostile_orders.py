@@ -158,6 +158,37 @@ def test_a_capacity_that_is_none_is_no_capacity(text: str) -> None:
     assert capacity_of({"capacity": text}) == 0
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"id": ""},
+        {"id": "b-1"},
+        {"id": "b" * 17},
+        {"kind": "to_canary", "arm": "fast"},
+        {"arm": "fast"},
+        {"rate_per_s": 0},
+        {"rate_per_s": 1e300},
+        {"accept_per_s": -1},
+        {"accept_percent": 0},
+        {"grace_ms": -1},
+        {"tolerance": -1},
+        {"deadline_ms": 2**60},
+        {"resumes": 0.5},
+    ],
+)
+async def test_an_order_to_rebalance_that_is_none_is_not_carried_out(site: AdminSite, request_: dict[str, Any]) -> None:
+    """A plan takes it at its word: it ended whoever moved. Another order may take its place."""
+    await site.registry.put(REBALANCE, rebalance())
+    await site.take()
+    assert (site.orders.rebalance is not None, site.orders.bad) == (True, {})
+    await site.registry.put(REBALANCE, rebalance(**request_))
+    await site.take()
+    assert site.orders.rebalance is None
+    assert site.orders.bad.keys() == {REBALANCE}
+    await site.good("POST", "/v1/admin/access/rebalance")
+    assert (site.orders.rebalance is not None, site.orders.bad) == (True, {})
+
+
 # ---------------------------------------------------------------- rollouts that cannot be read
 
 
@@ -201,7 +232,7 @@ class judging:  # noqa: N801 - reads as what it does
 
     async def __aenter__(self) -> None:
         self._site.orders.is_known.set()
-        self._task = asyncio.create_task(self._site.rollouts.run())  # noqa: RUF006 - ended below
+        self._task = asyncio.create_task(self._site.rollouts.run())
         while not self._site.rollouts.is_judging:  # noqa: ASYNC110 - it is a test
             await asyncio.sleep(0)
 

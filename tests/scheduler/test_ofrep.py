@@ -163,6 +163,7 @@ async def test_a_rollout_is_compiled_once(scheduler: Scheduler, monkeypatch: pyt
         (b"{", "PARSE_ERROR", "JSON"),
         (b"\xff", "PARSE_ERROR", "JSON"),
         (b"[]", "PARSE_ERROR", "object"),
+        (b'{"context": {"a": ' + b"[" * 100_000, "PARSE_ERROR", "recursion"),
         ({"context": "ann"}, "PARSE_ERROR", "context"),
         ({}, "TARGETING_KEY_MISSING", "targetingKey"),
         ({"context": {"platform": "ios"}}, "TARGETING_KEY_MISSING", "targetingKey"),

@@ -91,6 +91,11 @@ JSON = st.recursive(
 )
 
 
+def test_an_answer_that_is_too_deep_is_a_failure() -> None:
+    """As any other that is none."""
+    assert isinstance(_read(200, b'{"status":"success","data":{"resultType":"x","result":' + b"[" * 100_000), Failed)
+
+
 @given(JSON | st.binary())
 def test_whatever_comes_is_an_outcome(body: Any) -> None:
     """Never an exception, and never a value that is no number."""

@@ -31,7 +31,12 @@ def instance(name: str, service: str = "access", url: str = "http://10.0.0.1:700
     return ServiceInstance(id=name, service=service, url=url, incarnation=1, meta=meta)
 
 
-INSTANCES = (instance("access-10", url="http://[::1]:7010"), instance("access-2"), instance("access-3", region="gz"))
+INSTANCES = (
+    instance("access-10", url="http://[::1]:7010"),
+    instance("access-2"),
+    instance("access-3", region="gz"),
+    instance("access-4", url="http://[::1"),
+)
 
 
 async def services(name: str) -> list[ServiceInstance]:
@@ -66,7 +71,10 @@ Ask = Callable[..., Awaitable[tuple[int, Any]]]
 
 
 async def test_access_nodes_are_told_with_the_labels_that_tell_a_canary(ask: Ask) -> None:
-    """At their internal address, all labels strings. One that is not decided on yet has those of its registration."""
+    """At their internal address, all labels strings. One that is not decided on yet has those of its registration.
+
+    One whose address is none is left out.
+    """
     assert await ask() == (
         200,
         [

@@ -20,7 +20,6 @@ from base.service import Service
 from base.site import NodeConfig, Site
 from roadstead.api import call_api
 from scheduler.config import SchedulerConfig
-from scheduler.core.moving import Progress
 from scheduler.core.rollout_machine import RolloutState
 from scheduler.service import Scheduler
 from status.client import status_side
@@ -147,13 +146,6 @@ class Fleet(Cluster):
         rollouts = self.scheduler(number).rollouts
         live = rollouts.live(self.scheduler(number).orders.rollouts[name].rollout)
         return live.canary, live.total
-
-    @property
-    def moves(self) -> Progress | None:
-        """How far the plan of moves is that is carried out now, by whichever scheduler; else the last one."""
-        found = [one.movers.status() for one in self.schedulers]
-        found.sort(key=lambda status: (status.is_mover, status.plan))
-        return next((status.progress for status in reversed(found) if status.progress is not None), None)
 
 
 @asynccontextmanager

@@ -42,8 +42,13 @@ class LightClient:
         self._position: dict[str, Any] = {"recover": True, "epoch": "", "offset": 0}
 
     async def connect(self) -> None:
-        """Ask and try the candidates, until one of them lets it in."""
-        while not await self.use(await self._clients.ask(self.user, self.scheduler, **self.params)):  # noqa: ASYNC110 - its own pace
+        """Ask and try the candidates, until one of them lets it in. Of a scheduler that is gone another takes over."""
+        while True:
+            try:
+                if await self.use(await self._clients.ask(self.user, self.scheduler, **self.params)):
+                    return
+            except (KeyError, aiohttp.ClientError):
+                self.scheduler = self._clients.schedulers()[0]
             await asyncio.sleep(PAUSE_S)
 
     async def use(self, answer: Mapping[str, Any]) -> bool:
@@ -126,7 +131,7 @@ class Clients:
         """`url` gives a node's address by its name, `schedulers` the names of those that there are."""
         self._url = url
         self._headers = {"Authorization": f"Bearer {key}"}
-        self._schedulers = schedulers
+        self.schedulers = schedulers
         self._im = im
         self.http = http
         self.all: list[LightClient] = []
@@ -147,7 +152,7 @@ class Clients:
 
     async def join(self, users: Iterable[str], *schedulers: str, **params: str) -> list[LightClient]:
         """Connect users, each by the next one of the schedulers."""
-        names = schedulers or self._schedulers()
+        names = schedulers or self.schedulers()
         joined = [LightClient(self, user, names[number % len(names)], **params) for number, user in enumerate(users)]
         for first in range(0, len(joined), AT_ONCE):
             async with asyncio.TaskGroup() as tasks:

@@ -123,3 +123,15 @@ def world(**connections: int) -> World:
             for name, count in connections.items()
         }
     )
+
+
+def worst_second(moves: list[tuple[int, int]]) -> int:
+    """Return the most that went within any second. Moves, (when, how many), are in the order of time."""
+    worst = within = oldest = 0
+    for at, count in moves:
+        within += count
+        while moves[oldest][0] <= at - 1_000:
+            within -= moves[oldest][1]
+            oldest += 1
+        worst = max(worst, within)
+    return worst

@@ -17,7 +17,7 @@ from scheduler.core.balance import even_out
 from scheduler.core.move_accounts import Totals
 from scheduler.core.moving import Fleet, MovePlan, MoveRequest, Order
 from scheduler.core.node import AccessNode
-from tests.scheduler.core.moving_fleet import TICK, World, arm_of, request, world
+from tests.scheduler.core.moving_fleet import TICK, World, arm_of, request, world, worst_second
 
 
 def plan_for(fleet: World, wanted: MoveRequest) -> MovePlan:
@@ -26,18 +26,6 @@ def plan_for(fleet: World, wanted: MoveRequest) -> MovePlan:
 
 def loads(fleet: World) -> dict[str, int]:
     return {name: node.connections for name, node in fleet.nodes.items()}
-
-
-def worst_second(moves: list[tuple[int, int]]) -> int:
-    """Moves are in the order of time."""
-    worst = within = oldest = 0
-    for at, count in moves:
-        within += count
-        while moves[oldest][0] <= at - 1_000:
-            within -= moves[oldest][1]
-            oldest += 1
-        worst = max(worst, within)
-    return worst
 
 
 # ---------------------------------------------------------------- the goal
@@ -143,6 +131,23 @@ def test_one_source_without_candidates_is_not_all():
             plan.exhausted(fleet.instant, order.source)
     fleet.run(plan, 20)
     assert loads(fleet) == {"a1": 500, "a2": 490, "c1": 10}
+    assert plan.progress(fleet.instant).phase == "complete"
+
+
+def test_a_source_that_gave_all_does_not_hold_the_end_up():
+    """Whom it has none of it cannot be asked for."""
+    fleet = world(a1=10, a2=10, c1=0)
+    plan = plan_for(fleet, request("to_canary", share=100_000))
+    for order in _next_orders(fleet, plan):  # all who are at a2 belong to stable
+        sent = order.targets if order.source == "a1" else {}
+        fleet.carry_out(plan, Order(order.source, order.arm, sent))
+        if order.source == "a2":
+            plan.exhausted(fleet.instant, order.source)
+    for _ in range(20):
+        if loads(fleet)["a1"]:
+            fleet.tick(plan)
+    fleet.run(plan, 10)
+    assert loads(fleet) == {"a1": 0, "a2": 10, "c1": 10}
     assert plan.progress(fleet.instant).phase == "complete"
 
 

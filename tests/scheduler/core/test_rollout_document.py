@@ -125,6 +125,7 @@ CLOSES = "{metric: abnormal_close_rate, vs_stable: +20%}"
     [
         (("rollout: access-2.4.0", "rollout: Access"), 1, "is not a name"),
         (("rollout: access-2.4.0\n", ""), 1, "rollout is missing"),
+        (("rollout: access-2.4.0", "rollout: stable"), 1, "stable is what everything else is called"),
         (
             ("2.4.0, max", "2.4, max"),
             2,

@@ -26,6 +26,7 @@ from scheduler.core.rollout_machine import (
     check_invariants,
     command,
     judged,
+    misfit,
     next_deadline,
     renewed,
     start,
@@ -113,8 +114,7 @@ def test_a_good_rollout_goes_from_step_to_step_to_its_end():
     state = ordered(document, state, "resume", T0 + 50 * MINUTE)
     assert (state.phase, state.step, state.percent) == ("running", 3, 50_000)
     few, many = Live(100, 1_000, 2_000), Live(490, 1_000, 2_000)
-    assert tick(document, state, T0 + 51 * MINUTE) is state
-    assert tick(document, state, T0 + 51 * MINUTE, few) is state
+    assert tick(document, state, T0 + 51 * MINUTE) is tick(document, state, T0 + 51 * MINUTE, few) is state
     assert tick(document, state, T0 + 51 * MINUTE, few._replace(is_moved=True)).step == 4
     state = tick(document, state, T0 + 51 * MINUTE, many)
     assert (state.phase, state.step, state.percent) == ("running", 4, 100_000)
@@ -529,6 +529,12 @@ def drawn(rng: random.Random, trials: int, p: float) -> int:
         if at > trials:
             return events
         events += 1
+
+
+def test_a_state_that_is_none_of_the_document_is_found_out():
+    """One that was read from where anybody may write. What the machine makes is one, as its invariants say."""
+    for changes in ({"step": 5}, {"percent": FULL + 1}, {"phase": "failed"}, {"since": T0 + 1}, {"judged_at": T0 + 1}):
+        assert misfit(rollout(), replace(start(rollout(), T0), **changes)), changes
 
 
 def simulated(

@@ -1,0 +1,290 @@
+"""A registry that started over: what was ordered stays in force, and comes back; what was deleted does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from base.clock import SystemClock
+from base.core.registry import Entry
+from base.errors import StoreUnavailable
+from base.ids import Incarnation, NodeId
+from base.registry import View, leadership
+from base.registry.leadership import Leadership
+from base.registry.memory import MemoryRegistry
+from scheduler import orders as orders_module
+from scheduler.core.moving import MoveRequest
+from scheduler.core.node import AccessNode
+from scheduler.core.rollout import Rollout
+from scheduler.core.rollout_document import parse_rollout
+from scheduler.core.rollout_machine import RolloutState, start
+from scheduler.core.rollout_record import RolloutRecord, changed, created
+from scheduler.movers import LOCK_KEY
+from scheduler.orders import CORDONS, LISTS, LOST, MOVES, POLICY, PREFIX, REBALANCE, ROLLOUTS, Orders
+from scheduler.rollouts import Rollouts
+from tests.scheduler.admin_site import ROLLOUT
+from tests.scheduler.moving_nodes import FakeFleet
+
+FAST = ROLLOUTS + "fast"
+SETTLE_S = 5.0
+
+
+class Restartable(MemoryRegistry):
+    """A registry whose process may end, seen from another one: its followers are told of it as a remote one tells."""
+
+    def __init__(self, clock: SystemClock) -> None:
+        super().__init__(clock, index=10_000)
+        self._made = clock
+        self._is_anew = False
+        self.is_away = False
+
+    def start_over(self, *kept: Entry, index: int = 0) -> None:
+        """Begin another life with these entries."""
+        self.__dict__.update(MemoryRegistry(self._made, entries=list(kept), index=index).__dict__)
+        self._is_anew = True
+
+    async def scan(self, prefix: str, *, after: int = -1, wait_ms: int = 0) -> View[Entry]:
+        while not self._is_anew:
+            view = await super().scan(prefix, after=after, wait_ms=min(wait_ms, 5))
+            if view.index != after:
+                return view
+        self._is_anew = False
+        view = await super().scan(prefix)
+        return View(min(view.index, after - 1), view.items)
+
+    async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return await super().put(key, value, expect=expect)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SETTLE_S):
+        while not condition():  # noqa: ASYNC110 - it follows the registry
+            await asyncio.sleep(0.002)
+
+
+def new_record() -> RolloutRecord:
+    rollout = parse_rollout(ROLLOUT)
+    assert isinstance(rollout, Rollout)
+    return created("fast", ROLLOUT, start(rollout, 1_000), who="ann", now=1_000)
+
+
+def failed(record: RolloutRecord) -> RolloutRecord:
+    state = msgspec.structs.replace(record.state, phase="failed", percent=0)
+    return changed(record, state, who="analysis", action="failed", now=2_000)
+
+
+NODE = AccessNode(id=NodeId("access-1"), url="", version="2.0.0", capacity=10, incarnation=Incarnation(1))
+
+
+class Ordered:
+    """A registry with orders, and who follows it."""
+
+    def __init__(self) -> None:
+        clock = SystemClock()
+        self.registry = Restartable(clock)
+        self.orders = Orders(self.registry, clock, node="scheduler-1")
+        self.rollouts = Rollouts(self.registry, clock, self.orders, node="scheduler-1", nodes=lambda: [NODE])
+
+    async def put(self, key: str, value: bytes) -> None:
+        await self.registry.put(key, value)
+
+    async def value(self, key: str) -> bytes | None:
+        entry = await self.registry.get(key)
+        return entry.value if entry is not None else None
+
+    def state(self) -> RolloutState:
+        return self.orders.rollouts["fast"].record.state
+
+
+@asynccontextmanager
+async def ordered() -> AsyncIterator[Ordered]:
+    made = Ordered()
+    await made.put(CORDONS + "access-1", b'{"at":1,"who":"ann"}')
+    await made.put(LISTS + "staff", b"ann\nbob")
+    await made.put(POLICY, b'{"revision":3,"document":""}')
+    await made.put(REBALANCE, b'{"request":{"id":"b1","kind":"rebalance"},"at":1,"who":"ann"}')
+    await made.put(PREFIX + "judge", b"scheduler-1")
+    await made.put(FAST, msgspec.json.encode(failed(new_record())))
+    following = asyncio.create_task(made.orders.run())
+    await made.orders.is_known.wait()
+    yield made
+    assert not following.done()
+    following.cancel()
+    await asyncio.wait([following])
+
+
+async def test_a_registry_that_lost_all_orders_gets_them_back() -> None:
+    """A canary that failed stays one meanwhile: without its rollout its nodes would be anybody's."""
+    async with ordered() as made:
+        before = {entry.key: entry.value for entry in (await made.registry.scan(PREFIX)).items}
+        phases = []
+        made.orders.on_change(lambda: phases.append(made.state().phase))
+        made.registry.start_over(Entry(PREFIX + "judge", b"scheduler-2", 3), Entry(MOVES, b"{}", 4))
+        await until(lambda: bool(phases))
+        await until(lambda: not made.orders.bad.keys() - {MOVES})
+        assert set(phases) == {"failed"}
+        after = {entry.key: entry.value for entry in (await made.registry.scan(PREFIX)).items}
+        assert after == before | {PREFIX + "judge": b"scheduler-2", MOVES: b"{}"}
+        assert made.orders.lists == {"staff": {"ann", "bob"}}
+        assert made.orders.cordons.keys() == {"access-1"}
+        assert made.orders.policy_record.revision == 3
+        assert made.orders.rebalance is not None
+        entry = await made.registry.get(FAST)
+        assert entry is not None
+        assert made.orders.rollouts["fast"].index == entry.index
+
+
+async def test_what_was_deleted_is_not_brought_back() -> None:
+    """A registry that kept its data started over without what was deleted just before."""
+    async with ordered() as made:
+        kept = await made.registry.get(LISTS + "staff")
+        assert kept is not None
+        made.registry.start_over(kept)
+        await until(lambda: not made.orders.rollouts)
+        await asyncio.sleep(0.02)
+        assert await made.value(FAST) is None
+        assert await made.value(CORDONS + "access-1") is None
+        assert not made.orders.bad
+
+
+async def test_an_order_is_obeyed_after_the_registry_began_to_count_anew() -> None:
+    """What this scheduler knew had a far higher index than what is written now."""
+    async with ordered() as made:
+        await made.put(FAST, msgspec.json.encode(new_record()))
+        await until(lambda: made.state().phase == "running")
+        entry = await made.registry.get(FAST)
+        assert entry is not None
+        made.registry.start_over(Entry(FAST, entry.value, 1))
+        await until(lambda: made.orders.rollouts["fast"].index == 1)
+        assert made.state().phase == "running"
+        await made.put(FAST, msgspec.json.encode(failed(new_record())))
+        await until(lambda: made.state().phase == "failed")
+        await made.put(FAST, msgspec.json.encode(new_record()))  # by whom it was created anew
+        await until(lambda: made.state().phase == "running")
+        await made.rollouts.order("fast", "abort", who="ann")
+        assert made.state().phase == "aborted"
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+async def test_an_older_revision_from_a_backup_gives_way(*, is_other: bool) -> None:
+    """It was running then, and failed since. One that was created since then is another rollout, and counts."""
+    async with ordered() as made:
+        old = new_record()
+        if is_other:
+            old = msgspec.structs.replace(old, created_at=5_000)
+        phases = []
+        made.orders.on_change(lambda: phases.append(made.state().phase))
+        made.registry.start_over(Entry(FAST, msgspec.json.encode(old), 7))
+        await until(lambda: bool(phases))
+        await until(lambda: not made.orders.bad)
+        assert set(phases) == ({"running"} if is_other else {"failed"})
+        value = await made.value(FAST)
+        assert value is not None
+        assert msgspec.json.decode(value, type=RolloutRecord).state.phase == phases[0]
+
+
+async def test_what_is_unreadable_in_a_backup_is_left_alone() -> None:
+    """Nobody can say whether it is older."""
+    async with ordered() as made:
+        made.registry.start_over(Entry(FAST, b"[]", 7))
+        await until(lambda: FAST in made.orders.bad)
+        assert made.state().phase == "failed"
+        await asyncio.sleep(0.02)
+        assert await made.value(FAST) == b"[]"
+
+
+async def test_an_order_while_orders_are_lost_is_not_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written where nothing is, and what was in force before is not written over it."""
+    monkeypatch.setattr(orders_module, "RESTORE_MS", 50)
+    async with ordered() as made:
+        await made.put(FAST, msgspec.json.encode(new_record()))
+        await until(lambda: made.state().phase == "running")
+        made.registry.is_away = True
+        made.registry.start_over()
+        await until(lambda: made.orders.bad.get(FAST) == LOST)
+        assert made.state().phase == "running"
+        with pytest.raises(StoreUnavailable):
+            await made.rollouts.order("fast", "abort", who="ann")
+        made.registry.is_away = False
+        await made.rollouts.order("fast", "abort", who="ann")
+        await until(lambda: not made.orders.bad)
+        assert made.state().phase == "aborted"
+        assert made.orders.lists == {"staff": {"ann", "bob"}}
+        value = await made.value(FAST)
+        assert value is not None
+        assert msgspec.json.decode(value, type=RolloutRecord).state.phase == "aborted"
+
+
+async def test_two_who_bring_it_back_do_no_harm() -> None:
+    """The first one writes, and what somebody wrote meanwhile stays."""
+    async with ordered() as made:
+        other = Orders(made.registry, SystemClock(), node="scheduler-2")
+        other.read((await made.registry.scan(PREFIX)).items)
+        made.registry.start_over()
+        await made.put(LISTS + "new", b"eve")
+        other.read((await made.registry.scan(PREFIX)).items, is_anew=True)
+        await until(lambda: not made.orders.bad and made.orders.lists.keys() == {"staff", "new"})
+        other.read((await made.registry.scan(PREFIX)).items)
+        assert not other.bad
+        assert other.lists == made.orders.lists
+        assert other.rollouts == made.orders.rollouts
+
+
+async def test_who_leads_leads_again_though_tokens_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would judge a rollout otherwise, until the new registry has counted as far as the old one."""
+    monkeypatch.setattr(leadership, "RENEW_MS", 1)
+    clock = SystemClock()
+    registry = Restartable(clock)
+    elected = []
+    leader = Leadership(registry, clock, key="lock", node="scheduler-1", on_elected=lambda: elected.append(1))
+    running = asyncio.create_task(leader.run())
+    await until(lambda: leader.is_leading)
+    registry.start_over()
+    await until(lambda: len(elected) == 2)
+    assert leader.is_leading
+    running.cancel()
+    await asyncio.wait([running])
+    entry = await registry.get("lock")
+    assert entry is not None
+    assert entry.session is None
+
+
+async def test_who_moves_goes_on_moving_though_tokens_begin_anew() -> None:
+    """A rollback would stand still otherwise, as long as it took the new registry to count as far as the old one."""
+    fleet = FakeFleet()
+    fleet.add("access-1", 100)
+    fleet.add("access-2")
+    fleet.registry.__dict__.update(MemoryRegistry(fleet.clock, index=10_000).__dict__)
+    movers = fleet.movers()
+    movers.want(MoveRequest(id="m1", kind="rebalance", rate_per_s=4, grace_ms=1_000))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(movers.run())
+        await fleet.pass_time(4)
+        moved = fleet.loads()["access-2"]
+        fleet.registry.__dict__.update(MemoryRegistry(fleet.clock).__dict__)
+        await fleet.pass_time(30)
+        assert 0 < moved < 40
+        assert fleet.loads()["access-2"] > 45
+        running.cancel()
+
+
+@pytest.mark.parametrize("value", [b"9" * 5_000, b"99999999999999", b"x", "٣".encode()])
+async def test_no_value_of_the_movers_lock_stops_moves_for_good(value: bytes) -> None:
+    """It says how long the one before had clients on their way: an hour at most."""
+    fleet = FakeFleet()
+    fleet.add("access-1", 100)
+    fleet.add("access-2")
+    await fleet.registry.put(LOCK_KEY, value)
+    movers = fleet.movers()
+    movers.want(MoveRequest(id="m1", kind="rebalance", rate_per_s=40, grace_ms=1_000))
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(movers.run())
+        await fleet.pass_time(10)
+        assert fleet.loads()["access-2"] > 45
+        running.cancel()
