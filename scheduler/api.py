@@ -48,7 +48,7 @@ class AccessAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     region: str = ""
     """The region that was chosen for the client."""
     arm: str = ""
-    """Of which arm the candidates are: a rollout's name for its canary, else "stable"; empty if nothing is rolled out."""
+    """Of which arm the candidates are: a rollout's name (its canary) or "stable"; empty if nothing is rolled out."""
     not_before_ms: int = 0
     """Connect so much later, counted from this answer, and not earlier: the client's place in a queue."""
     lifetime_ms: int = 0
