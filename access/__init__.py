@@ -10,7 +10,8 @@ From the socket inwards:
     inboxes, conversations, presence      the system's own channels: `inbox:`, `conv:`, `presence:`
     channels, channel_*, mesh             the application's channels, over all access nodes
     fanout, `core/outgoing`               one push to many clients: encoded once, written in turns
-    drain, admin                          emptying a node; what operators ask and order
+    drain, moves, redirect                emptying a node; moves that a scheduler orders; telling a client to go
+    admin                                 what operators ask and order
     service                               the node
 
 `core/protocol` is the Centrifugo client protocol as values, `core/encoding` its JSON and protobuf. Other

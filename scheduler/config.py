@@ -160,6 +160,14 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
             "140 keeps it below 71 %, and what is left for the clients of a region that is lost.",
         ),
     ] = 140
+    sticky_excess_percent: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="By how much (%) a user's node may be above its pool's mean load before the strategy `sticky` "
+            "goes to the user's next node. Raising it moves fewer users and evens out less.",
+        ),
+    ] = 25
     accepts_per_second: Annotated[
         int,
         Meta(
@@ -265,6 +273,7 @@ class SchedulerConfig(Section, frozen=True, kw_only=True):
             accepts_per_s=float(self.accepts_per_second),
             burst_ms=self.accepts_burst_ms,
             slot_horizon_ms=self.slot_horizon_ms,
+            sticky_excess=self.sticky_excess_percent / 100,
             panic_percent=self.panic_percent,
             panic_hold_ms=self.panic_hold_ms,
         )
