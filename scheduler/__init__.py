@@ -7,10 +7,10 @@ rollouts, policies, cordons, lists. What is seen through: `rollouts` step and ju
 connections. For operators: `admin`, `rollouts_api`, `policies_api`, `lists_api`, `recorder`. For other programs: `eds`
 (Envoy), `targets` (Prometheus), `agent_check` (HAProxy), `ofrep` (OpenFeature); and `promql`, which asks one.
 
-Cores, in `core/`: a decision (`engine`, on a `snapshot` of `pools`, by `load`, `churn`, `regions`, `cohorts`, `policy`),
-its `explanation`, `recording` and `shadow`; documents (`document`, `fields`, `conditions`, `rollout_document`); a
-rollout's course (`rollout_machine`, judged by `analysis` of a `ledger` with `evidence`); moves (`balance`, `moving`,
-`breaker`); places (`locating`, `networks`, `places`, `rtt`).
+Cores, in `core/`: a decision (`engine`, on a `snapshot` of `pools`, by `load`, `churn`, `regions`, `cohorts`,
+`policy`), its `explanation`, `recording` and `shadow`; documents (`document`, `fields`, `conditions`,
+`rollout_document`); a rollout's course (`rollout_machine`, judged by `analysis` of a `ledger` with `evidence`); moves
+(`balance`, `moving`, `breaker`); places (`locating`, `networks`, `places`, `rtt`).
 
 Access nodes import `api` (the ticket) and `client` (its verification) only.
 """

@@ -125,7 +125,7 @@ def _compared(snapshot: Snapshot, decision: Decision) -> Iterator[str]:
         if load is None:
             by = "by its weight alone"
         else:
-            by = "no credit" if math.isinf(load) else f"load {load:.4f} per unit of its weight"
+            by = "no credit" if math.isinf(load) else f"load {load:.3%} of its weight"
         doubt = snapshot.vague[index] if snapshot.vague is not None else 0.0
         if doubt and load is not None:
             by += f", doubted by {doubt:.0%} as its report is old"

@@ -31,7 +31,7 @@ def test_a_plain_decision() -> None:
         Stage("rule", "all: canary, least_connections, proximity"),
         Stage("arm", "stable"),
         Stage("region", "east: the first in the client's order with room and credit"),
-        Stage("draw", "a", ("a: load 0.2500 per unit of its weight, candidate 1",)),
+        Stage("draw", "a", ("a: load 25.000% of its weight, candidate 1",)),
         Stage("slot", "may connect at once"),
     ]
 
@@ -128,12 +128,7 @@ def test_what_nodes_were_compared_by() -> None:
     view = [node("a", reported_at=97_500), node("b", reported_at=195_000), node("c", reported_at=195_000)]
     assert min(compared(engine(view, by=policy("weighted")))).startswith("a: by its weight alone, candidate ")
     made = engine(view, by=policy("least_connections"), candidates=2, now=195_000)
-    assert (
-        sum(
-            "load 0.0000 per unit of its weight, doubted by 50% as its report is old" in line for line in compared(made)
-        )
-        == 1
-    )
+    assert sum("load 0.000% of its weight, doubted by 50% as its report is old" in line for line in compared(made)) == 1
     assert sum(line.endswith("not chosen") for line in compared(made)) == 1
 
 
