@@ -107,8 +107,8 @@ class Drain:
             return
         self._admission.is_draining = True
         self._on_start()
-        rooms = self._redirects.rooms()
-        self._targets, self._offered = Targets(rooms), {node for node, room in rooms if room > 0}
+        others = self._redirects.of_kind()
+        self._targets, self._offered = Targets(others), self._taking()
         self._moving = {client.id: client for client in self._clients}
         self._told = set()
         self._is_paused = False
@@ -149,7 +149,7 @@ class Drain:
             await asyncio.sleep(STEP_S)
 
     def has_targets(self) -> bool:
-        """Return whether there is another node to which clients could go."""
+        """Return whether there is another node to which clients could go, of whichever kind."""
         return any(room > 0 for _, room in self._redirects.rooms())
 
     def status(self) -> DrainStatus:
@@ -197,9 +197,12 @@ class Drain:
 
     def _look_at_targets(self) -> None:
         # Nobody more is sent to who is gone, drains too, or has filled up by others.
-        for node in self._offered - {node for node, room in self._redirects.rooms() if room > 0}:
+        for node in self._offered - self._taking():
             self._offered.remove(node)
             self._targets.drop(node)
+
+    def _taking(self) -> set[str]:
+        return {node for node, taken, capacity in self._redirects.of_kind() if taken < capacity}
 
     def _gone(self, client: Client) -> None:
         if self._plan is not None and self._moving.pop(client.id, None) is not None:

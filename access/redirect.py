@@ -5,12 +5,15 @@ A client is pushed a message outside of all channels,
     {"move": {"node": "access-2", "url": "ws://.../connection/websocket", "ticket": "...", "after_ms": 10000}}
 
 connects there first, with its positions, and leaves here then. Without a `url` it asks the scheduler where to go: no
-other node has room, or this one has no key to sign a ticket with (all are public keys).
+other node of the same kind has room, or this one has no key to sign a ticket with (all are public keys).
+
+Nodes of the same kind are those of the same region and version: where a rollout is under way a client belongs to one of
+its arms, and which nodes are of it only a scheduler knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -34,15 +37,26 @@ TICKET_SPARE_S = 30
 class Redirects:
     """The other nodes, as they last reported, and what clients are told of them."""
 
-    def __init__(self, site: Site, *, signer: TicketSigner | None, app_of: Callable[[Client], str]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        region: str,
+        version: str,
+        signer: TicketSigner | None,
+        app_of: Callable[[Client], str],
+    ) -> None:
         """Build it.
 
         Args:
             site: the node's place.
+            region: the node's.
+            version: the node's, as it reports it.
             signer: signs tickets for other nodes; None if there is no key for that.
             app_of: returns the version of a client's application.
         """
         self._name = site.name
+        self._kind = (region, version)
         self._clock = site.clock
         self._signer = signer
         self._app_of = app_of
@@ -66,13 +80,19 @@ class Redirects:
 
     def rooms(self) -> list[tuple[str, int]]:
         """Return how many clients each of the other nodes still takes, but for those that take none whatever comes."""
-        found = []
+        return [(node, max(0, capacity - taken)) for node, _, taken, capacity in self._takers()]
+
+    def of_kind(self) -> list[tuple[str, int, int]]:
+        """Return the others of the same kind that take clients: id, connections and capacity of each."""
+        return [(node, taken, capacity) for node, kind, taken, capacity in self._takers() if kind == self._kind]
+
+    def _takers(self) -> Iterator[tuple[str, tuple[str, str], int, int]]:
+        """Yield the id, kind, connections (those on their way too) and capacity of each that takes anybody."""
         for node, instance in self._others.items():
-            report = report_of(instance.note)
-            if not report.is_draining and "client_url" in instance.meta:
-                taken = report.connections + self._sent.get(node, 0)
-                found.append((node, max(0, capacity_of(instance.meta) - taken)))
-        return found
+            report, meta = report_of(instance.note), instance.meta
+            if not report.is_draining and "client_url" in meta:
+                kind = meta.get("region", ""), report.version or meta.get("version", "")
+                yield node, kind, report.connections + self._sent.get(node, 0), capacity_of(meta)
 
     def tell(self, client: Client, target: str | None, after_ms: int, *, plan: str = "", arm: str = "") -> bool:
         """Tell a client to go to the target, within a time; None: where the scheduler says.

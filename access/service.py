@@ -169,7 +169,9 @@ class AccessNode:
 
     def _build_moves(self, site: Site, signer: TicketSigner | None) -> tuple[Moves, Drain]:
         clients, admission, metrics = self._clients, self._admission, self._metrics
-        redirects = Redirects(site, signer=signer, app_of=clients.app_of)
+        redirects = Redirects(
+            site, region=self._config.region, version=self._version, signer=signer, app_of=clients.app_of
+        )
         self._mesh.on_instances(redirects.saw)
         moves = Moves(site, clients=clients, redirects=redirects, admission=admission, metrics=metrics)
         drain = Drain(

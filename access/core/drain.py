@@ -76,24 +76,28 @@ class Progress:
 
 
 class Targets:
-    """The nodes to move to. Each gets clients in proportion to the slots that it has free at the beginning."""
+    """The nodes to move to. Each client goes to the one that is the least full: of its capacity, not of its room."""
 
     __slots__ = ("_open",)
 
-    def __init__(self, nodes: Iterable[tuple[str, int]]) -> None:
-        """`nodes`: id and free slots of each."""
-        # (share taken, -slots, id, taken): of equal shares the largest node first, then by name.
-        self._open = [(0.0, -free, node, 0) for node, free in nodes if free > 0]
+    def __init__(self, nodes: Iterable[tuple[str, int, int]]) -> None:
+        """`nodes`: id, connections and capacity of each."""
+        # (part that is full, -capacity, id, connections): of equally full ones the largest first, then by name.
+        self._open = [
+            (connections / capacity, -capacity, node, connections)
+            for node, connections, capacity in nodes
+            if connections < capacity
+        ]
         heapq.heapify(self._open)
 
     def take(self) -> str | None:
-        """Take a slot at the node with the largest share of its slots left. None: there is none left anywhere."""
+        """Take a slot at the least full node. None: there is none left anywhere."""
         if not self._open:
             return None
-        _, negative, node, taken = self._open[0]
-        taken += 1
-        if taken < -negative:
-            heapq.heapreplace(self._open, (taken / -negative, negative, node, taken))
+        _, negative, node, connections = self._open[0]
+        connections += 1
+        if connections < -negative:
+            heapq.heapreplace(self._open, (connections / -negative, negative, node, connections))
         else:
             heapq.heappop(self._open)
         return node

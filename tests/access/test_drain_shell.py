@@ -111,7 +111,9 @@ class Node:
             credentials=Credentials({}),
             config=NodeConfig(),
         )
-        self.redirects = Redirects(site, signer=TicketSigner("k1", KEY), app_of=lambda _: "")
+        self.redirects = Redirects(
+            site, region="local", version="", signer=TicketSigner("k1", KEY), app_of=lambda _: ""
+        )
         self.drain = Drain(
             config,
             site,
@@ -133,9 +135,9 @@ class Node:
         )
         return {outcome: int(float(count)) for outcome, count in found}
 
-    def other(self, name: str, *, capacity: int = 10, **report: Any) -> None:
+    def other(self, name: str, *, capacity: int = 10, region: str = "local", **report: Any) -> None:
         """Another node says how it is."""
-        meta = {"capacity": str(capacity), "client_url": f"http://{name}:80", "region": "local"}
+        meta = {"capacity": str(capacity), "client_url": f"http://{name}:80", "region": region}
         note = msgspec.msgpack.encode(NodeReport(**report))
         instance = ServiceInstance(
             id=name, service=SERVICE, url=f"http://{name}:1", incarnation=1, meta=meta, note=note
@@ -231,6 +233,17 @@ async def test_nobody_is_sent_to_a_node_that_takes_nobody_any_more(node: Node, h
     await until(lambda: all(wire.moves for wire in wires))
     nodes = [wire.moves[0].get("node") for wire in wires]
     assert nodes.count("access-3") == len(wires) - told
+
+
+@pytest.mark.parametrize("other", [{"version": "2.4.0"}, {"region": "elsewhere"}])
+async def test_clients_are_sent_to_nodes_of_the_same_kind_only(node: Node, other: dict[str, str]) -> None:
+    """Another version may be a rollout's canary, and which region is next only the scheduler knows: it is asked."""
+    node.other("access-2", capacity=1_000, **other)
+    wire = node.here.add("ann")
+    assert node.drain.has_targets()
+    await node.drain.start(over_ms=1)
+    await until(lambda: bool(wire.moves))
+    assert [set(move) for move in wire.moves] == [{"after_ms"}]
 
 
 async def test_two_orders_at_once_are_one_drain(node: Node) -> None:

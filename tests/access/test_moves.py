@@ -43,7 +43,7 @@ class Node:
     def __init__(self, node: ClientsNode, signer: TicketSigner | None = SIGNER) -> None:
         self.node = node
         self.others: dict[str, ServiceInstance] = {}
-        self.redirects = Redirects(node.site, signer=signer, app_of=node.clients.app_of)
+        self.redirects = Redirects(node.site, region="local", version="", signer=signer, app_of=node.clients.app_of)
         self.moves = Moves(
             node.site,
             clients=node.clients,

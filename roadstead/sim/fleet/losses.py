@@ -213,7 +213,7 @@ class _Drain:
         """Take nobody more, and begin to send away who is there."""
         self._fleet.drain(self._node, now)
         others = [node for node in self._fleet.nodes if node is not self._node]
-        targets = Targets((node.id, node.spec.capacity - node.connections) for node in others)
+        targets = Targets((node.id, node.connections, node.spec.capacity) for node in others)
         clients = map(str, range(self._node.connections))
         self._plan = DrainPlan(clients, Instant(now), over_ms=self._over_ms, grace_ms=GRACE_MS, targets=targets)
         self._step(now)

@@ -52,7 +52,7 @@ def test_clients_move_one_after_the_other_in_their_order():
 
 def test_each_is_told_its_target_and_deadline():
     """And where nobody has room, that it should ask the scheduler."""
-    drain = plan(2, over_ms=2_000, grace_ms=500, targets=Targets([("access-2", 1)]))
+    drain = plan(2, over_ms=2_000, grace_ms=500, targets=Targets([("access-2", 9, 10)]))
     assert drain.step(at(1_000)) == Step((Move("c0", "access-2", at(1_500)),), ())
     assert drain.step(at(2_000)) == Step((Move("c1", None, at(2_500)),), ("c0",))
 
@@ -243,9 +243,9 @@ def test_a_stall_at_the_end_ends_late_rather_than_fast():
 # ---------------------------------------------------------------- targets
 
 
-def test_each_target_gets_clients_in_proportion_to_its_free_slots():
+def test_empty_targets_get_clients_in_proportion_to_their_capacity():
     """At any time, not only in the end."""
-    targets = Targets([("a", 10), ("b", 20), ("c", 70)])
+    targets = Targets([("a", 0, 10), ("b", 0, 20), ("c", 0, 70)])
     given: Counter[str | None] = Counter()
     for _ in range(10):
         given.update(targets.take() for _ in range(10))
@@ -254,35 +254,45 @@ def test_each_target_gets_clients_in_proportion_to_its_free_slots():
     assert targets.take() is None
 
 
+def test_who_is_fuller_gets_nobody_until_the_others_are_as_full():
+    """Or nodes that are drained one after the other would pile up at the last ones."""
+    targets = Targets([("a", 8, 10), ("b", 2, 10), ("c", 5, 10)])
+    assert [targets.take() for _ in range(10)] == ["b", "b", "b", "b", "c", "b", "c", "b", "c", "a"]
+
+
 def test_a_full_target_is_left_out():
     """I5: and one without room from the beginning."""
-    targets = Targets([("a", 1), ("b", 3), ("c", 0), ("d", -5)])
-    assert [targets.take() for _ in range(6)] == ["b", "a", "b", "b", None, None]
+    targets = Targets([("a", 9, 10), ("b", 17, 20), ("c", 5, 5), ("d", 9, 4)])
+    assert [targets.take() for _ in range(6)] == ["b", "b", "a", "b", None, None]
 
 
 def test_a_dropped_target_gets_nobody_more():
     """It filled up by others, or is gone."""
-    targets = Targets([("a", 5), ("b", 2)])
+    targets = Targets([("a", 0, 5), ("b", 0, 2)])
     targets.drop("a")
     targets.drop("unknown")
     assert [targets.take() for _ in range(3)] == ["b", "b", None]
 
 
-@given(st.lists(st.integers(0, 30), max_size=6), st.data())
-def test_the_next_one_goes_where_the_largest_share_is_left(free: list[int], data: st.DataObject):
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=6), st.data())
+def test_the_next_one_goes_to_the_least_full(sizes: list[tuple[int, int]], data: st.DataObject):
     """I5; the twin looks at every node each time, with exact fractions."""
-    nodes = {f"n{number}": slots for number, slots in enumerate(free)}
-    targets = Targets(nodes.items())
+    nodes = {f"n{number}": size for number, size in enumerate(sizes)}
+    targets = Targets((name, held, capacity) for name, (held, capacity) in nodes.items())
     taken: Counter[str] = Counter()
     dropped: set[str] = set()
-    for _ in range(sum(free) + 1):
-        left = {n: Fraction(s - taken[n], s) for n, s in nodes.items() if n not in dropped and taken[n] < s}
+    for _ in range(sum(capacity for _, capacity in sizes) + 1):
+        full = {
+            name: Fraction(held + taken[name], capacity)
+            for name, (held, capacity) in nodes.items()
+            if name not in dropped and held + taken[name] < capacity
+        }
         node = targets.take()
-        if not left:
+        if not full:
             assert node is None
             break
         assert node is not None
-        assert left[node] == max(left.values())
+        assert full[node] == min(full.values())
         taken[node] += 1
         if data.draw(st.integers(0, 20)) == 0:
             dropped.add(node)
