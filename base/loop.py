@@ -11,7 +11,7 @@ import gc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["run"]
+__all__ = ["GC_THRESHOLDS", "run"]
 
 GC_THRESHOLDS = (20_000, 20, 20)
 """New objects before the youngest are looked through, about a millisecond; and how often the older ones are beside."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scheduler.api import Ticket
+from scheduler.api import TICKET_AUDIENCE, Ticket
 from scheduler.core.engine import Decision
 from scheduler.core.node import AccessNode
 from scheduler.core.request import Request
@@ -25,6 +25,7 @@ def ticket_of(
         jti=f"{issuer}-{decision.seq:x}",
         iat=now_s,
         exp=exp,
+        aud=TICKET_AUDIENCE,
         device=request.device or NO_DEVICE,
         platform=request.platform or NO_PLATFORM,
         nodes=tuple([node.id for node in nodes]),

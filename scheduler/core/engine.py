@@ -405,11 +405,15 @@ class Engine:
         load, per_unit, next_at, vague = snapshot.load, snapshot.per_unit, snapshot.next_at, snapshot.vague
         count = self.settings.candidates
         drawn = draw(pool, count + 1, self._random)
-        loads = [load[node] * per_unit[node] if next_at[node] <= limit else math.inf for node in drawn]
         chosen: list[int] = []
-        held, held_load = drawn[0], loads[0]
-        for place in range(1, len(drawn)):
-            node, its_load = drawn[place], loads[place]
+        loads: list[float] = []
+        held, held_load = -1, -1.0
+        for node in drawn:
+            its_load = load[node] * per_unit[node] if next_at[node] <= limit else math.inf
+            loads.append(its_load)
+            if held < 0:
+                held, held_load = node, its_load
+                continue
             # Of two that are equal, of two without credit above all, the one who has waited longer for a newcomer.
             is_better = its_load < held_load or (its_load == held_load and next_at[node] < next_at[held])
             # A report so old tells nothing: as they were drawn.
