@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,10 +14,9 @@ from aiohttp import ClientSession
 
 from roadstead.config import Config
 from tests.system.conftest import SETTLE_S, System, eventually, running
+from tests.system.killable import install_sdk
 
 SCRIPT = Path(__file__).with_name("stock_client.mjs")
-SDK = Path(__file__).parents[2] / "clients/js"
-INSTALL_TIMEOUT_S = 120
 
 pytestmark = pytest.mark.process
 
@@ -26,9 +24,7 @@ pytestmark = pytest.mark.process
 @pytest.fixture(scope="session")
 def sdk() -> Path:
     """The folder in which the stock SDK is installed."""
-    if not (SDK / "node_modules/centrifuge").is_dir():
-        subprocess.run(["npm", "ci", "--silent"], cwd=SDK, check=True, timeout=INSTALL_TIMEOUT_S)
-    return SDK
+    return install_sdk()
 
 
 class Script:
