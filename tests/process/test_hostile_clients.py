@@ -32,7 +32,7 @@ pytestmark = pytest.mark.process
 TOKEN_KEY = "k" * 32
 HEALTHY = 20
 PING_S = 0.02
-P99_MAX_S = 1.0
+P99_MAX_S = 0.25
 LAG_MAX_S = 1.0
 GROWTH_MAX_MIB = 64
 TLS_GROWTH_MAX_MIB = 200
@@ -119,6 +119,8 @@ class Healthy:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._waits: list[float] = []
+        self._late: list[float] = []
+        """How late this process itself was, by its sleeps: on a busy machine it is not the node that is slow."""
         self.lag_s = 0.0
         self.resident: list[float] = []
 
@@ -140,9 +142,11 @@ class Healthy:
         loop = asyncio.get_running_loop()
         number = 1
         while True:
+            due = loop.time() + PING_S
             await asyncio.sleep(PING_S)
             number += 1
             began = loop.time()
+            self._late.append(began - due)
             client.send(frame(TEXT, b'{"id":%d,"ping":{}}' % number))
             assert (await client.message()) == {"id": number, "ping": {}}
             self._waits.append(loop.time() - began)
@@ -155,10 +159,11 @@ class Healthy:
             self.resident.append(gauges["resident_bytes"])
 
     def p99_s(self) -> float:
-        """Return the 99th percentile of what was measured since the last call."""
+        """Return the 99th percentile of the waits since the last call, less that of this process' own lateness."""
         waits, self._waits = self._waits, []
+        late, self._late = self._late, []
         assert len(waits) > 200, "too few to say anything"
-        return statistics.quantiles(waits, n=100)[98]
+        return max(0.0, statistics.quantiles(waits, n=100)[98] - statistics.quantiles(late, n=100)[98])
 
 
 Record = Callable[[str, object], None]

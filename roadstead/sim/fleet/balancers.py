@@ -13,6 +13,7 @@ ways to compare with need no more than a report:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -46,7 +47,7 @@ class Balancer(Protocol):
         ...
 
 
-class _Baseline:
+class _Baseline(ABC):
     """What the four have in common: one node is best, and other ones at random are there to fall back to."""
 
     def __init__(self, chance: Chance) -> None:
@@ -74,9 +75,10 @@ class _Baseline:
     def _learn(self, before: Sequence[AccessNode]) -> None:
         """The view is a new one."""
 
+    @abstractmethod
     def _best(self) -> int:
         """Return the index of the best node; there is one."""
-        raise NotImplementedError
+        ...
 
 
 class RandomChoice(_Baseline):
