@@ -72,7 +72,7 @@ class _Baseline(ABC):
                 chosen.append(other)
         return Choice(tuple([self._open[index].id for index in chosen]))
 
-    def _learn(self, before: Sequence[AccessNode]) -> None:
+    def _learn(self, before: Sequence[AccessNode]) -> None:  # noqa: B027 - some learn nothing
         """The view is a new one."""
 
     @abstractmethod
