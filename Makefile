@@ -14,6 +14,15 @@ SERVERS := for need in redis-server:redis-server node:nodejs npm:npm cc:gcc cc:l
 
 # What `make check` tests: cores, and the house rules.
 CHECKED := tests/tidy tests/base tests/*/core
+UNCHECKED := $(addprefix --ignore-glob=,$(CHECKED))
+
+# Tests of shells and processes wait half of their time: so there are more of them at once than cores.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+WAITING := $(shell expr $(CORES) \* 2)
+STARTING := $(shell expr $(CORES) \* 3 / 2)
+
+# Hundreds of processes are started, each of which would compile all of our code anew.
+test check soak: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help venv up demo test check sim sim-long soak bench docs lock clean
 
@@ -41,8 +50,8 @@ demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temp
 test: $(DEV)        ## all checks and all tests; installs the servers that they need
 	@$(SERVERS)
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not process" $(addprefix --ignore-glob=,$(CHECKED))
-	$(BIN)/python -m pytest -n auto --dist worksteal -m process
+	$(BIN)/python -m pytest -n $(WAITING) --dist worksteal -m "not process" $(UNCHECKED)
+	$(BIN)/python -m pytest -n $(STARTING) --dist worksteal -m process $(UNCHECKED)
 
 check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, before each commit
 	$(BIN)/ruff check .
@@ -61,6 +70,7 @@ sim-long: $(RUNTIME) ## 100,000 histories of the resize and of the leases: hours
 soak: $(DEV)        ## long forms: simulator and crash tests
 	$(BIN)/python -m roadstead.sim --history leases --count 20000
 	$(BIN)/python -m roadstead.sim --history resize --count 10000
+	ROADSTEAD_TEST_SEEDS=200 $(BIN)/python -m pytest -n auto --timeout 7200 tests/sim/test_resize.py
 	ROADSTEAD_TEST_CRASHES=1000 $(BIN)/python -m pytest -m process --timeout 7200
 
 bench: $(DEV)       ## every benchmark, one JSON line each

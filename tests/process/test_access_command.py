@@ -17,7 +17,7 @@ from base.errors import RoadsteadError
 from roadstead.client import Client, Incoming
 from roadstead.local import System, UpProcess
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("goodbyes")]
 
 SETTLE_S = 20.0
 

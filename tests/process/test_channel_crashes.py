@@ -29,7 +29,7 @@ from tests.process.channel_clients import (
     said,
 )
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("goodbyes")]
 
 Record = Callable[[str, object], None]
 

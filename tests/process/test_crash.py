@@ -20,7 +20,7 @@ from roadstead.api import call_api
 from roadstead.client import Client, Incoming
 from roadstead.local import System, UpProcess
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(3_600)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(3_600), pytest.mark.usefixtures("goodbyes")]
 
 CRASHES = int(os.environ.get("ROADSTEAD_TEST_CRASHES", "100"))
 PARTS = 4

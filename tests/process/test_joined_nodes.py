@@ -24,7 +24,7 @@ from roadstead.api import call_api
 from roadstead.cli import main
 from roadstead.local import System, UpProcess
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("goodbyes")]
 
 ROADSTEAD = [sys.executable, "-m", "roadstead"]
 TTL_MS = 3_000

@@ -220,9 +220,10 @@ async def a_version_is_rolled_out(operator: Operator, made: Clients, folder: Pat
     status = ("rollout", "status", "next")
     assert (await operator.told(*status))["live"]["connections"] == 0
     await operator.said("rollout", "step", "next")
-    shown = await operator.until(lambda shown: shown["phase"] == "paused", *status)
+    await operator.until(lambda shown: shown["phase"] == "paused", *status)
+    # A report is of a second ago, and of some clients the move is not over yet.
+    shown = await operator.until(lambda shown: shown["live"]["connections"] == held(made)["access-4"], *status)
     assert 0.97 * 60 <= shown["live"]["percent"] <= 62
-    assert held(made)["access-4"] - shown["live"]["connections"] in range(5)  # a report is of a second ago
     assert "of live connections" in await operator.said(*status)
     assert (await operator.told("rollout", "promote", "next"))["phase"] == "complete"
     assert {(await made.ask(user, "scheduler-1"))["arm"] for user in USERS[:60]} == {"next"}

@@ -4,11 +4,13 @@ Nodes are added, removed and weighted anew, resizes paused and aborted, leaders 
 network cut, messages lost, doubled and reordered, the registry cut off; every answer is checked against the truth.
 
 The seeds are fixed, so that a failure here is a change of the code and never luck. More seeds:
-`make sim ARGS="--history resize --count 100000"`.
+`make sim ARGS="--history resize --count 100000"`. ROADSTEAD_TEST_SEEDS sets how many there are of each special kind: a
+crash at a point, nodes that are apart.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -24,8 +26,10 @@ from tests.conftest import SEEN_BY_SIMULATOR
 PARTS = 10
 SEEDS_PER_PART = 100
 SEEDS_TO_CATCH = 500
-SEEDS_PER_POINT = 20
-SEEDS_APART = 20
+CAUGHT_AT = {"tombstones": 65, "promise": 52, "recovery_barrier": 19, "recovery": 61, "echo": 159}
+"""Where a guard was missed last time: the first to try. Where that is no longer so, all other seeds are tried."""
+SEEDS_PER_POINT = int(os.environ.get("ROADSTEAD_TEST_SEEDS", "10"))
+SEEDS_APART = SEEDS_PER_POINT
 APART_MS = 30_000
 
 
@@ -49,7 +53,7 @@ def test_without_a_guard_the_referee_finds_a_wrong_answer(guard: str) -> None:
     """A green run means something: each rule that keeps the answers right is needed, and its absence is seen."""
 
     def run_all() -> None:
-        for seed in range(SEEDS_TO_CATCH):
+        for seed in dict.fromkeys((CAUGHT_AT.get(guard, 0), *range(SEEDS_TO_CATCH))):
             run_history(seed, guards=Guards().without(guard))
 
     with pytest.raises(Violation):

@@ -17,7 +17,7 @@ from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints
 from roadstead.up import run_up
 
-SETTLE_S = 10.0
+SETTLE_S = 20.0
 
 
 class System:

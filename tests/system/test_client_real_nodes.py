@@ -11,6 +11,7 @@ import pytest
 
 from base.errors import RoadsteadError
 from roadstead.client import Client, Incoming
+from tests.support.closing import goodbyes_said
 from tests.system.conftest import eventually
 from tests.system.killable import MORTAL, Killable, killable, until
 
@@ -38,6 +39,7 @@ async def on_mortal(system: Killable) -> AsyncIterator[tuple[Client, list[Any]]]
     yield client, bodies
     assert ends == []
     await client.close()
+    await goodbyes_said()
 
 
 async def test_after_kill_nine_of_a_real_node_every_message_arrives_once_and_in_order(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Operator:
     def __init__(self, system: System, http: aiohttp.ClientSession) -> None:
         self.system = system
         self.http = http
+        self._dialed: list[RawClient] = []
 
     async def ask(self, path: str = "", *, node: str = OLD) -> Any:
         return await call_api("GET", f"{self._url(node)}/v1/admin/access{path}", credential=self.system.key)
@@ -104,7 +105,14 @@ class Operator:
         return str(answer["ticket"])
 
     async def dial(self, url: str) -> RawClient:
-        return RawClient(await self.http.ws_connect(url, protocols=["centrifuge-json"]))
+        client = RawClient(await self.http.ws_connect(url, protocols=["centrifuge-json"]))
+        self._dialed.append(client)
+        return client
+
+    async def hang_up(self) -> None:
+        """Close what is still open: a connection that is only forgotten is a warning in some later test."""
+        for client in self._dialed:
+            await client.socket.close()
 
     async def client(self, user: str, *, node: str = OLD, **params: str) -> RawClient:
         """Connect to a node."""
@@ -135,6 +143,7 @@ async def operator(tmp_path: Path) -> AsyncIterator[Operator]:
 
         await eventually(all_are_known)
         yield made
+        await made.hang_up()
 
 
 # ---------------------------------------------------------------- moves
