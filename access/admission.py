@@ -13,10 +13,10 @@ from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 from access.config import AccessConfig
-from access.core.limits import Counts, KeyedBuckets, TokenBucket, address_key
 from access.core.memory_guard import Guard
 from access.metrics import AccessMetrics
 from base.clock import Clock, Instant
+from base.core.limits import Counts, KeyedBuckets, TokenBucket, address_key
 from base.core.origins import Origins
 from base.errors import Draining, Overloaded, PermissionDenied, RoadsteadError
 

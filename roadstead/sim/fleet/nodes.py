@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from access.core.limits import TokenBucket
 from base.clock import Instant
+from base.core.limits import TokenBucket
 from base.ids import NodeId
 from scheduler.core.node import AccessNode
 

@@ -103,19 +103,29 @@ class KeyedBuckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
+    def wait(self, key: str, now: Instant) -> int:
+        """Return what `take` would, and take nothing."""
+        held = self._full_at.get(key)
+        if held is None:
+            return 0
+        missing = held - now * self._refill - self._room
+        return -(-missing // self._refill) if missing > 0 else 0
+
     def take(self, key: str, now: Instant) -> int:
         """Take one of the key's tokens. Returns 0, or the ms until there is one if nobody else takes it."""
         if not self._refill:
             return 0
         instant = now * self._refill
-        self._forget_full(instant // self._tick)
+        tick_now = instant // self._tick
+        if tick_now > self._hand:
+            self._forget_full(tick_now)
         held = self._full_at.get(key)
         if held is None and len(self._full_at) >= self._keys_max:
             self._forget_fullest()
         full_at, missing = _take(held or 0, instant, self._room)
         self._full_at[key] = full_at
         if held is None:
-            self._slots[self._filling(key) % SLOTS].append(key)
+            self._slots[-(-full_at // self._tick) % SLOTS].append(key)
         return -(-missing // self._refill)
 
     def check_invariants(self) -> None:
@@ -141,7 +151,7 @@ class KeyedBuckets:
                     del self._full_at[key]
                 else:
                     self._slots[filling % SLOTS].append(key)
-        self._hand = max(self._hand, tick_now)
+        self._hand = tick_now
 
     def _forget_fullest(self) -> None:
         """Forget the key whose bucket fills first. There is one."""

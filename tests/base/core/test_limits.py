@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from access.core.limits import SLOTS, Counts, KeyedBuckets, TokenBucket, address_key
 from base.clock import Instant
+from base.core.limits import SLOTS, Counts, KeyedBuckets, TokenBucket, address_key
 
 
 class Twin:
@@ -95,6 +95,7 @@ def test_a_bucket_answers_as_exact_fractions_do(thousandths: int, burst: int, st
         now += step
         expected = twin.take(now)
         assert bucket.take(Instant(now)) == expected
+        assert keyed.wait("k", Instant(now)) == expected
         assert keyed.take("k", Instant(now)) == expected
         keyed.check_invariants()
 
@@ -120,6 +121,15 @@ def test_each_key_has_its_own_bucket():
     """One that asks too much costs the others nothing."""
     buckets = KeyedBuckets(rate=1, burst=1, keys_max=10)
     assert [buckets.take(key, Instant(0)) for key in "aab"] == [0, 1_000, 0]
+
+
+def test_asking_how_long_to_wait_takes_nothing():
+    """Nor does it make a key known."""
+    buckets = KeyedBuckets(rate=1, burst=1, keys_max=10)
+    assert [buckets.wait("a", Instant(0)) for _ in range(3)] == [0, 0, 0]
+    assert len(buckets) == 0
+    buckets.take("a", Instant(0))
+    assert [buckets.wait("a", Instant(at)) for at in (0, 0, 999, 1_000, 2_000)] == [1_000, 1_000, 1, 0, 0]
 
 
 def test_full_buckets_are_forgotten_by_themselves():
