@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from base.clock import Timestamp
-from im.core.snowflake import COUNTER_MAX, EPOCH_MS, STEP_BACK_MS_MAX, TIME_MAX, WORKER_MAX, ClockWentBack, Snowflake
+from im.core.snowflake import (
+    AHEAD_MS_MAX,
+    COUNTER_MAX,
+    EPOCH_MS,
+    STARTS,
+    STEP_BACK_MS_MAX,
+    TIME_MAX,
+    WORKER_MAX,
+    ClockWentBack,
+    Snowflake,
+)
 
 NOON = EPOCH_MS + 43_200_000
 
@@ -75,6 +88,50 @@ def test_borrowed_time_is_no_step_back_of_the_clock():
     assert parts(ids.next(at(NOON + 1))) == (NOON + 10, 0, 0)
 
 
+def test_what_is_borrowed_is_bounded():
+    """I3, I4: when the clock stands still there are 4,096 ids for each millisecond up to the bound, then none."""
+    ids = Snowflake(0)
+    times = Counter(parts(ids.next(at(NOON)))[0] for _ in range((AHEAD_MS_MAX + 1) * (COUNTER_MAX + 1)))
+    assert times == dict.fromkeys(range(NOON, NOON + AHEAD_MS_MAX + 1), COUNTER_MAX + 1)
+    assert ids.next(at(NOON)) == ClockWentBack(AHEAD_MS_MAX)
+    assert ids.next(at(NOON - 1)) == ClockWentBack(AHEAD_MS_MAX + 1)
+    assert parts(ids.next(at(NOON + 1))) == (NOON + AHEAD_MS_MAX + 1, 0, 0), "the clock moved, so there is room"
+
+
+def test_a_quiet_worker_gives_every_shard_its_share():
+    """One id a millisecond: by its lowest bits alone every shard would be the same one."""
+    ids = Snowflake(0, Random(1))
+    counters = [parts(ids.next(at(NOON + ms)))[2] for ms in range(16_000)]
+    assert max(counters) < STARTS
+    for shards in (2, 3, 8, 64):
+        shares = Counter(((NOON + ms - EPOCH_MS) << 22 | counter) % shards for ms, counter in enumerate(counters))
+        assert len(shares) == shards
+        assert max(shares.values()) < 1.3 * min(shares.values()) * (1 if shards < 64 else 1.6)
+
+
+def test_a_random_start_is_for_a_new_millisecond_only():
+    """Within one, and in a borrowed one, ids count on, so that none is wasted."""
+    ids = Snowflake(0, Random(2))
+    first = parts(ids.next(at(NOON)))[2]
+    for counter in range(first + 1, COUNTER_MAX + 1):
+        assert parts(ids.next(at(NOON))) == (NOON, 0, counter)
+    assert parts(ids.next(at(NOON))) == (NOON + 1, 0, 0)
+
+
+def test_a_new_holder_numbers_after_the_old_one():
+    """A term begins at a time that nobody used, however the new holder's clock stands."""
+    ids = Snowflake(0, not_before_ms=at(NOON))
+    assert ids.next(at(NOON - STEP_BACK_MS_MAX - 1)) == ClockWentBack(6)
+    assert parts(ids.next(at(NOON - STEP_BACK_MS_MAX))) == (NOON, 0, 0)
+    assert parts(ids.next(at(NOON))) == (NOON, 0, 1)
+
+
+def test_nobody_starts_before_our_time():
+    """Such ids would be negative."""
+    with pytest.raises(AssertionError):
+        Snowflake(0, not_before_ms=at(EPOCH_MS - 1))
+
+
 def test_a_small_step_back_goes_on_in_the_last_millisecond():
     """I1: up to five milliseconds nobody needs to notice."""
     ids = Snowflake(0)
@@ -106,10 +163,11 @@ def test_a_clock_past_our_time_is_a_defect():
     steps_ms=st.lists(st.integers(-20, 20), max_size=50),
     burst=st.sampled_from([1, 3, COUNTER_MAX, COUNTER_MAX + 2]),
     worker=st.integers(0, WORKER_MAX),
+    seed=st.integers(0, 9),
 )
-def test_ids_increase_under_any_clock(steps_ms: list[int], burst: int, worker: int):
+def test_ids_increase_under_any_clock(steps_ms: list[int], burst: int, worker: int, seed: int):
     """I1, I3: refused calls leave no trace, and ids are never behind the clock."""
-    ids = Snowflake(worker)
+    ids = Snowflake(worker, Random(seed) if seed else None)
     now, seen, last = NOON, EPOCH_MS, -1
     for step in steps_ms:
         now += step
@@ -121,6 +179,6 @@ def test_ids_increase_under_any_clock(steps_ms: list[int], burst: int, worker: i
                 continue
             assert isinstance(mid, int)
             assert mid > last
-            assert parts(mid)[0] >= seen
+            assert seen <= parts(mid)[0] <= seen + AHEAD_MS_MAX
             assert parts(mid)[1] == worker
             last = mid
