@@ -26,6 +26,7 @@ _COMMANDS = {
     "explain": "Explain where the scheduler sends a client, and why.",
     "record": "Record what the scheduler decides.",
     "replay": "Decide a recording again, with the same policy or another one.",
+    "history": "Check what clients saw of the message services.",
     "simulate": "Simulate a fleet under the scheduler and other ways of balancing.",
     "token": "Mint a user token, as your backend would.",
     "doctor": "Check a running system and say what to do.",
