@@ -1,0 +1,1 @@
+"""Search in conversations: an index beside the store, made from its log."""
