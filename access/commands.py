@@ -28,9 +28,10 @@ from access.core.protocol import (
 from access.identity import Identities, ttl_of
 from access.metrics import AccessMetrics
 from access.presence import METHOD_PREFIX
-from base.errors import NotReady, RoadsteadError, TokenExpired
+from base.errors import NotReady, PeerUnavailable, RoadsteadError, TokenExpired
 from base.log import logger
 from base.site import Site
+from im.api import RpcReply
 from im.client import ImClient
 from status.client import SessionReports
 
@@ -60,7 +61,39 @@ class Commands:
         self._im = im
         self._reports = reports
         self._metrics = metrics
+        self._waiting: dict[str, int] = {}
+        """By client id: calls of the message services that wait for a stream."""
         self._log = logger(node=site.name)
+
+    def begin(self, client: Client, command: Command, kind: str, finished: _Finished) -> bool:
+        """Begin what needs no task: a call of the message services, which is nearly all that clients ask.
+
+        False, and nothing was begun, for everything else.
+        """
+        request = command.rpc
+        if kind != "rpc" or request is None or request.method.startswith(METHOD_PREFIX):
+            return False
+        opened = client.opened
+        assert opened is not None
+        if client.id in self._waiting:
+            self._waiting[client.id] += 1
+            return False  # calls of a client leave in their order
+        started = self._clock.stopwatch()
+
+        def done(reply: RpcReply | RoadsteadError) -> None:
+            self._metrics.rpcs.observe(self._clock.stopwatch() - started)
+            result = error_of(reply) if isinstance(reply, RoadsteadError) else RpcResult(msgspec.Raw(reply.data))
+            self._count(kind, result)
+            finished(client, command.id, kind, result)
+
+        try:
+            self._im.ask(opened.user, opened.device, request.method, bytes(request.data), done=done)
+        except PeerUnavailable:
+            self._waiting[client.id] = 1
+            return False  # a task waits for the stream, for a while
+        except RoadsteadError as error:
+            done(error)
+        return True
 
     async def run(self, client: Client, command: Command, kind: str, finished: _Finished) -> None:
         """Do what a command asks, and tell its result.
@@ -77,13 +110,16 @@ class Commands:
         except Exception:  # noqa: BLE001 - our own bug costs this command, not the node its clients
             self._log.exception("command_failed", kind=kind, client=client.id)
             result = ClientError.INTERNAL.wire
-        if isinstance(result, ReplyError):
-            self._metrics.command_errors.inc(kind, str(result.code))
+        self._count(kind, result)
         was_told = finished(client, command.id, kind, result)
         if was_told and isinstance(result, SubscribeResult):
             assert command.subscribe is not None
             channel = command.subscribe.channel
             self._brokers.of(channel).subscribed(client, channel, result)
+
+    def _count(self, kind: str, result: Result | Close) -> None:
+        if isinstance(result, ReplyError):
+            self._metrics.command_errors.inc(kind, str(result.code))
 
     async def _do(self, client: Client, command: Command, kind: str) -> Result | Close:
         request = getattr(command, kind)
@@ -135,10 +171,20 @@ class Commands:
             elif request.method == METHOD_PREFIX + "get":
                 data = await self._brokers.presences.get(opened.user, bytes(request.data))
             else:
-                data = await self._im.rpc(opened.user, opened.device, request.method, bytes(request.data))
+                data = await self._waited(client, request)
         finally:
             self._metrics.rpcs.observe(self._clock.stopwatch() - started)
         return RpcResult(msgspec.Raw(data))
+
+    async def _waited(self, client: Client, request: RpcRequest) -> bytes:
+        """Make a call that `begin` could not."""
+        assert client.opened is not None
+        try:
+            return await self._im.rpc(client.opened.user, client.opened.device, request.method, bytes(request.data))
+        finally:
+            self._waiting[client.id] -= 1
+            if not self._waiting[client.id]:
+                del self._waiting[client.id]
 
     async def _set_presence(self, client: Client, command_id: int, data: bytes) -> bytes:
         """Change what others see of the session; the answer comes when they do."""

@@ -61,7 +61,10 @@ class _Json:
     def decode_frame(frame: bytes) -> list[Command]:
         try:
             # The decoder would let bytes that are not UTF-8 through inside of what is passed on as it came.
-            frame.decode()
+            if not frame.isascii():
+                frame.decode()
+            if frame and b"\n" not in frame:  # as nearly all are
+                return [_decode_command(frame)]
             return [_decode_command(line) for line in frame.split(b"\n") if line and not line.isspace()]
         except (UnicodeDecodeError, msgspec.MsgspecError) as error:
             raise BadFrame(str(error)) from error
@@ -78,7 +81,8 @@ class _Json:
 
     @staticmethod
     def encode_reply(command_id: int, kind: str, result: Result) -> bytes:
-        return _encode({"id": command_id, kind: result})
+        # Two thirds of the time of encoding a dict.
+        return b'{"id":%d,"%s":%s}' % (command_id, kind.encode(), _encode(result))
 
     @staticmethod
     def encode_push(channel: str, push: Push) -> bytes:

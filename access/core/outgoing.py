@@ -40,6 +40,9 @@ class Form(IntEnum):
     """Server-sent events."""
 
 
+_SHORT_TEXTS = tuple(encode_frame(Opcode.TEXT, b"x" * size)[:2] for size in range(126))
+_LONG_TEXT = encode_frame(Opcode.TEXT, b"x" * 126)[:2]
+
 FORMS = len(Form)
 ENCODINGS: tuple[Encoding, ...] = (
     Encoding.JSON,
@@ -54,6 +57,12 @@ ENCODINGS: tuple[Encoding, ...] = (
 
 
 def _text(message: bytes) -> bytes:
+    # As `encode_frame` does it, in half the time: nearly all that is ever sent passes here.
+    size = len(message)
+    if size <= 125:
+        return _SHORT_TEXTS[size] + message
+    if size <= 0xFFFF:
+        return _LONG_TEXT + size.to_bytes(2, "big") + message
     return encode_frame(Opcode.TEXT, message)
 
 

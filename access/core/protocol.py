@@ -266,7 +266,7 @@ class SendRequest(msgspec.Struct, frozen=True):
     data: msgspec.Raw = _NULL
 
 
-class RpcRequest(msgspec.Struct, frozen=True):
+class RpcRequest(msgspec.Struct, frozen=True, gc=False):
     """Call `method` with `data`."""
 
     method: str = ""
@@ -280,7 +280,7 @@ class Empty(msgspec.Struct, frozen=True):
 EMPTY = Empty()
 
 
-class Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True, gc=False):
     """One command. The requests stand in the schema's order: of several, the first one is meant."""
 
     id: _Uint32 = 0
@@ -333,7 +333,7 @@ class ClientInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     chan_info: _Given = msgspec.UNSET
 
 
-class Publication(msgspec.Struct, frozen=True, omit_defaults=True):
+class Publication(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An entry of a channel's stream. `data` is encoded once, for all who get it.
 
     `info` is who published, if that was a client. `time`: Unix time in ms, 0 if it is not told.
@@ -424,7 +424,7 @@ class HistoryResult(msgspec.Struct, frozen=True, omit_defaults=True):
     offset: _Offset = 0
 
 
-class RpcResult(msgspec.Struct, frozen=True):
+class RpcResult(msgspec.Struct, frozen=True, gc=False):
     """The result of a call."""
 
     data: msgspec.Raw

@@ -239,19 +239,20 @@ class FrameReader:
         """Take what arrived; return what it completes, in order. Nothing more after a violation or a close frame."""
         buffer = self._buffer
         if buffer is None:
-            # One frame and nothing else: final, text or binary, short, masked, not compressed, outside of a message.
-            size = len(data) - 6
+            # One frame and nothing else: final, text or binary, masked, not compressed, outside of a message.
+            head = 6 if len(data) <= 131 else 8  # one whose length takes two bytes begins with at least 134
+            size = len(data) - head
             if (
-                0 <= size <= 125
-                and data[1] == size + 128
+                0 <= size <= _CHUNK
+                and (data[1] == size + 128 if head == 6 else data[1] == 254 and data[2] << 8 | data[3] == size > 125)
                 and ((first := data[0]) == 0x81 or first == 0x82)
                 and self._fragments is None
                 and not self._is_over
                 and self._is_server
                 and size <= self._bytes_max
             ):
-                keys = (data[2:6] * 32)[:size]
-                payload = (_number(data[6:], "big") ^ _number(keys, "big")).to_bytes(size, "big")
+                keys = (data[head - 4 : head] * (size // 4 + 1))[:size]
+                payload = (_number(data[head:], "big") ^ _number(keys, "big")).to_bytes(size, "big")
                 if first == 0x82 or payload.isascii() or self._is_text(payload):
                     return [_new_tuple(Received, (first & 0x0F, payload))]
                 return []

@@ -43,6 +43,7 @@ class StreamLimits:
 
     queue_bytes_max: int = 16 * 1024 * 1024
     inflight_max: int = 1024
+    owed_max: int = 16_384
     tick_s: float = 5.0
     """Seconds between two looks at the times of a link; tests make it shorter."""
 

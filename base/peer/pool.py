@@ -51,6 +51,7 @@ class PeerPool:
         self._on_connected = on_connected
         self._handlers: dict[str, tuple[Method[Any, Any], Serve]] = {}
         self._members: dict[str, _Member] = {}
+        self._nodes: tuple[str, ...] = ()
         self._seen = asyncio.Event()
         self._log = logger(node=site.name, service=service)
 
@@ -68,7 +69,7 @@ class PeerPool:
 
     def nodes(self) -> tuple[str, ...]:
         """Return the ids of the live nodes, sorted."""
-        return tuple(sorted(self._members))
+        return self._nodes
 
     async def wait_ready(self) -> None:
         """Return once the registry was read for the first time."""
@@ -87,6 +88,7 @@ class PeerPool:
                         self._on_change(view.items)
         finally:
             self._members.clear()
+            self._nodes = ()
 
     def _update(self, instances: tuple[ServiceInstance, ...], tasks: asyncio.TaskGroup) -> None:
         wanted = {instance.id: instance for instance in instances}
@@ -110,6 +112,7 @@ class PeerPool:
                 for method, handler in self._handlers.values():
                     client.serve(method, handler)
                 self._members[node_id] = _Member(instance, client, tasks.create_task(client.run()))
+        self._nodes = tuple(sorted(self._members))
 
     def _connected(self, node_id: str) -> Callable[[], None]:
         def tell() -> None:

@@ -2,7 +2,8 @@
 
 Both ends are alike: each may call, serve and push. `link` is the connection below, with its queue and its bounds; here:
 
-    inflight_max      requests of the other side that may be served at once; beyond it they are refused with Overloaded
+    inflight_max      requests of the other side that tasks may serve at once; beyond it, refused with Overloaded
+    owed_max          the same for those that futures answer, of which each takes less than a kilobyte
 
 A stream that ends fails every waiting call with PeerUnavailable: their outcome is unknown.
 """
@@ -13,6 +14,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from base.errors import (
@@ -52,7 +54,11 @@ Req = TypeVar("Req")
 Rep = TypeVar("Rep")
 
 Serve = Callable[[Any, str], Any]
-"""(request, name of the calling node) -> reply, or an awaitable of it. A plain function is served without a task."""
+"""(request, name of the calling node) -> reply, or an awaitable of it.
+
+Only a coroutine takes a task, which ends with the caller's deadline and with the stream. A Future stays the handler's:
+it is answered once it is done, and left alone.
+"""
 
 Done = Callable[[Any], None]
 """Gets the reply, or the RoadsteadError that stands for it."""
@@ -84,6 +90,7 @@ class PeerStream:
         self._expiring: asyncio.TimerHandle | None = None
         self._expires_at = math.inf  # when it runs: not after the nearest deadline
         self._serving: dict[asyncio.Task[None], Awaitable[Any]] = {}
+        self._owed = 0  # requests that futures will answer
         self._loop = asyncio.get_running_loop()
         self._log = logger(peer=peer)
         self._link = Link(
@@ -160,7 +167,7 @@ class PeerStream:
         return {
             "queue_bytes": self._link.queue_bytes,
             "waiting": len(self._waiting),
-            "inflight": len(self._serving),
+            "inflight": len(self._serving) + self._owed,
         }
 
     # ---------------------------------------------------------------- calling
@@ -186,26 +193,32 @@ class PeerStream:
                 case Push():
                     self._serve_push(envelope)
                 case Failure():
-                    self._settle(envelope.id, from_wire(envelope.code, envelope.message, envelope.detail))
+                    self._fail(envelope.id, from_wire(envelope.code, envelope.message, envelope.detail))
 
     def _resolve(self, reply: Reply) -> None:
-        found = self._waiting.get(reply.id)
+        found = self._taken(reply.id)
         if found is None:
             return  # too late: its caller has given up
+        done, method, _ = found
         try:
-            result = found[1].decode_reply(reply.body)
+            result = method.decode_reply(reply.body)
         except RemoteProtocolError as error:
             result = error
-        self._settle(reply.id, result)
+        done(result)
 
-    def _settle(self, request_id: int, result: Any) -> None:
+    def _fail(self, request_id: int, error: RoadsteadError) -> None:
+        found = self._taken(request_id)
+        if found is not None:
+            found[0](error)
+
+    def _taken(self, request_id: int) -> _Call | None:
+        """Forget a call and return it, None if it was settled before."""
         found = self._waiting.pop(request_id, None)
         if not self._waiting and self._expiring is not None:
             # Who asks once in a while would be woken by it each time, for nothing.
             self._expiring.cancel()
             self._expires_at, self._expiring = math.inf, None
-        if found is not None:
-            found[0](result)
+        return found
 
     def _expire_at(self, due: float) -> None:
         # One timer for all calls, which nearly always finds that those it was set for have long been answered.
@@ -220,7 +233,7 @@ class PeerStream:
         late = [(request_id, method) for request_id, (_, method, due) in self._waiting.items() if due <= now]
         for request_id, method in late:
             message = f"{method.name} at {self.peer}: no reply in time"
-            self._settle(request_id, DeadlineExceeded(message, peer=self.peer))
+            self._fail(request_id, DeadlineExceeded(message, peer=self.peer))
         if self._waiting:
             # Not at once again: if many calls wait, each look at all of them must be worth it.
             nearest = min(due for _, _, due in self._waiting.values())
@@ -229,7 +242,7 @@ class PeerStream:
     def _ended(self) -> None:
         for request_id in tuple(self._waiting):
             message = f"the stream to {self.peer} broke before the reply"
-            self._settle(request_id, PeerUnavailable(message, peer=self.peer))
+            self._fail(request_id, PeerUnavailable(message, peer=self.peer))
         # What is being served has nobody left to answer to.
         for task in self._serving:
             task.cancel()
@@ -240,22 +253,41 @@ class PeerStream:
         try:
             self._require_capacity()
             result = self._invoke(request)
-            if hasattr(result, "__await__"):
+            if isinstance(result, asyncio.Future):
+                self._owe(request, result)
+            elif hasattr(result, "__await__"):
                 self._spawn(self._answer_later(request, result), result)
             else:
-                self._answer(request, result)
+                self._answer(request.id, request.method, result)
         except Exception as error:  # noqa: BLE001 - any failure of a handler becomes the caller's error
-            self._answer_error(request, error)
+            self._answer_error(request.id, request.method, error)
+
+    def _owe(self, request: Request, future: asyncio.Future[Any]) -> None:
+        self._owed += 1
+        # Not with the request itself, whose body would keep the whole frame.
+        future.add_done_callback(partial(self._pay, request.id, request.method))
+
+    def _pay(self, request_id: int, name: str, future: asyncio.Future[Any]) -> None:
+        self._owed -= 1
+        try:
+            value = future.result()
+            if not self._link.is_closed:
+                self._answer(request_id, name, value)
+        except asyncio.CancelledError:
+            self._answer_error(request_id, name, PeerUnavailable(f"{name} was given up"))
+        except Exception as error:  # noqa: BLE001 - see _serve
+            self._answer_error(request_id, name, error)
 
     async def _answer_later(self, request: Request, result: Awaitable[Any]) -> None:
         try:
             async with asyncio.timeout(request.ttl_ms / 1000):
                 value = await result
-            self._answer(request, value)
+            self._answer(request.id, request.method, value)
         except TimeoutError:
-            self._answer_error(request, DeadlineExceeded(f"{request.method} took over {request.ttl_ms} ms"))
+            late = DeadlineExceeded(f"{request.method} took over {request.ttl_ms} ms")
+            self._answer_error(request.id, request.method, late)
         except Exception as error:  # noqa: BLE001 - see _serve
-            self._answer_error(request, error)
+            self._answer_error(request.id, request.method, error)
 
     def _serve_push(self, push: Push) -> None:
         try:
@@ -279,8 +311,9 @@ class PeerStream:
             self._log.error("peer_push_failed", method=name, exc_info=error)
 
     def _require_capacity(self, result: Awaitable[Any] | None = None) -> None:
-        """Raises Overloaded at inflight_max; a result that is then not awaited is closed."""
-        if len(self._serving) >= self._limits.inflight_max:
+        """Raises Overloaded when as much is served as may be; a result that is then not awaited is closed."""
+        limits = self._limits
+        if len(self._serving) >= limits.inflight_max or self._owed >= limits.owed_max:
             if inspect.iscoroutine(result):
                 result.close()
             raise Overloaded("too many requests at once", what="inflight", retry_after_ms=50)
@@ -302,17 +335,18 @@ class PeerStream:
         if inspect.iscoroutine(result):
             result.close()  # nobody began to await it if the stream ended right after the request came
 
-    def _answer(self, request: Request, value: object) -> None:
-        reply = encode_reply(request.id, value)
+    def _answer(self, request_id: int, name: str, value: object) -> None:
+        reply = encode_reply(request_id, value)
         if len(reply) > ENVELOPE_BYTES_MAX:
-            raise TooLarge(f"{request.method}: a reply of {len(reply)} bytes is too large", limit=ENVELOPE_BYTES_MAX)
+            raise TooLarge(f"{name}: a reply of {len(reply)} bytes is too large", limit=ENVELOPE_BYTES_MAX)
         self._link.put(reply)
 
-    def _answer_error(self, request: Request, error: Exception) -> None:
+    def _answer_error(self, request_id: int, name: str, error: Exception) -> None:
         if isinstance(error, RoadsteadError):
-            failure = encode_failure(request.id, error.code.number, error.message, error.detail)
+            failure = encode_failure(request_id, error.code.number, error.message, error.detail)
         else:
             # Our own bug: said in full here, not to the other side.
-            self._log.error("peer_request_failed", method=request.method, exc_info=error)
-            failure = encode_failure(request.id, Code.INTERNAL.number, f"{request.method}: internal error", {})
-        self._link.put(failure)
+            self._log.error("peer_request_failed", method=name, exc_info=error)
+            failure = encode_failure(request_id, Code.INTERNAL.number, f"{name}: internal error", {})
+        if not self._link.is_closed:
+            self._link.put(failure)

@@ -54,7 +54,7 @@ Req = TypeVar("Req")
 Rep = TypeVar("Rep")
 
 
-class Request(msgspec.Struct, tag="q", array_like=True, frozen=True):
+class Request(msgspec.Struct, tag="q", array_like=True, frozen=True, gc=False):
     """Ask for `method`. `id` is unique per stream and direction."""
 
     id: int
@@ -63,7 +63,7 @@ class Request(msgspec.Struct, tag="q", array_like=True, frozen=True):
     body: msgspec.Raw
 
 
-class Reply(msgspec.Struct, tag="r", array_like=True, frozen=True):
+class Reply(msgspec.Struct, tag="r", array_like=True, frozen=True, gc=False):
     """The result of request `id`."""
 
     id: int
@@ -79,7 +79,7 @@ class Failure(msgspec.Struct, tag="e", array_like=True, frozen=True):
     detail: dict[str, Any]
 
 
-class Push(msgspec.Struct, tag="p", array_like=True, frozen=True):
+class Push(msgspec.Struct, tag="p", array_like=True, frozen=True, gc=False):
     """Tell the other side, no reply wanted."""
 
     method: str

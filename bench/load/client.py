@@ -375,7 +375,7 @@ class Client(asyncio.Protocol):
             if publication.offset != self.offset + 1:
                 self.owner.count("duplicates" if publication.offset <= self.offset else "gaps")
             self.offset = max(self.offset, publication.offset)
-            if data.to != user_name(self.number):
+            if data.to not in ("", user_name(self.number)):  # "" is a group
                 return  # what it sent itself, for its other devices
         self.owner.count("received")
         if data.body.at_ns:

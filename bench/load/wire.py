@@ -70,6 +70,8 @@ class Subscribe(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Subscribe all sessions to a channel; answered when every one of them had its reply."""
 
     channel: str
+    rate: float = 0
+    """A second; 0: all at once."""
     deadline_s: float = 60
 
 

@@ -137,7 +137,10 @@ class Worker:
                 await self._open_all(order)
             case Subscribe():
                 request = f'"subscribe":{{"channel":"{order.channel}"}}'.encode()
-                for client in self._active():
+                began = self.now_ns()
+                for number, client in enumerate(self._active()):
+                    if order.rate and (early_s := number / order.rate - (self.now_ns() - began) / 1e9) > 0:
+                        await asyncio.sleep(early_s)
                     self._sender.call(client, "subscribe", request)
                 self.count("subscribe unanswered", await self._sender.settled("subscribe", order.deadline_s))
             case Deafen():

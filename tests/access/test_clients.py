@@ -6,13 +6,16 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from access.core.protocol import Close
-from base.errors import PeerUnavailable
+from access.core.session import Session
+from access.ports import Connection
+from base.errors import Conflict, Overloaded, PeerUnavailable
+from im.api import RpcReply
 from scheduler.api import Ticket
 from scheduler.client import mint_ticket
 from tests.access.client_nodes import SETTLE_S, TICKET_KEY, ClientsNode, clients_node, settle, token
@@ -297,3 +300,55 @@ async def test_the_work_of_many_clients_ends_with_them(node: ClientsNode) -> Non
     await settle()
     assert (len(node.clients), node.reports.open_sessions, node.channels.subscriptions) == (0, {}, [])
     assert node.inboxes.hub.statistics() == {"clients": 0, "users": 0, "loading": 0}
+
+
+# ---------------------------------------------------------------- calls of the message services
+
+
+async def test_a_call_is_answered_when_the_message_services_do(node: ClientsNode) -> None:
+    """In any order, by the result or the error; who is gone by then is told nothing."""
+    ann, bob = node.wire(), node.wire()
+    await ann.connect()
+    await bob.connect("bob")
+    for number in (2, 3):
+        await ann.send(id=number, rpc={"method": "im.send", "data": {"n": number}})
+    await bob.send(id=2, rpc={"method": "im.sync", "data": None})
+    (first, second, third) = node.im.asked
+    assert first[:4] == ("ann", "", "im.send", b'{"n": 2}')
+    assert third[:4] == ("bob", "", "im.sync", b"null")
+    told = len(ann.told)
+    second[4](RpcReply(b'{"seq":1}'))
+    first[4](Conflict("used before"))
+    assert ann.told[told] == {"id": 3, "rpc": {"data": {"seq": 1}}}
+    assert ann.told[told + 1]["error"]["message"] == "used before"
+    told = len(bob.told)
+    node.clients.gone(cast("Connection", bob))
+    third[4](RpcReply(b"{}"))
+    assert len(bob.told) == told
+
+
+async def test_a_call_waits_for_the_message_services_to_be_reached(node: ClientsNode) -> None:
+    """Where there is no stream for now. Any other refusal is told at once."""
+    ann = node.wire()
+    await ann.connect()
+    node.im.refusal = PeerUnavailable("no stream")
+    await ann.send(id=2, rpc={"method": "im.sync", "data": {}})
+    assert node.im.waited == [("ann", "im.sync", b"{}")]
+    assert ann.told[-1] == {"id": 2, "rpc": {"data": {"waited": True}}}
+    node.im.refusal = Overloaded("too much", what="peer_queue")
+    await ann.send(id=3, rpc={"method": "im.sync", "data": {}})
+    assert ann.told[-1]["error"]["code"] == 111
+    assert node.im.asked == []
+
+
+async def test_a_defect_at_an_answer_is_its_clients_only(node: ClientsNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of many come over one stream, which is to live on."""
+    ann, bob = node.wire(), node.wire()
+    await ann.connect()
+    await bob.connect("bob")
+    await ann.send(id=2, rpc={"method": "im.send", "data": {}})
+    (asked,) = node.im.asked
+    monkeypatch.setattr(Session, "finish", lambda *_: 1 / 0)
+    asked[4](RpcReply(b"{}"))
+    assert ann.closed is Close.SERVER_ERROR
+    assert bob.closed is None

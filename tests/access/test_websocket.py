@@ -27,8 +27,16 @@ from access.core.websocket import (
     encode_frame,
     parse_close,
 )
+from access.http import HttpConnection
 from access.ports import Connection
-from access.websocket import PROTOBUF_SUBPROTOCOL, TransportLimits, WebSocketConnection, form_of
+from access.websocket import (
+    PROTOBUF_SUBPROTOCOL,
+    SOON_MAX,
+    TransportLimits,
+    WebSocketConnection,
+    form_of,
+    write_soon,
+)
 
 KEY = b"\x37\xfa\x21\x3d"
 LIMITS = TransportLimits(frame_bytes_max=1_000, write_bytes_max=20)
@@ -349,6 +357,85 @@ async def test_a_frame_of_any_length_is_written_where_nothing_waits(client: Clie
     """The budget is for what waits."""
     client.connection.write(wrap(Form.WS_JSON, b"m" * 5_000))
     assert client.texts() == [b"m" * 5_000]
+
+
+# ---------------------------------------------------------------- written soon
+
+
+async def test_what_is_written_soon_leaves_together_at_the_end_of_the_step(client: Client) -> None:
+    """In its order; one frame alone is not copied."""
+    frames = [text(b"%d" % number) for number in range(3)]
+    for frame in frames:
+        write_soon(client.connection, frame)
+    assert client.transport.written == []
+    await asyncio.sleep(0)
+    assert client.transport.written == [b"".join(frames)]
+    write_soon(client.connection, frames[0])
+    await asyncio.sleep(0)
+    assert client.transport.written[1] is frames[0]
+
+
+async def test_what_is_written_at_once_does_not_overtake_it(client: Client) -> None:
+    """It takes along what was to leave a little later."""
+    client.connection.write_soon(text(b"a"))
+    client.connection.write_soon(text(b"b"))
+    client.connection.write(text(b"c"))
+    client.connection.write_soon(text(b"d"))
+    assert client.texts() == [b"a", b"b", b"c"]
+    await asyncio.sleep(0)
+    assert client.texts() == [b"a", b"b", b"c", b"d"]
+    assert len(client.transport.written) == 3
+
+
+async def test_no_more_than_a_few_frames_wait_for_the_end_of_the_step(client: Client) -> None:
+    """Or what waits for a client would have no bound."""
+    for number in range(SOON_MAX + 2):
+        client.connection.write_soon(text(b"%d" % number))
+    assert len(client.texts()) == SOON_MAX + 1
+    await asyncio.sleep(0)
+    assert client.texts() == [b"%d" % number for number in range(SOON_MAX + 2)]
+
+
+async def test_what_is_written_soon_waits_in_its_place_while_the_transport_is_full(client: Client) -> None:
+    """Whether it became full before, or in between, and within the same budget."""
+    client.connection.write_soon(text(b"a"))
+    client.connection.pause_writing()
+    await asyncio.sleep(0)
+    client.connection.write_soon(text(b"b"))
+    client.connection.write(text(b"c"))
+    assert client.texts() == []
+    client.connection.resume_writing()
+    assert client.texts() == [b"a", b"b", b"c"]
+    client.connection.pause_writing()
+    client.connection.write_soon(text(b"m" * LIMITS.write_bytes_max))
+    await asyncio.sleep(0)
+    assert client.closed_with() == Close.SLOW.code
+
+
+async def test_what_was_written_soon_comes_before_the_close(client: Client) -> None:
+    """And nothing behind it."""
+    client.connection.write_soon(text(b"a"))
+    client.connection.close(Close.SHUTDOWN)
+    client.connection.write_soon(text(b"b"))
+    await asyncio.sleep(0)
+    assert client.texts() == [b"a"]
+    assert client.closed_with() == Close.SHUTDOWN.code
+
+
+async def test_what_was_written_soon_to_a_client_that_is_gone_is_dropped(client: Client) -> None:
+    """The transport may not be written to any more."""
+    client.connection.write_soon(text(b"a"))
+    client.connection.connection_lost(None)
+    await asyncio.sleep(0)
+    assert client.transport.written == []
+
+
+def test_other_transports_are_written_to_at_once() -> None:
+    """They collect what their request carries, and need no step to end."""
+    connection = HttpConnection(Form.STREAM_JSON, write_bytes_max=100)
+    write_soon(connection, b"a")
+    write_soon(connection, b"b")
+    assert connection.take() == b"ab"
 
 
 # ---------------------------------------------------------------- the node closes

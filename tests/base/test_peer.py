@@ -48,6 +48,7 @@ ABSENT = Method("test.absent", Ask, Answer)
 TELL = Method("test.tell", Ask, Answer)
 HUGE = Method("test.huge", Ask, Answer)
 ABUG = Method("test.abug", Ask, Answer)
+LATER = Method("test.later", Ask, Answer)
 WRONG = Method("test.echo", Answer, Ask)
 MISREAD = Method("test.echo", Ask, int)
 
@@ -67,6 +68,8 @@ class Served:
         self.peers.serve(BUG, lambda _ask, _peer: 1 / 0)
         self.peers.serve(TELL, self._tell)
         self.peers.serve(ABUG, self._abug)
+        self.peers.serve(LATER, self._later)
+        self.owed: asyncio.Queue[asyncio.Future[Answer]] = asyncio.Queue()
         self.peers.serve(HUGE, lambda _ask, _peer: Answer("x" * FRAME_BYTES_MAX))
         self.url = ""
 
@@ -82,6 +85,11 @@ class Served:
             self.cancelled.set()
             raise
         return Answer(ask.text)
+
+    def _later(self, _ask: Ask, _peer: str) -> asyncio.Future[Answer]:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.owed.put_nowait(future)
+        return future
 
     async def _abug(self, _ask: Ask, _peer: str) -> Answer:
         raise RuntimeError("a bug")
@@ -270,6 +278,54 @@ async def test_too_many_requests_at_once_are_refused() -> None:
                 await client.call(SLOW, Ask("b"), deadline_ms=5_000)
             served.release.set()
         assert [task.result().text for task in held] == ["a", "a"]
+
+
+async def test_a_future_is_answered_when_it_is_done_and_takes_no_task() -> None:
+    """In any order, by a reply or a failure, which all arrive as those of other handlers do."""
+    async with serving(StreamLimits(inflight_max=1)) as served, connected(served.url) as client:
+        await client.call(ECHO, Ask(""), deadline_ms=2_000)
+        async with asyncio.TaskGroup() as tasks:
+            calls = [tasks.create_task(_outcome(client.call(LATER, Ask(""), deadline_ms=5_000))) for _ in range(5)]
+            owed = [await served.owed.get() for _ in calls]
+            assert stream_of(served).statistics()["inflight"] == 5
+            owed[4].set_result(Answer("x" * FRAME_BYTES_MAX))
+            owed[3].set_exception(NotOwner("not mine", owner="status-2", epoch=7))
+            owed[2].set_exception(ZeroDivisionError())
+            owed[1].cancel()
+            owed[0].set_result(Answer("done"))
+        outcomes = [call.result() for call in calls]
+        assert outcomes[0] is None
+        assert [type(outcome) for outcome in outcomes[1:]] == [PeerUnavailable, RoadsteadError, NotOwner, TooLarge]
+        assert stream_of(served).statistics()["inflight"] == 0
+
+
+async def test_too_many_futures_at_once_are_refused() -> None:
+    """owed_max bounds them, whatever tasks there may be."""
+    async with serving(StreamLimits(owed_max=2)) as served, connected(served.url) as client:
+        await client.call(ECHO, Ask(""), deadline_ms=2_000)
+        async with asyncio.TaskGroup() as tasks:
+            calls = [tasks.create_task(client.call(LATER, Ask(""), deadline_ms=5_000)) for _ in range(2)]
+            owed = [await served.owed.get() for _ in calls]
+            with pytest.raises(Overloaded):
+                await client.call(LATER, Ask(""), deadline_ms=5_000)
+            for number, future in enumerate(owed):
+                future.set_result(Answer(str(number)))
+        assert [call.result().text for call in calls] == ["0", "1"]
+
+
+async def test_a_future_outlives_the_stream_that_its_answer_was_for() -> None:
+    """It is the handler's own. What becomes of it interests nobody, a failure neither."""
+    async with serving() as served, asyncio.TaskGroup() as tasks:
+        async with connected(served.url) as client:
+            calls = [tasks.create_task(_outcome(client.call(LATER, Ask(""), deadline_ms=5_000))) for _ in range(2)]
+            owed = [await served.owed.get() for _ in calls]
+            stream = stream_of(served)
+        assert [type(await call) for call in calls] == [PeerUnavailable] * 2
+        assert not any(future.done() for future in owed)
+        owed[0].set_result(Answer("too late"))
+        owed[1].set_exception(NotOwner("not mine", owner="status-2", epoch=7))
+        await asyncio.sleep(0)
+        assert stream.statistics() == {"queue_bytes": 0, "waiting": 0, "inflight": 0}
 
 
 async def test_a_broken_stream_fails_its_calls_and_comes_back() -> None:

@@ -16,7 +16,7 @@ from access.core.deflate import DeflateTerms
 from access.core.encoding import Encoding
 from access.core.outgoing import COMPRESSED_BYTES_MIN, ENCODINGS, FORMS, PINGS, Form, Outgoing, wrap
 from access.core.protocol import Close, Disconnect, Message, Publication, Push, ReplyError, Unsubscribed
-from access.core.websocket import FrameReader, Opcode
+from access.core.websocket import FrameReader, Opcode, encode_frame
 
 WEBSOCKET = {
     Form.WS_JSON: (Opcode.TEXT, False),
@@ -141,6 +141,12 @@ def test_a_reply_is_framed_as_a_push_is(form: Form):
     """`wrap` takes what is encoded."""
     message = ENCODINGS[form].encode_reply(5, "error", ReplyError(107, "no"))
     assert replies_of(wrap(form, message), form) == [{"id": 5, "error": {"code": 107, "message": "no"}}]
+
+
+def test_a_text_of_any_length_has_the_header_that_the_codec_writes():
+    """Most that is ever sent takes a shorter way to it."""
+    for size in (*range(130), 0xFFFF, 0x10000):
+        assert wrap(Form.WS_JSON, b"x" * size) == encode_frame(Opcode.TEXT, b"x" * size)
 
 
 def test_it_is_encoded_once_an_encoding_and_framed_once_a_form(monkeypatch: pytest.MonkeyPatch):
