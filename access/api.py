@@ -128,8 +128,11 @@ def capacity_of(meta: Mapping[str, str]) -> int:
     return int(value) if value.isascii() and value.isdecimal() and len(value) <= CAPACITY_DIGITS else 0
 
 
-class InboxEntry(msgspec.Struct, array_like=True, frozen=True):
-    """An entry of a user's timeline; `data` is the publication, JSON. Empty data: only the offset is news, fetch it."""
+class InboxEntry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An entry of a user's timeline; `data` is the publication, JSON. Empty data: only the offset is news, fetch it.
+
+    Offset 0: something of the moment, which is in no timeline.
+    """
 
     user: str
     offset: int
@@ -150,11 +153,15 @@ class Delivered(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ConversationEntry(msgspec.Struct, array_like=True, frozen=True):
-    """A message of the conversation `cid` (decimal digits) at its `seq`; `data` is the publication, JSON."""
+    """An entry of the conversation `cid` (decimal digits) at its `seq`; `data` is the publication, JSON.
+
+    `removed` are users whom the conversation is closed to after it.
+    """
 
     cid: str
     seq: int
     data: bytes
+    removed: list[str] = []
 
 
 class DeliverConversations(msgspec.Struct, array_like=True, frozen=True):

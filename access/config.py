@@ -157,7 +157,7 @@ class AccessConfig(Section, frozen=True, kw_only=True):
 
     frame_bytes_max: Annotated[
         int, Meta(ge=1_024, description="Longest frame a client may send (bytes); a longer one closes with 1009.")
-    ] = 65_536
+    ] = 98_304
     write_bytes_max: Annotated[
         int,
         Meta(

@@ -7,19 +7,22 @@ or when its head is compared, every `audit_interval_ms`.
 
 One feed a conversation (`core/feed`) follows the log for all clients of this node; who subscribes catches up with it.
 Whoever cannot be told everything in order is told to start over (2500), which the SDKs do by themselves.
+
+A member sees a stretch of the conversation: it may begin behind the position that it comes with, and ends when it
+leaves. The entry by which somebody leaves is the last one that is written to it (2000 follows, and no SDK comes back).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from access.api import ConversationsDelivered, DeliverConversations
+from access.api import ConversationEntry, ConversationsDelivered, DeliverConversations
 from access.config import AccessConfig
 from access.core.feed import Feed, News, Start
-from access.core.outgoing import Outgoing
+from access.core.outgoing import Form, Outgoing
 from access.core.protocol import (
     ClientError,
     HistoryRequest,
@@ -38,7 +41,7 @@ from access.peers import Joined, Place
 from access.ports import Member
 from access.refusing import RefusingBroker
 from base.clock import Timestamp
-from base.errors import LimitExceeded, NotReady, PermissionDenied, RoadsteadError
+from base.errors import LimitExceeded, NotMember, NotReady, PermissionDenied, RoadsteadError
 from base.log import logger
 from im.api import ConversationReply
 from im.client import ImClient
@@ -173,6 +176,10 @@ class Conversations(RefusingBroker):
         for cid in tuple(self._of.get(member, ())):
             self.unsubscribe(member, CHANNEL_PREFIX + cid)
 
+    def is_following(self, member: Member, channel: str) -> bool:
+        """Return whether the member has a subscription, or one that begins."""
+        return channel.removeprefix(CHANNEL_PREFIX) in self._of.get(member, ())
+
     async def history(self, member: Member, request: HistoryRequest) -> HistoryResult | ReplyError:
         """Read a page after a position. Raises what the message services raise."""
         if request.reverse:
@@ -188,12 +195,38 @@ class Conversations(RefusingBroker):
 
     def deliver(self, delivered: DeliverConversations, _peer: str) -> ConversationsDelivered:
         """Take messages from the message services (peer method)."""
-        for message in delivered.entries:
-            room = self._rooms.get(message.cid)
+        for told in delivered.entries:
+            room = self._rooms.get(told.cid)
             if room is not None:
-                entry = Entry(message.seq, Timestamp(0), Draft(message.data))
-                self._apply(message.cid, room, room.feed.received(delivered.epoch, [entry]))
+                leaving = self._leaving(room, told) if told.removed else ()
+                entry = Entry(told.seq, Timestamp(0), Draft(told.data))
+                self._apply(told.cid, room, room.feed.received(delivered.epoch, [entry]))
+                if leaving:
+                    self._put_out(told.cid, room, leaving)
         return ConversationsDelivered()
+
+    def _leaving(self, room: _Room, told: ConversationEntry) -> list[Member]:
+        """Return who is here and leaves by an entry. Who stands behind it already came back since, by a later one."""
+        users, place = frozenset(told.removed), room.feed.place
+        is_news = place is None or told.seq > place.offset
+        leaving = [member for member in room.members if is_news and member.user in users]
+        for member, start in room.starts.items():
+            if member.user in users and (start.place is None or told.seq > start.place.offset):
+                leaving.append(member)
+        return leaving
+
+    def _put_out(self, cid: str, room: _Room, leaving: Collection[Member]) -> None:
+        """End subscriptions for good, after what was pushed until now."""
+        channel, end = CHANNEL_PREFIX + cid, Outgoing(CHANNEL_PREFIX + cid, Unsubscribed.BY_SERVER.wire)
+        members = [_Leaving(self, channel, member) for member in leaving if member in room.members]
+        for member in leaving:
+            start = room.starts.get(member)
+            if start is not None and start.place is None:
+                start.reset()  # its reply is under way: after it, it is told to start over, and may not
+            elif start is not None:
+                self._end(cid, [member], Unsubscribed.BY_SERVER)
+        if members and not self._fanout.send(channel, members, end):
+            self._end(cid, [one.member for one in members], Unsubscribed.BY_SERVER)
 
     def _compare(self, cid: str, room: _Room, read: Place) -> None:
         """Take what somebody's start shows of the conversation."""
@@ -267,6 +300,8 @@ class Conversations(RefusingBroker):
     async def _read_start(self, cid: str, user: str, request: SubscribeRequest) -> SubscribeResult | ReplyError:
         limit = self._config.recovery_entries_max if request.recover else 0
         page = await self._page(cid, user, request.offset if request.recover else 0, limit)
+        if page.last_seq:
+            raise PermissionDenied("you are no member of this conversation any more")
         is_known = request.epoch == page.epoch or (not request.epoch and request.offset == 0)
         is_recovered = request.recover and is_known and _reached(page, request.offset)
         if request.recover and not is_recovered and request.flag & SubscribeFlag.REJECT_UNRECOVERED:
@@ -291,7 +326,14 @@ class Conversations(RefusingBroker):
                 try:
                     page = await self._page(cid, reader.user, place.offset, self._config.recovery_entries_max)
                 except PermissionDenied:
-                    self._deny(cid, room, reader)
+                    self._deny(cid, room, reader, Unsubscribed.BY_SERVER)
+                    continue
+                if page.last_seq:
+                    self._deny(cid, room, reader, Unsubscribed.BY_SERVER)
+                    continue
+                if page.entries and page.entries[0][0] > place.offset + 1:
+                    # It came back after the feed's place, and others may see what it may not.
+                    self._deny(cid, room, reader, Unsubscribed.INSUFFICIENT_STATE)
                     continue
                 entries = [Entry(seq, Timestamp(0), Draft(data)) for seq, data in page.entries]
                 is_whole = _reached(page, place.offset)
@@ -301,10 +343,10 @@ class Conversations(RefusingBroker):
         finally:
             room.is_fetching = False
 
-    def _deny(self, cid: str, room: _Room, reader: Member) -> None:
-        """Somebody is no member of the conversation, or not any more."""
+    def _deny(self, cid: str, room: _Room, reader: Member, why: Unsubscribed) -> None:
+        """Nothing can be read for somebody, who is no member any more, or has become one anew."""
         if reader in room.begun():
-            self._end(cid, [reader], Unsubscribed.BY_SERVER)
+            self._end(cid, [reader], why)
         else:
             self.unsubscribe(reader, CHANNEL_PREFIX + cid)  # what it asked for fails, which tells it
 
@@ -321,9 +363,29 @@ class Conversations(RefusingBroker):
                 self._rejoin(cid, room)
 
     async def _page(self, cid: str, user: str, since: int, limit: int) -> ConversationReply:
-        return await self._im.conversation(
-            cid, user=user, since=since, limit=limit, bytes_max=self._config.recovery_bytes_max
-        )
+        bytes_max = self._config.recovery_bytes_max
+        try:
+            return await self._im.conversation(cid, user=user, since=since, limit=limit, bytes_max=bytes_max)
+        except NotMember as error:
+            raise PermissionDenied(error.message) from error
+
+
+class _Leaving:
+    """A member's connection, as a receiver of the last push that it gets of a conversation."""
+
+    __slots__ = ("_broker", "_channel", "form", "member")
+
+    def __init__(self, broker: Conversations, channel: str, member: Member) -> None:
+        self.form: Form = member.connection.form
+        self._broker = broker
+        self._channel = channel
+        self.member = member
+
+    def write(self, frame: bytes, replaces: int | None = None) -> None:
+        """See `Receiver`."""
+        if self._broker.is_following(self.member, self._channel):
+            self._broker.unsubscribe(self.member, self._channel)
+            self.member.connection.write(frame, replaces)
 
 
 def _reached(page: ConversationReply, since: int) -> bool:

@@ -2,7 +2,8 @@
 
 The rules are `core/inbox`; this carries them out. Whatever was lost on the way to this node is in the timeline: a gap
 is seen when the next entry comes, a lost last entry by the audit, which compares all positions with the heads of the
-timelines, a thousand users a call.
+timelines, a thousand users a call. What has no entry in a timeline is not known here: by the user's sync version, which
+comes with the heads and is passed on when it changes, the client sees whether it was told everything.
 
 Every client is subscribed to its user's inbox by the server; it may take the subscription over with one of its own,
 which starts at a position that it kept. There is one place in the hub for both.
@@ -18,7 +19,7 @@ from access.api import Deliver, Delivered
 from access.client import Client
 from access.config import AccessConfig
 from access.core.inbox import InboxHub, Reader
-from access.core.outgoing import Outgoing
+from access.core.outgoing import ENCODINGS, Outgoing, wrap
 from access.core.protocol import (
     ClientError,
     Close,
@@ -34,6 +35,7 @@ from access.core.protocol import (
 from access.metrics import AccessMetrics
 from access.ports import Member
 from access.refusing import RefusingBroker
+from access.websocket import write_soon
 from base.errors import RoadsteadError
 from base.log import logger
 from im.api import TimelinePage
@@ -63,12 +65,15 @@ class Inboxes(RefusingBroker):
             while True:
                 await asyncio.sleep(self._config.audit_interval_ms / 1000)
                 try:
-                    behind = self.hub.audit(await self._im.heads(self.hub.users()))
+                    ends = await self._im.heads(self.hub.users())
                 except RoadsteadError as error:
                     self._log.info("audit_failed", error=str(error))
                     continue
-                for reader in behind:
+                for reader in self.hub.audit(ends.offsets):
                     self._fetch_later(reader)
+                for user, version in ends.versions.items():
+                    hint = b'{"kind":"sync","sync_version":%d}' % version
+                    self._metrics.writes.inc(self._write(self.hub.tell(user, version), user, 0, hint))
 
     def attach(self, client: Client) -> None:
         """From here on entries for the client are noticed, to be fetched if its start does not have them."""
@@ -114,6 +119,8 @@ class Inboxes(RefusingBroker):
         reader = member.reader
         if reader is None:
             return
+        if result.recovered or not reader.position:
+            reader.stands(result.offset - len(result.publications))
         # What the server subscribes is begun before the client can subscribe anything itself.
         given = self.hub.restarted if reader.starts else self.hub.loaded
         if given(reader, result.offset):
@@ -163,24 +170,38 @@ class Inboxes(RefusingBroker):
     def deliver(self, deliver: Deliver, _peer: str) -> Delivered:
         """Take entries from the message services (peer method)."""
         self._take_epoch(deliver.epoch)
+        hub = self.hub
         absent = []
+        written = 0
         for entry in deliver.entries:
-            if not self.hub.has_user(entry.user):
-                absent.append(entry.user)
+            user, offset, data = entry.user, entry.offset, entry.data
+            if not hub.has_user(user):
+                absent.append(user)
                 continue
-            routing = self.hub.route(entry.user, entry.offset, has_data=bool(entry.data))
-            if routing.write:
-                self._write(routing.write, entry.user, entry.offset, entry.data)
-            for reader in routing.fetch:
+            if not offset:
+                written += self._write(hub.ready(user), user, offset, data)
+                continue
+            write, fetch = hub.route(user, offset, has_data=bool(data))
+            if write:
+                written += self._write(write, user, offset, data)
+            for reader in fetch:
                 self._fetch_later(reader)
+        self._metrics.writes.inc(written)
         return Delivered(absent)
 
-    def _write(self, clients: list[Client], user: str, offset: int, data: bytes) -> None:
+    def _write(self, clients: list[Client], user: str, offset: int, data: bytes) -> int:
+        """Write an entry to each client; return how many there are."""
+        publication = Publication(msgspec.Raw(data), offset)
+        if len(clients) == 1:  # as nearly always
+            connection = clients[0].connection
+            form = connection.form
+            write_soon(connection, wrap(form, ENCODINGS[form].encode_push(CHANNEL_PREFIX + user, publication)))
+            return 1
         # Encoded once, for all of the user's devices here.
-        outgoing = Outgoing(CHANNEL_PREFIX + user, Publication(msgspec.Raw(data), offset))
+        outgoing = Outgoing(CHANNEL_PREFIX + user, publication)
         for client in clients:
-            client.connection.write(outgoing.frame(client.connection.form))
-        self._metrics.writes.inc(len(clients))
+            write_soon(client.connection, outgoing.frame(client.connection.form))
+        return len(clients)
 
     def _fetch_later(self, reader: Reader[Client]) -> None:
         """Fill a client's gap from the timeline, in the background."""
@@ -212,7 +233,7 @@ class Inboxes(RefusingBroker):
         for offset, data in page.entries:
             # The client may have read its start anew meanwhile: what it was given then is not written again.
             if offset > reader.position:
-                self._write([reader.client], reader.user, offset, data)
+                self._metrics.writes.inc(self._write([reader.client], reader.user, offset, data))
         needs_more = self.hub.loaded(reader, page.entries[-1][0] if page.entries else since)
         if needs_more and not page.entries:
             # Told of an entry that the timeline does not show: do not insist, the audit looks again.

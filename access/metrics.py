@@ -66,6 +66,9 @@ class AccessMetrics:
         self.unpublished = metrics.counter(
             "access_unpublished", "Sessions let in before the status cluster confirmed them in time."
         )
+        self.unproven = metrics.counter(
+            "access_unproven", "Sessions that ended in silence and may not have got all that was written to them."
+        )
         self.shed = metrics.counter(
             "access_shed", "Clients closed because too much waited for all clients together, the slowest first."
         )

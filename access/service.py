@@ -46,6 +46,7 @@ from access.moves import Moves
 from access.presence import Presences
 from access.redirect import Redirects
 from access.transports import HttpTransports
+from access.unproven import UnprovenSessions
 from base.errors import BadRequest, StoreError
 from base.http import HttpServer
 from base.node import Node
@@ -111,6 +112,8 @@ class AccessNode:
             metrics=self._metrics,
         )
         self._clients = self._build_clients(site)
+        self._unproven = UnprovenSessions(self._im, self._metrics, node=site.name)
+        self._clients.on_gone(self._unproven.gone)
         self._http = HttpServer(
             site.name, self.node.metrics, statistics=dict, body_bytes_max=config.frame_bytes_max, is_public=True
         )
@@ -262,6 +265,7 @@ class AccessNode:
                 self._brokers.channels,
                 self._fanout,
                 self._clients,
+                self._unproven,
                 self._transports,
                 self._moves,
                 self._drain,

@@ -14,6 +14,9 @@ written; if any came by, it fetches once more when it has loaded. Nothing is buf
 A client may read its start anew, by a subscription of its own. It is given the reply as of when the timeline was read,
 so that nothing may be written to it between that and the reply: it would be overtaken by what is older.
 
+What a client has for certain is *proven*: it answered a ping that was written after it, or it came with that position.
+So when it is gone without a goodbye, it is known from where on it may have missed what was written to it.
+
 A client's place in the hub is its *reader*. Nearly all users have one client, so that the hub keeps the reader itself
 by user, and a tuple only where there are several.
 
@@ -22,6 +25,7 @@ Invariants:
     I2  A client that missed an entry is loading or reads its start anew, or is behind only by entries that nobody told
         this node about, or its last fetch failed: then the next entry or audit makes it fetch.
     I3  A reader is in the hub from `attach` to `detach`, under its user.
+    I4  proven <= asked <= position, once it was given its start.
 """
 
 from __future__ import annotations
@@ -31,13 +35,15 @@ from typing import Generic, NamedTuple, TypeVar
 
 __all__ = ["InboxHub", "Reader", "Routing"]
 
+_new_tuple = tuple.__new__  # the constructor of a named tuple is a function in Python
+
 C = TypeVar("C")
 
 
 class Reader(Generic[C]):
     """A client's place in its user's timeline."""
 
-    __slots__ = ("client", "is_loading", "newest_heard", "position", "starts", "user")
+    __slots__ = ("asked", "client", "is_loading", "newest_heard", "position", "proven", "starts", "user", "version")
 
     def __init__(self, client: C, user: str) -> None:
         self.client = client
@@ -49,6 +55,27 @@ class Reader(Generic[C]):
         """Greatest offset that came by; above `position` after loading, there is more to fetch."""
         self.starts = 0
         """How many starts are being read anew: nothing else may be written meanwhile."""
+        self.proven = 0
+        """Offset up to which the client has everything, for certain, but for its answer to the last ping."""
+        self.asked = 0
+        """The position at its last ping."""
+        self.version = 0
+        """The sync version that it was told last, 0: none."""
+
+    def stands(self, position: int) -> None:
+        """The client has everything up to here, as it says itself, or nothing before it is this reader's concern."""
+        self.proven = self.asked = position
+
+    def pinged(self, *, has_answered: bool) -> None:
+        """The client is pinged, after all that was written to it. `has_answered`: it did so to the ping before."""
+        if has_answered:
+            self.proven = self.asked
+        self.asked = self.position
+
+    def unproven(self, *, has_answered: bool) -> int | None:
+        """Return the offset after which the client may have missed something; None: it has all that there was."""
+        proven = self.asked if has_answered else self.proven
+        return proven if max(self.position, self.newest_heard) > proven else None
 
 
 class Routing(NamedTuple, Generic[C]):
@@ -114,6 +141,14 @@ class InboxHub(Generic[C]):
 
     def route(self, user: str, offset: int, *, has_data: bool) -> Routing[C]:
         """Decide on one entry. Without data (only the offset is news) nobody is written to, who is behind fetches."""
+        here = self._readers.get(user)
+        if isinstance(here, Reader) and offset == here.position + 1 and has_data:
+            # The next entry for the only client, as nearly always.
+            here.newest_heard = max(here.newest_heard, offset)
+            if here.is_loading or here.starts:
+                return _new_tuple(Routing, ([], []))
+            here.position = offset
+            return _new_tuple(Routing, ([here.client], []))
         write: list[C] = []
         fetch: list[Reader[C]] = []
         for reader in self._of(user):
@@ -127,6 +162,17 @@ class InboxHub(Generic[C]):
                 reader.is_loading = True
                 fetch.append(reader)
         return Routing(write, fetch)
+
+    def ready(self, user: str) -> list[C]:
+        """Return the user's clients to whom something beside the timeline may be written now."""
+        return [reader.client for reader in self._of(user) if not (reader.is_loading or reader.starts)]
+
+    def tell(self, user: str, version: int) -> list[C]:
+        """Return the user's clients to whom the sync version is news, to be told it now."""
+        told = [each for each in self._of(user) if each.version != version and not (each.is_loading or each.starts)]
+        for reader in told:
+            reader.version = version
+        return [reader.client for reader in told]
 
     def has(self, reader: Reader[C]) -> bool:
         """Return whether the reader is still here."""
@@ -162,11 +208,12 @@ class InboxHub(Generic[C]):
         return {"clients": len(readers), "users": len(self._readers), "loading": loading}
 
     def check_invariants(self) -> None:
-        """Assert I3."""
+        """Assert I3, and I4 as far as it can be seen here."""
         for user, here in self._readers.items():
             assert all(reader.user == user for reader in _each(here)), "I3"
             assert isinstance(here, Reader) or len(here) > 1, "I3"
             assert all(reader.starts >= 0 for reader in _each(here))
+            assert all(reader.proven <= reader.asked for reader in _each(here)), "I4"
 
     def _of(self, user: str) -> Iterator[Reader[C]]:
         here = self._readers.get(user)

@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 
+_new_tuple = tuple.__new__  # the constructor of a named tuple is a function in Python
 _PONG = Command()
 _TOO_MANY = ClientError.TOO_MANY_REQUESTS.wire
 
@@ -214,6 +215,11 @@ class Session:
         """Take the commands of one frame."""
         if not 0 < len(commands) <= COMMANDS_MAX:
             return self.malformed()
+        if len(commands) == 1 and self.phase is Phase.OPEN:
+            (command,) = commands
+            # As the table has it, for what nearly all frames are that are no pongs.
+            if command.rpc is not None and command.kind() == "rpc" and command.id and not self.is_waiting(command.id):
+                return self._start(command, "rpc")
         effects: list[Effect] = []
         for command in commands:
             if command == _PONG and self.phase is Phase.OPEN:
@@ -269,11 +275,16 @@ class Session:
         self._inflight.remove(command_id)
         if not self._inflight:
             self._inflight = None
-        return [Reply(command_id, "error" if isinstance(result, ReplyError) else kind, result)]
+        return [_new_tuple(Reply, (command_id, "error" if isinstance(result, ReplyError) else kind, result))]
 
     def is_waiting(self, command_id: int) -> bool:
         """Return whether the client waits for the reply to a command, the connect too: it is there, and had none."""
         return self._inflight is not None and command_id in self._inflight
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the client has answered its last ping, or had none yet."""
+        return not self._awaits_pong
 
     # ---------------------------------------------------------------- what time and others do
 
@@ -360,7 +371,7 @@ class Session:
         if len(self._inflight) >= self._policy.inflight_max:
             return [_too_many(command.id)]
         self._inflight.add(command.id)
-        return [Start(command, kind)]
+        return [_new_tuple(Start, (command, kind))]
 
     def _happen(self, event: Event, close: Close) -> list[Effect]:
         step = TRANSITIONS.get((self.phase, event))

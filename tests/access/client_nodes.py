@@ -28,15 +28,17 @@ from access.metrics import AccessMetrics
 from access.ports import Member
 from access.presence import Presences
 from access.refusing import RefusingBroker
+from access.unproven import UnprovenSessions
 from base.clock import SimClock
 from base.errors import RoadsteadError
 from base.http import Credentials
 from base.ids import Incarnation, NodeId
 from base.metrics import Metrics
+from base.peer.stream import Done
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
 from im.api import TimelinePage
-from im.client import ImClient
+from im.client import Ends, ImClient
 from scheduler.client import TicketVerifier
 from status.api import Closed, Opened
 from status.client import SessionReports, StatusLookups
@@ -104,8 +106,31 @@ class FakeIm:
     def __init__(self) -> None:
         self.epoch = "e"
         self.head = 0
+        self.versions: dict[str, int] = {}
         self.holds = False
         self.held: list[asyncio.Future[None]] = []
+        self.told_unproven: list[list[tuple[str, int]]] = []
+        self.failures: list[RoadsteadError] = []
+        self.asked: list[tuple[str, str, str, bytes, Done]] = []
+        self.waited: list[tuple[str, str, bytes]] = []
+        self.refusal: RoadsteadError | None = None
+
+    async def rpc(self, user: str, device: str, method: str, data: bytes) -> bytes:
+        """What is called while no stream is up."""
+        del device
+        self.waited.append((user, method, data))
+        return b'{"waited":true}'
+
+    def ask(self, user: str, device: str, method: str, data: bytes, *, done: Done) -> None:
+        """Keep who is to be told."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append((user, device, method, data, done))
+
+    async def unproven(self, sessions: Sequence[tuple[str, int]]) -> None:
+        self.told_unproven.append(list(sessions))
+        if self.failures:
+            raise self.failures.pop(0)
 
     async def timeline(self, user: str, *, since: int, limit: int, bytes_max: int) -> TimelinePage:
         del user, bytes_max
@@ -116,8 +141,8 @@ class FakeIm:
             await held
         return page
 
-    async def heads(self, users: Sequence[str]) -> dict[str, int]:
-        return dict.fromkeys(users, self.head)
+    async def heads(self, users: Sequence[str]) -> Ends:
+        return Ends(dict.fromkeys(users, self.head), self.versions)
 
     async def answer(self, error: RoadsteadError | None = None) -> None:
         """Let the oldest reading go on."""
@@ -226,6 +251,9 @@ class ClientsNode:
             metrics=metrics,
         )
 
+        self.unproven = UnprovenSessions(im, metrics, node=site.name)
+        self.clients.on_gone(self.unproven.gone)
+
     def wire(self) -> Wire:
         return Wire(self)
 
@@ -244,7 +272,7 @@ async def clients_node(**settings: Any) -> AsyncIterator[ClientsNode]:
     """Run the clients of a node. Whatever ends the node's own tasks ends the test."""
     node = ClientsNode(**settings)
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(part.run()) for part in (node.clients, node.inboxes)]
+        running = [tasks.create_task(part.run()) for part in (node.clients, node.inboxes, node.unproven)]
         await settle()
         yield node
         for task in running:

@@ -23,7 +23,7 @@ from access.core.protocol import (
 from access.fanout import Fanout
 from access.metrics import AccessMetrics
 from base.clock import SystemClock
-from base.errors import PermissionDenied, RoadsteadError
+from base.errors import NotMember, RoadsteadError
 from base.metrics import Metrics
 from im.api import ConversationReply
 from im.client import ImClient
@@ -45,6 +45,8 @@ class FakeIm:
         self.epoch = "e1"
         self.heads: dict[str, int] = {CID: 0}
         self.strangers: set[str] = set()
+        self.first_seqs: dict[str, int] = {}
+        self.last_seqs: dict[str, int] = {}
         self.follows: list[tuple[str, str]] = []
         self.reads: list[tuple[str, int]] = []
         """Who read, and after which seq."""
@@ -65,6 +67,22 @@ class FakeIm:
         return DeliverConversations(
             self.epoch, [ConversationEntry(cid, seq, body(cid, self.epoch, seq)) for seq in seqs]
         )
+
+    def remove(self, *users: str) -> DeliverConversations:
+        """Store that users leave; return how it would be pushed."""
+        self.heads[CID] += 1
+        seq = self.heads[CID]
+        self.last_seqs |= dict.fromkeys(users, seq)
+        return DeliverConversations(
+            self.epoch, [ConversationEntry(CID, seq, body(CID, self.epoch, seq), removed=list(users))]
+        )
+
+    def take_back(self, user: str) -> DeliverConversations:
+        """Store that the user is back, and sees what comes from there on; return how it would be pushed."""
+        push = self.store()
+        del self.last_seqs[user]
+        self.first_seqs[user] = self.heads[CID]
+        return push
 
     def begin_anew(self, epoch: str) -> None:
         """Lose everything."""
@@ -119,15 +137,16 @@ class FakeIm:
             if self.reads_late:
                 page = self._page(cid, user, since, limit)
         if page is None:
-            raise PermissionDenied("not a member")
+            raise NotMember("not a member")
         return page
 
     def _page(self, cid: str, user: str, since: int, limit: int) -> ConversationReply | None:
         if user in self.strangers or cid not in self.heads:
             return None
-        head = self.heads[cid]
+        last_seq = self.last_seqs.get(user, 0)
+        since, head = max(since, self.first_seqs.get(user, 1) - 1), last_seq or self.heads[cid]
         seqs = range(since + 1, min(head, since + limit) + 1)
-        return ConversationReply(self.epoch, head, [(seq, body(cid, self.epoch, seq)) for seq in seqs])
+        return ConversationReply(self.epoch, head, [(seq, body(cid, self.epoch, seq)) for seq in seqs], last_seq)
 
     async def conversation_heads(self, cids: Sequence[str]) -> dict[str, int]:
         heads = {cid: self.heads[cid] for cid in cids}
@@ -146,7 +165,7 @@ class Subscriber:
     session = ""
     info = b""
 
-    def __init__(self, broker: Conversations, user: str, cid: str = CID) -> None:
+    def __init__(self, broker: Conversations, im: FakeIm, user: str, cid: str = CID) -> None:
         self.id = self.user = user
         self.channel = CHANNEL_PREFIX + cid
         self.is_on = False
@@ -155,6 +174,7 @@ class Subscriber:
         self.seen: list[int] = []
         self.ended: list[int] = []
         self._cid = cid
+        self._im = im
         self._broker = broker
 
     @property
@@ -200,7 +220,8 @@ class Subscriber:
             self._take(push["pub"]["offset"], push["pub"]["data"])
 
     def _take(self, offset: int, data: Any) -> None:
-        assert offset == self.offset + 1, f"{self.user} was told {offset} after {self.offset}"
+        first_seq = self._im.first_seqs.get(self.user, 1)
+        assert offset == max(self.offset + 1, first_seq), f"{self.user} was told {offset} after {self.offset}"
         assert data == {"cid": self._cid, "epoch": self.epoch, "seq": offset}
         self.offset = offset
         self.seen.append(offset)
@@ -231,7 +252,7 @@ class Node:
         return int(float(found[1])) if found else 0
 
     def join(self, user: str, cid: str = CID) -> Subscriber:
-        return Subscriber(self.broker, user, cid)
+        return Subscriber(self.broker, self.im, user, cid)
 
     async def deliver(self, *pushes: DeliverConversations) -> None:
         for push in pushes:

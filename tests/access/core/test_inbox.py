@@ -82,6 +82,58 @@ def test_an_entry_of_a_user_without_clients_goes_nowhere(hub: Hub, s: Reader[str
     assert s.position == 5
 
 
+# ---------------------------------------------------------------- what is certain
+
+
+def test_an_answer_proves_what_was_written_before_its_ping(hub: Hub, s: Reader[str]):
+    """I4: not what was written after it, and nothing while it is missing."""
+    s.stands(5)
+    assert s.unproven(has_answered=True) is None
+    hub.route("u", 6, has_data=True)
+    assert s.unproven(has_answered=True) == 5
+    s.pinged(has_answered=True)
+    hub.route("u", 7, has_data=True)
+    assert s.unproven(has_answered=False) == 5
+    assert s.unproven(has_answered=True) == 6
+    s.pinged(has_answered=False)
+    assert s.unproven(has_answered=False) == 5
+    s.pinged(has_answered=True)
+    s.pinged(has_answered=True)
+    assert s.unproven(has_answered=False) is None
+    hub.check_invariants()
+
+
+def test_what_was_heard_of_and_not_written_is_not_proven(hub: Hub, s: Reader[str]):
+    """It is being fetched."""
+    s.stands(5)
+    hub.route("u", 9, has_data=True)
+    assert s.unproven(has_answered=True) == 5
+
+
+def test_a_sync_version_is_told_once_to_each(hub: Hub, s: Reader[str]):
+    """Who is being given something else is told the next time."""
+    new = hub.attach("new", "u")
+    assert hub.tell("u", 7) == ["s"]
+    hub.loaded(new, 5)
+    assert hub.tell("u", 7) == ["new"]
+    assert hub.tell("u", 7) == []
+    assert hub.tell("u", 8) == ["s", "new"]
+    assert hub.tell("nobody", 1) == []
+    assert s.version == 8
+
+
+def test_something_of_the_moment_is_for_those_who_are_being_given_nothing_else(hub: Hub, s: Reader[str]):
+    """It would come before their start, or amid what they miss."""
+    new = hub.attach("new", "u")
+    assert hub.ready("u") == ["s"]
+    hub.loaded(new, 5)
+    hub.restart(s)
+    assert hub.ready("u") == ["new"]
+    hub.restarted(s, None)
+    assert hub.ready("u") == ["s", "new"]
+    assert hub.ready("nobody") == []
+
+
 # ---------------------------------------------------------------- loading
 
 

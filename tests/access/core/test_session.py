@@ -396,8 +396,11 @@ def test_only_an_open_session_is_pinged(phase: Phase):
 @pytest.mark.parametrize("answer", [Session.pong, receives(Command()), receives(*rpcs(5), Command())])
 def test_an_answer_keeps_it_open(session: Session, answer: Happen):
     """Until the next ping, which wants its own answer."""
+    assert session.has_answered
     assert session.pinged()
+    assert not session.has_answered
     answer(session)
+    assert session.has_answered
     assert session.looked_at() == []
     session.pinged()
     assert session.looked_at() == [Disconnect(Close.NO_PONG)]
