@@ -85,9 +85,11 @@ class _Chat:
 
     async def _show(self, incoming: Incoming) -> None:
         data = incoming.data
-        if self._as_json:
-            print_json({"event": "message", "offset": incoming.position.offset, **data})
-        elif data["from"] != self._user:
+        if incoming.is_start:
+            click.echo("What came before is not kept any more.", err=True)
+        elif self._as_json:
+            print_json({"event": data["kind"], "offset": incoming.position.offset, **data})
+        elif data["kind"] == "message" and data["from"] != self._user:
             click.echo(f"{data['from']}: {_text(data)}")
             self._to = self._to or data["from"]
         self._place.write(incoming.position)
@@ -115,6 +117,8 @@ class _Place:
 
 def _text(data: dict[str, Any]) -> str:
     body = data["body"]
+    if data.get("recalled"):
+        return "[recalled]"
     return body if isinstance(body, str) else f"[{data['type']}] {msgspec.json.encode(body).decode()}"
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from base.errors import RoadsteadError
 
-__all__ = ["Channel", "Handler", "Incoming", "Position"]
+__all__ = ["Ask", "Channel", "Handler", "Incoming", "Position", "Watcher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,21 @@ class Incoming:
 
 Handler = Callable[[Incoming], Awaitable[None]]
 
+Ask = Callable[[str, Any], Awaitable[Any]]
+"""Calls a method of the server with JSON arguments and returns its JSON result."""
+
+
+class Watcher(Protocol):
+    """Follows the inbox, too, before the application does, and can do without its past."""
+
+    def take(self, at: Position, data: Any, *, is_start: bool) -> None:
+        """The channel begins to tell, or told something: with the offset 0, something that is not kept."""
+        ...
+
+    async def load(self, ask: Ask) -> Position:
+        """Read the state that the past led to, and return the position from which on it is not part of it."""
+        ...
+
 
 @dataclass(slots=True)
 class Channel:
@@ -48,12 +63,15 @@ class Channel:
     handler: Handler
     position: Position
     refused: Callable[[str, RoadsteadError], None]
+    watcher: Watcher | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     """Held while the application has a publication, so that another connection's does not overtake it."""
 
     async def begin(self, at: Position, data: Any, *, is_recovered: bool) -> None:
         """A connection begins to tell: all after the position if it is recovered, else only what comes after `at`."""
         async with self._lock:
+            if self.watcher is not None:
+                self.watcher.take(at, data, is_start=True)
             if not is_recovered:
                 await self.handler(Incoming(at, data, self.name, is_start=True))
                 self.position = at
@@ -63,8 +81,19 @@ class Channel:
     async def deliver(self, at: Position, data: Any) -> None:
         """Hand a publication over, unless it is known or of a stream that the channel has left."""
         async with self._lock:
+            is_next = at.epoch == self.position.epoch and at.offset > self.position.offset
+            if self.watcher is not None and (is_next or not at.offset):
+                self.watcher.take(at, data, is_start=False)
             if not at.offset:  # without a history: nothing to compare
                 await self.handler(Incoming(self.position, data, self.name))
-            elif at.epoch == self.position.epoch and at.offset > self.position.offset:
+            elif is_next:
                 await self.handler(Incoming(at, data, self.name))
                 self.position = at  # only now: a handler that fails gets it again from the next connection
+
+    async def restart(self, ask: Ask, at: Position) -> None:
+        """What follows the position is not to be had: go on at `at`, or where the state ends that the watcher reads."""
+        async with self._lock:
+            if self.watcher is not None:
+                at = await self.watcher.load(ask)
+            await self.handler(Incoming(at, None, self.name, is_start=True))
+            self.position = at

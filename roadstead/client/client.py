@@ -8,28 +8,36 @@ connections, so that every publication is handed over once and in order.
     await client.connect()
     await client.send("bob", "hello")
     saved = client.position
+
+With `on_update` it keeps a view as well (`view`): conversations with their windows, whatever way their messages come.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-import centrifuge
-
-from access.core.protocol import code_number
-from base.core.backoff import Backoff
-from base.errors import DeadlineExceeded, PeerUnavailable, Retry, RoadsteadError, from_wire
-from base.ids import entropy, new_uuid
+from base.errors import PeerUnavailable, Retry, RoadsteadError
+from base.ids import entropy
 from roadstead.client.channel import Channel, Handler, Incoming, Position
 from roadstead.client.connection import DEADLINE_S, Connection
 from roadstead.client.dialer import Dialer
+from roadstead.client.methods import Methods
+from roadstead.client.view import ViewModel
+from roadstead.client.viewer import FAILURES, Update, Viewer
 
 __all__ = ["Client", "Incoming", "Position"]
 
+JITTER_PERCENT = 20
 
-class Client:
+
+async def _ignore(_incoming: Incoming) -> None:
+    """For an application that only wants the view."""
+
+
+class Client(Methods):
     """One user's place in the system, from one device, over as many connections as it takes."""
 
     def __init__(
@@ -38,12 +46,15 @@ class Client:
         *,
         user: str,
         credential: str,
-        on_message: Handler,
+        on_message: Handler = _ignore,
         on_end: Callable[[RoadsteadError], None] = lambda _error: None,
+        on_update: Callable[[Update], None] | None = None,
         device: str = "python",
         platform: str = "python",
         app: str = "",
         position: Position | None = None,
+        appends: bool = True,
+        sync_interval_ms: int = 0,
     ) -> None:
         """Nothing is sent before `connect`.
 
@@ -51,23 +62,32 @@ class Client:
             scheduler: the scheduler's base URL.
             user: who connects.
             credential: that user's token, or an API key that may act for users; may be replaced at any time.
-            on_message: awaited for each entry of the user's timeline, in order, each offset once. While it runs the
-                connection does not read, so it must not wait for a call of this client.
+            on_message: awaited for each entry of the user's timeline, in order, each offset once, and for what is told
+                beside it. With `is_start` what came before the position was not told: it is not kept any more. While it
+                runs the connection does not read, so it must not wait for a call of this client.
             on_end: told why there will be no further connection: the server closed with a code that forbids to
                 reconnect (`detail["close_code"]`), or the scheduler refuses the credential. Told of a channel that was
                 refused or ended by the server, too (`detail["channel"]`); the rest goes on then.
+            on_update: told of each change of `view`, which the client keeps then. Must neither wait nor raise.
             device: name of this device; the user's other devices have other names.
             platform: kind of this device, see `status.device_policy`.
             app: version of the application, such as `5.1.0`, by which a rollout may choose.
-            position: where to go on reading the timeline, None from the beginning.
+            position: where to go on reading the timeline. None: from the beginning, or with a view from when its list
+                was read.
+            appends: see `ViewModel`.
+            sync_interval_ms: how often to look for what no push told, give or take a fifth; 0 never, since the access
+                node does so by itself.
         """
         self.user = user
         self.credential = credential
         self._on_end = on_end
-        self._inbox = Channel(f"inbox:{user}", on_message, position or Position(), self._refused)
+        start = position or Position()
+        super().__init__(self._viewer_of(ViewModel(user, appends=appends), on_update, start) if on_update else None)
+        self._inbox = Channel(f"inbox:{user}", on_message, start, self._refused, self._viewer)
         self._channels = {self._inbox.name: self._inbox}
         params = {"user": user, "device": device, "platform": platform} | ({"app": app} if app else {})
         self._dialer = Dialer(scheduler, params, self._inbox, credential=lambda: self.credential)
+        self._sync_interval_ms = sync_interval_ms
         self._connection: Connection | None = None
         self._end: RoadsteadError | None = None
         self._is_settled = asyncio.Event()  # there is a connection, or an end
@@ -82,6 +102,17 @@ class Client:
     def positions(self) -> dict[str, Position]:
         """How far each channel was read, `inbox:<user>` among them."""
         return {name: channel.position for name, channel in self._channels.items()}
+
+    @property
+    def view(self) -> ViewModel:
+        """What there is to show; for reading only. Only with `on_update`."""
+        assert self._viewer is not None, "give it on_update"
+        return self._viewer.view
+
+    def open_window(self, cid: str) -> None:
+        """Show a window of the conversation: sorted now, and from here on only appended to. Only with `on_update`."""
+        assert self._viewer is not None, "give it on_update"
+        self._viewer.open(cid)
 
     async def connect(self) -> None:
         """Connect to a candidate and follow the inbox; returns when both work, and keeps it so until `close`.
@@ -109,24 +140,6 @@ class Client:
         if self._connection is not None:
             await self._connection.leave(name)
 
-    async def send(self, to: str, body: Any, *, client_msg_id: str | None = None, kind: str = "text") -> dict[str, Any]:
-        """Send a message; returns {mid, cid, seq, at, is_new} once it is durable.
-
-        Retried with the same `client_msg_id` over lost answers and reconnects, up to five times, so that it is stored
-        at most once. Raises DeadlineExceeded when the outcome is still unknown then: send again with the same id.
-        """
-        arguments = {"to": to, "client_msg_id": client_msg_id or new_uuid(), "type": kind, "body": body}
-        backoff = Backoff(entropy(), base_ms=100, ceiling_ms=2_000)
-        for _ in range(5):
-            try:
-                result: dict[str, Any] = await self.call("im.send", arguments)
-                return result
-            except (centrifuge.CentrifugeError, TimeoutError) as error:
-                if isinstance(error, centrifuge.ReplyError) and not error.temporary:
-                    raise from_wire(code_number(error.code), error.message, {}) from error
-                await asyncio.sleep(backoff.next_ms() / 1000)
-        raise DeadlineExceeded("the message was not acknowledged; send it again with the same client_msg_id")
-
     async def call(self, method: str, arguments: Any) -> Any:
         """Call a method of the server and return its JSON result, waiting for a connection if there is none just now.
 
@@ -152,12 +165,17 @@ class Client:
     async def _keep(self, connection: Connection) -> None:
         """Replace the connection whenever that is due, until there can be no other."""
         async with asyncio.TaskGroup() as tasks:
+            helpers = [tasks.create_task(self._look_again())] if self._sync_interval_ms else []
+            if self._viewer is not None:
+                helpers.append(tasks.create_task(self._viewer.run()))
             try:
                 while True:
                     tasks.create_task(self._dialer.measure())
                     connection = await self._successor(connection)
                     await self._use(connection)
             except RoadsteadError as error:
+                for helper in helpers:
+                    helper.cancel()
                 self._end = error
                 self._is_settled.set()
                 self._on_end(error)
@@ -167,6 +185,8 @@ class Client:
         self._is_settled.set()
         if old is not None:
             await old.disconnect()
+        elif self._viewer is not None:
+            self._viewer.connected()
         await self._follow_all()
 
     async def _follow_all(self) -> None:
@@ -189,6 +209,34 @@ class Client:
         if connection.end.retry is Retry.NEVER:
             raise connection.end
         return await self._dialer.redial(connection)
+
+    async def _look_again(self) -> None:
+        """Read on in the timeline from time to time."""
+        random = entropy()
+        while True:
+            percent = 100 - JITTER_PERCENT + random.randrange(2 * JITTER_PERCENT + 1)
+            await asyncio.sleep(self._sync_interval_ms * percent / 100_000)
+            if self._connection is not None:
+                with suppress(*FAILURES):
+                    await self._connection.catch_up()
+
+    def _viewer_of(self, view: ViewModel, tell: Callable[[Update], None], start: Position) -> Viewer:
+        view.position = start.offset
+
+        async def follow(name: str, handler: Handler, position: Position) -> None:
+            if name not in self._channels:
+                self._channels[name] = Channel(name, handler, position, self._left)
+                await self._follow_all()
+
+        async def leave(name: str) -> None:
+            if name in self._channels:
+                await self.unsubscribe(name)
+
+        return Viewer(view, tell, ask=self._acknowledged, follow=follow, leave=leave)
+
+    def _left(self, name: str, _error: RoadsteadError) -> None:
+        """The server says that a conversation's channel is not for the user any more; so does the timeline."""
+        self._channels.pop(name, None)
 
     def _refused(self, name: str, error: RoadsteadError) -> None:
         self._channels.pop(name, None)

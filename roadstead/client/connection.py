@@ -112,12 +112,40 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
         self.end = self.end or end
         self.news.set()
 
-    async def page(self, since: int) -> dict[str, Any]:
-        """Read a page of the timeline. As long as pages come, the inbox has time to be opened."""
-        page: dict[str, Any] = (await self.rpc("im.sync", {"since": since, "limit": SYNC_PAGE})).data
+    async def ask(self, method: str, arguments: Any) -> Any:
+        """Call a method on this connection. As long as answers come, the inbox has time to be opened."""
+        result = (await self.rpc(method, arguments, timeout=DEADLINE_S)).data
         if not self.is_open:
             self._deadline.reschedule(self._loop.time() + DEADLINE_S)
-        return page
+        return result
+
+    async def catch_up(self) -> None:
+        """Page through the timeline from the inbox's position on.
+
+        From its beginning if the server's data was replaced; and from where the watcher's state ends, if what follows
+        the position is not kept any more.
+        """
+        inbox, has_more = self.inbox, True
+        while has_more:
+            at = inbox.position
+            try:
+                page = await self.ask("im.sync", {"since": at.offset, "limit": SYNC_PAGE})
+            except centrifuge.ReplyError as error:
+                if code_number(error.code) != Code.POSITION_LOST.number or not at.offset:
+                    raise
+                inbox.position = Position()
+                continue
+            epoch = page["epoch"]
+            if at.epoch not in {"", epoch}:
+                inbox.position = Position(epoch)
+            elif page.get("too_old"):
+                await inbox.restart(self.ask, Position(epoch, page["head"]))
+            else:
+                if not at.epoch:
+                    inbox.position = Position(epoch, at.offset)
+                for entry in page["entries"]:
+                    await inbox.deliver(Position(epoch, entry["offset"]), entry["data"])
+                has_more = page["has_more"]
 
     async def on_error(self, ctx: centrifuge.ErrorContext) -> None:
         """A try to connect failed."""
@@ -161,8 +189,12 @@ class _Feed(centrifuge.SubscriptionEventHandler):
 
     async def start(self, name: str) -> centrifuge.StreamPosition:
         """Where to begin, asked by the SDK. Asked again, that was refused: page through the timeline, or begin anew."""
-        if self._was_asked and self._channel is self._connection.inbox:
-            await self._sync()
+        channel, connection = self._channel, self._connection
+        if channel is connection.inbox and not self._was_asked:
+            if channel.position == Position() and channel.watcher is not None:
+                await channel.restart(connection.ask, Position())
+        elif channel is connection.inbox:
+            await connection.catch_up()
         elif self._was_asked:
             self._channel.position = Position()
             await self._connection.leave(name)
@@ -193,17 +225,3 @@ class _Feed(centrifuge.SubscriptionEventHandler):
             else:
                 await self._connection.leave(self._channel.name)
                 self._channel.refused(self._channel.name, error)
-
-    async def _sync(self) -> None:
-        """Page through the timeline from the position on; from its beginning if the server's data was replaced."""
-        has_more = True
-        while has_more:
-            page = await self._connection.page(self._channel.position.offset)
-            epoch = page["epoch"]
-            if self._channel.position.epoch not in {"", epoch}:
-                self._channel.position = Position(epoch)
-                continue
-            self._channel.position = Position(epoch, self._channel.position.offset)
-            for entry in page["entries"]:
-                await self._channel.deliver(Position(epoch, entry["offset"]), entry["data"])
-            has_more = page["has_more"]

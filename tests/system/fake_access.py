@@ -103,8 +103,11 @@ class Session:
     def _call(self, method: str, data: Any) -> dict[str, Any]:
         world = self.node.world
         world.calls[method] += 1
+        world.arguments.append((method, data))
         if world.failures:
             return {"error": world.failures.pop(0)}
+        if method in world.methods:
+            return {"rpc": {"data": world.methods[method](data)}}
         if method == "im.send":
             return {"rpc": {"data": {"is_new": True, "id": data["client_msg_id"]}}}
         if method == "im.sync":
@@ -204,6 +207,9 @@ class World:
         self.connects: list[str] = []
         self.asked: list[tuple[str, str, str, int]] = []
         self.calls: Counter[str] = Counter()
+        self.arguments: list[tuple[str, Any]] = []
+        self.methods: dict[str, Callable[[Any], Any]] = {}
+        """What a test answers by itself."""
         self.failures: list[dict[str, Any]] = []
         self.questions: list[tuple[float, dict[str, str], str]] = []
         self.scheduler = ""
