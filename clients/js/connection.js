@@ -6,6 +6,8 @@ const NEVER_MS = 86_400_000;
 /** The longest that a timer takes. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 const SYNC_PAGE = 500;
+/** Error 311 of the message services: the position is of another epoch, or beyond the end. */
+const POSITION_LOST = 1311;
 
 /**
  * A failure. `code` is the server's or that of a close; `isFinal` says that trying again is of no use; `channel` is
@@ -168,17 +170,38 @@ export class Connection {
     };
   }
 
-  /** Page from the position on; from the beginning if the server's data was replaced. */
+  /**
+   * Page from the position on; from the beginning if the server's data was replaced, and from the end if what follows
+   * the position is not kept any more.
+   */
   async #sync(channel) {
     let hasMore = true;
     while (hasMore) {
-      const { data: page } = await this.sdk.rpc("im.sync", { since: channel.position.offset, limit: SYNC_PAGE });
+      const page = await this.#page(channel);
       this.#works();
+      if (!page) {
+        channel.position = { epoch: "", offset: 0 };
+        continue;
+      }
+      if (page.too_old) {
+        channel.begin({ epoch: page.epoch, offset: page.head }, null, false);
+        continue;
+      }
       const isOther = channel.position.epoch !== "" && channel.position.epoch !== page.epoch;
       channel.position = { epoch: page.epoch, offset: isOther ? 0 : channel.position.offset };
       if (isOther) continue;
       for (const { offset, data } of page.entries) channel.deliver({ epoch: page.epoch, offset }, data);
       hasMore = page.has_more;
+    }
+  }
+
+  /** A page of the timeline, or null when the position is none of it. */
+  async #page({ position }) {
+    try {
+      return (await this.sdk.rpc("im.sync", { since: position.offset, limit: SYNC_PAGE })).data;
+    } catch (error) {
+      if (error.code === POSITION_LOST && position.offset > 0) return null;
+      throw error;
     }
   }
 

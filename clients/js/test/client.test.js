@@ -413,6 +413,29 @@ test("after the server's data was replaced the timeline is read from its beginni
   assert.deepEqual(client.positions[INBOX], { epoch: "second", offset: 2 });
 });
 
+test("with a position beyond the end the timeline is read from its beginning", async () => {
+  world.publish("x", "y");
+  world.epoch = "second";
+  client = make({ positions: { [INBOX]: { epoch: "first", offset: 7 } } });
+  await client.connect();
+  await has("x", "y");
+  assert.deepEqual(client.positions[INBOX], { epoch: "second", offset: 2 });
+});
+
+test("who is behind what is kept is told to start, and goes on at the end", async () => {
+  world.publish(...Array(20).keys());
+  Object.assign(world, { recoveryMax: 10, floor: 15 });
+  const starts = [];
+  client = make({
+    positions: { [INBOX]: { epoch: world.epoch, offset: 3 } },
+    onMessage: ({ data, isStart, position }) => (isStart ? starts.push(position.offset) : inbox.push(data)),
+  });
+  await client.connect();
+  world.publish("next");
+  await has("next");
+  assert.deepEqual(starts, [20]);
+});
+
 test("the old connection of a move is not believed about data that was replaced", async () => {
   await client.connect();
   world.publish("a");
@@ -472,7 +495,8 @@ test("a client that is closed while it waits for its turn never connects", async
   const connecting = client.connect();
   await becomes(() => world.questions.length === 1);
   client.close();
-  await Promise.race([connecting, new Promise((resolve) => setTimeout(resolve, 150))]);
+  const ended = connecting.catch((error) => assert.match(error.message, /closed/));
+  await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 150))]);
   assert.deepEqual(world.connects, []);
 });
 

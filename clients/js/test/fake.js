@@ -90,9 +90,12 @@ class Node {
     if (method === "echo") return { rpc: { data } };
     if (method === "im.send") return { rpc: { data: { is_new: true, id: data.client_msg_id } } };
     if (method !== "im.sync") return { error: { code: 104, message: "method not found" } };
+    const page = { epoch: world.epoch, head: world.timeline.length, entries: [], has_more: false };
+    if (data.since > page.head) return { error: { code: 1311, message: "the position is beyond the end" } };
+    if (data.since < world.floor) return { rpc: { data: { ...page, too_old: true } } };
     const end = data.since + Math.min(data.limit, world.pageMax);
     const entries = world.entries().slice(data.since, end);
-    return { rpc: { data: { epoch: world.epoch, entries, has_more: end < world.timeline.length } } };
+    return { rpc: { data: { ...page, entries, has_more: end < page.head } } };
   }
 
   push(push) {
@@ -142,6 +145,8 @@ export class World {
   refused = new Set();
   used = new Set();
   nodes = {};
+  /** Entries of the timeline up to here are not kept any more. */
+  floor = 0;
   connects = [];
   asked = [];
   calls = [];
