@@ -15,9 +15,10 @@
      ├─ OwnershipError
      │   ├─ NotOwner           ask the owner that the newer table names
      │   └─ StaleEpoch         the caller acts on an older epoch
-     ├─ Unavailable: NotReady, Draining, Overloaded
+     ├─ Unavailable: NotReady, Draining, Overloaded, RateLimited
      ├─ AuthError: Unauthenticated, TokenExpired, PermissionDenied
      ├─ Conflict               an idempotency key came back with another payload
+     ├─ Refusal: NotMember, Muted, TooLate, Recalled, GroupFull, Dissolved, PositionLost
      └─ RequestError: BadRequest, NotFound, UnknownMethod, LimitExceeded, TooLarge
 
 Three kinds of trouble are never mixed. Our own bug is an `assert`. An expected outcome is a *value* that a core
@@ -40,10 +41,14 @@ __all__ = [
     "ConfigError",
     "Conflict",
     "DeadlineExceeded",
+    "Dissolved",
     "Draining",
+    "GroupFull",
     "LimitExceeded",
     "LocalProtocolError",
+    "Muted",
     "NotFound",
+    "NotMember",
     "NotOwner",
     "NotReady",
     "Overloaded",
@@ -51,7 +56,11 @@ __all__ = [
     "PeerError",
     "PeerUnavailable",
     "PermissionDenied",
+    "PositionLost",
     "ProtocolError",
+    "RateLimited",
+    "Recalled",
+    "Refusal",
     "RemoteProtocolError",
     "RequestError",
     "Retry",
@@ -62,6 +71,7 @@ __all__ = [
     "StoreUnavailable",
     "TokenExpired",
     "TooLarge",
+    "TooLate",
     "Unauthenticated",
     "Unavailable",
     "UnknownMethod",
@@ -88,6 +98,7 @@ class Code(Enum):
     NOT_READY = (104, 503, "the node is still starting or rebuilding its state")
     STORE_UNAVAILABLE = (105, 503, "the store did not answer; a write's outcome is unknown")
     CAS_CONFLICT = (106, 409, "somebody else wrote first; read again and decide again")
+    RATE_LIMITED = (107, 429, "too many of these in a short time; retry after `retry_after_ms`")
 
     DRAINING = (201, 503, "the node takes no new work; ask the scheduler for another")
     NOT_OWNER = (202, 421, "another node owns this key; `owner` and `epoch` name it")
@@ -98,6 +109,13 @@ class Code(Enum):
     PERMISSION_DENIED = (302, 403, "the credential does not allow this")
     CONFLICT = (303, 409, "this idempotency key was used with another payload")
     SESSION_LOST = (304, 409, "the registry session behind a lock ended")
+    NOT_MEMBER = (305, 403, "there is no such conversation, or the user is no member of it")
+    MUTED = (306, 403, "the member may not send there for now; `until` says how long, if it is known")
+    TOO_LATE = (307, 409, "the window in which a message can be edited or recalled is over")
+    RECALLED = (308, 410, "the message was recalled")
+    GROUP_FULL = (309, 409, "the group, or the number of the user's groups, has reached its `limit`")
+    DISSOLVED = (310, 410, "the group was dissolved")
+    POSITION_LOST = (311, 410, "the position is of another epoch, or beyond the end; begin from a snapshot")
 
     BAD_REQUEST = (400, 400, "malformed or of the wrong type; the message says where")
     CONFIG_INVALID = (401, 400, "the configuration is invalid; every error is listed")
@@ -269,6 +287,12 @@ class Overloaded(Unavailable):
     code = Code.OVERLOADED
 
 
+class RateLimited(Unavailable):
+    """One user, device or conversation asks too much. `what` names which, `retry_after_ms` says when to come back."""
+
+    code = Code.RATE_LIMITED
+
+
 class AuthError(RoadsteadError):
     """The caller may not do this."""
 
@@ -297,6 +321,54 @@ class Conflict(RoadsteadError):
     """An idempotency key was used before with another payload."""
 
     code = Code.CONFLICT
+
+
+class Refusal(RoadsteadError):
+    """The message services will not do this, as things stand there. Nothing was changed."""
+
+    code = Code.PERMISSION_DENIED
+
+
+class NotMember(Refusal):
+    """There is no such conversation, or the user is no member: nobody finds out which by asking."""
+
+    code = Code.NOT_MEMBER
+
+
+class Muted(Refusal):
+    """The member, or the group, is muted."""
+
+    code = Code.MUTED
+
+
+class TooLate(Refusal):
+    """The window for this is over."""
+
+    code = Code.TOO_LATE
+
+
+class Recalled(Refusal):
+    """The message was recalled before."""
+
+    code = Code.RECALLED
+
+
+class GroupFull(Refusal):
+    """A `limit` of members or groups is reached."""
+
+    code = Code.GROUP_FULL
+
+
+class Dissolved(Refusal):
+    """The group was dissolved."""
+
+    code = Code.DISSOLVED
+
+
+class PositionLost(Refusal):
+    """A position that means nothing here any more."""
+
+    code = Code.POSITION_LOST
 
 
 class RequestError(RoadsteadError):

@@ -2,8 +2,9 @@
 
 Peer methods, all from access nodes: `im.rpc` carries a client's call as it came, `im.timeline` reads a user's timeline,
 `im.heads` asks how far timelines go; `im.conversation` and `im.conversation_heads` do the same for conversations, and
-`im.follow` says which conversations' messages the asking node wants pushed to it. Publications are JSON, encoded once
-here and passed on as they are.
+`im.follow` says which conversations' messages the asking node wants pushed to it, and `im.unproven` which sessions
+ended without a sign that they got all that was written to them. Publications are JSON, encoded once here and passed on
+as they are.
 
 A conversation is named by its `cid` in decimal digits, the number that its messages carry in `cid`.
 """
@@ -25,6 +26,8 @@ __all__ = [
     "RPC",
     "SERVICE",
     "TIMELINE",
+    "UNPROVEN",
+    "UNPROVEN_MAX",
     "Conversation",
     "ConversationHeads",
     "ConversationReply",
@@ -34,8 +37,10 @@ __all__ = [
     "HeadsReply",
     "Rpc",
     "RpcReply",
+    "Taken",
     "Timeline",
     "TimelinePage",
+    "Unproven",
 ]
 
 SERVICE = "im"
@@ -46,7 +51,7 @@ CONVERSATION_ENTRIES_MAX = 1_000
 """Entries of a conversation in one reply."""
 
 
-class Rpc(msgspec.Struct, array_like=True, frozen=True):
+class Rpc(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A client's call: `data` is its JSON argument, `user` and `device` are who the ticket says it is."""
 
     user: str
@@ -55,7 +60,7 @@ class Rpc(msgspec.Struct, array_like=True, frozen=True):
     data: bytes
 
 
-class RpcReply(msgspec.Struct, array_like=True, frozen=True):
+class RpcReply(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The JSON result."""
 
     data: bytes
@@ -89,6 +94,8 @@ class HeadsReply(msgspec.Struct, array_like=True, frozen=True):
 
     epoch: str
     heads: list[int]
+    versions: list[int] = []
+    """For each user of `im.heads` its sync version, 0 where it is not known yet; empty where heads say everything."""
 
 
 class Conversation(msgspec.Struct, array_like=True, frozen=True):
@@ -106,11 +113,16 @@ class Conversation(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ConversationReply(msgspec.Struct, array_like=True, frozen=True):
-    """Entries (seq, publication) without a hole after `since`; all of them if the last one's seq is `head`."""
+    """Entries (seq, publication) without a hole after `since`; all of them if the last one's seq is `head`.
+
+    They begin with the first one that the user may see, if that is later. `last_seq`: the user has left and sees
+    nothing after it; 0: the user is in.
+    """
 
     epoch: str
     head: int
     entries: list[tuple[int, bytes]]
+    last_seq: int = 0
 
 
 class ConversationHeads(msgspec.Struct, array_like=True, frozen=True):
@@ -141,9 +153,26 @@ class FollowReply(msgspec.Struct, array_like=True, frozen=True):
     is_whole: bool
 
 
+UNPROVEN_MAX = 1_000
+
+
+class Unproven(msgspec.Struct, array_like=True, frozen=True):
+    """Sessions that ended by silence or an abnormal close: (user, timeline offset), at most 1,000.
+
+    Up to that offset the session is known to have got what was written to it, since it gave a sign of life later.
+    """
+
+    sessions: list[tuple[str, int]]
+
+
+class Taken(msgspec.Struct, array_like=True, frozen=True):
+    """The message was taken."""
+
+
 RPC = Method("im.rpc", Rpc, RpcReply)
 TIMELINE = Method("im.timeline", Timeline, TimelinePage)
 HEADS = Method("im.heads", Heads, HeadsReply)
 CONVERSATION = Method("im.conversation", Conversation, ConversationReply)
 CONVERSATION_HEADS = Method("im.conversation_heads", ConversationHeads, HeadsReply)
 FOLLOW = Method("im.follow", Follow, FollowReply)
+UNPROVEN = Method("im.unproven", Unproven, Taken)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from base.core.registry import ServiceInstance
 from base.errors import PeerUnavailable, RoadsteadError
 from base.log import logger
 from base.peer import PeerClient, PeerPool
+from base.peer.stream import Done
 from base.site import Site
 from im.api import (
     CONVERSATION,
@@ -20,6 +22,7 @@ from im.api import (
     RPC,
     SERVICE,
     TIMELINE,
+    UNPROVEN,
     Conversation,
     ConversationHeads,
     ConversationReply,
@@ -29,13 +32,24 @@ from im.api import (
     Rpc,
     Timeline,
     TimelinePage,
+    Unproven,
 )
+from im.core.arguments import cid_of
 from im.core.following import Following, Told
-from im.core.message import cid_of
 
-__all__ = ["ImClient"]
+__all__ = ["Ends", "ImClient"]
 
 DEADLINE_MS = 5_000
+
+
+class Ends(NamedTuple):
+    """What users could have been told: the newest timeline offset of each, and the sync version of those who need one.
+
+    A version that is not known yet is left out.
+    """
+
+    offsets: dict[str, int]
+    versions: dict[str, int]
 
 
 class ImClient:
@@ -63,6 +77,13 @@ class ImClient:
         reply = await self._stream().call(RPC, Rpc(user, device, method, data), deadline_ms=DEADLINE_MS)
         return reply.data
 
+    def ask(self, user: str, device: str, method: str, data: bytes, *, done: Done) -> None:
+        """As `rpc`, without a task: `done` gets an `RpcReply`, or the RoadsteadError that stands for it.
+
+        Raises PeerUnavailable when no stream is up: this never waits for one.
+        """
+        self._stream().ask(RPC, Rpc(user, device, method, data), deadline_ms=DEADLINE_MS, done=done)
+
     # ---------------------------------------------------------------- timelines
 
     async def timeline(self, user: str, *, since: int, limit: int, bytes_max: int) -> TimelinePage:
@@ -70,15 +91,24 @@ class ImClient:
         request = Timeline(user, since, limit, bytes_max)
         return await self._stream().call(TIMELINE, request, deadline_ms=DEADLINE_MS)
 
-    async def heads(self, users: Sequence[str]) -> dict[str, int]:
-        """Return the newest timeline offset of each user."""
+    async def heads(self, users: Sequence[str]) -> Ends:
+        """Return how far each user's timeline goes, and what stands for everything else that is told."""
         heads: dict[str, int] = {}
+        versions: dict[str, int] = {}
         for start in range(0, len(users), HEADS_USERS_MAX):
             batch = list(users[start : start + HEADS_USERS_MAX])
             reply = await self._stream().call(HEADS, Heads(batch), deadline_ms=DEADLINE_MS)
             heads.update(zip(batch, reply.heads, strict=True))
+            versions.update(pair for pair in zip(batch, reply.versions, strict=bool(reply.versions)) if pair[1])
             await asyncio.sleep(0)  # a long audit gives way to messages between its pages
-        return heads
+        return Ends(heads, versions)
+
+    async def unproven(self, sessions: Sequence[tuple[str, int]]) -> None:
+        """Tell of sessions that ended in silence: user, and offset up to which the session had everything.
+
+        At most 1,000 of them.
+        """
+        await self._stream().call(UNPROVEN, Unproven(list(sessions)), deadline_ms=DEADLINE_MS)
 
     # ---------------------------------------------------------------- conversations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
 
 from access.api import DELIVER_CONVERSATION, ConversationEntry, DeliverConversations
 from base.errors import LimitExceeded, RoadsteadError
@@ -17,12 +18,12 @@ from base.log import logger
 from base.peer import PeerPool, PeerServer
 from base.site import Site
 from im.api import CONVERSATIONS_MAX, FOLLOW, Follow, FollowReply
+from im.core.arguments import cid_of
+from im.core.commands import Delivery
 from im.core.followers import Followers
-from im.core.message import cid_of
 from im.metrics import ImMetrics
-from im.ports import Message
 
-__all__ = ["Followed"]
+__all__ = ["Followed", "parts"]
 
 DELIVER_DEADLINE_MS = 2_000
 ENTRIES_PER_PUSH = 1_000
@@ -67,18 +68,21 @@ class Followed:
             if self._peers.stream_of(node) is None:
                 self._followers.forget(node)
 
-    def push(self, messages: Iterable[tuple[Message, bytes]], tasks: asyncio.TaskGroup) -> None:
-        """Push committed messages, each with its publication, to the nodes that follow their conversations."""
+    def push(self, deliveries: Iterable[tuple[Delivery, bytes]], tasks: asyncio.TaskGroup) -> None:
+        """Push committed entries, each with its publication, to the nodes that follow their conversations."""
         self.forget_gone()
+        if not self._followers:
+            return
         by_node: dict[str, list[ConversationEntry]] = {}
-        for message, data in messages:
-            nodes = self._followers.of(message.cid)
+        for delivery, data in deliveries:
+            message = delivery.message
+            nodes = self._followers.of(message.cid) if delivery.is_first and message.seq else ()
             if nodes:
-                entry = ConversationEntry(str(message.cid), message.seq, data)
+                entry = ConversationEntry(str(message.cid), message.seq, data, list(delivery.removed))
                 for node in nodes:
                     by_node.setdefault(node, []).append(entry)
         for node, entries in by_node.items():
-            for part in _parts(entries):
+            for part in parts(entries):
                 # A task each, whose first step queues the call: a slow node delays nobody, and order is kept.
                 tasks.create_task(self._deliver(node, part))
 
@@ -111,9 +115,17 @@ class Followed:
         return FollowReply(taken.is_whole)
 
 
-def _parts(entries: list[ConversationEntry]) -> Iterator[list[ConversationEntry]]:
-    """Cut a delivery into parts that one message may carry."""
-    part: list[ConversationEntry] = []
+class _WithData(Protocol):
+    @property
+    def data(self) -> bytes: ...
+
+
+Entry = TypeVar("Entry", bound=_WithData)
+
+
+def parts(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Cut a delivery into parts that one message may carry, in order; nothing is one empty part."""
+    part: list[Entry] = []
     size = 0
     for entry in entries:
         if part and (len(part) == ENTRIES_PER_PUSH or size + len(entry.data) > BYTES_PER_PUSH):

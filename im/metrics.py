@@ -42,4 +42,22 @@ class ImMetrics:
         self.follows_refused = metrics.counter(
             "im_follows_refused", "Conversations that could not be followed, because too many are."
         )
+        self.calls = metrics.histogram(
+            "im_call_seconds", "From the arrival of a client's call, other than a send, to its answer."
+        )
+        self.rate_limited = metrics.counter("im_calls_rate_limited", "Calls refused with error 107.")
+        self.overloaded = metrics.counter("im_calls_overloaded", "Calls refused with error 102 under pressure.")
+        self.dropped_work = metrics.gauge(
+            "im_dropped_work",
+            "What is dropped under pressure: 0 nothing, 1 typing, 2 also presence, 3 also receipts, 4 also previews, "
+            "5 also messages.",
+        )
+        self.missed = metrics.counter(
+            "im_offline_messages", "Messages that found their receiver offline, or whose session ended in silence."
+        )
+        self.drift = metrics.counter(
+            "im_unread_drift", "Conversations whose unread counter was wrong when it was compared with the pointers."
+        )
+        self.counted = metrics.gauge("im_unread_counters", "Conversations of users whose unread messages are counted.")
+        self.search_lag = metrics.gauge("im_search_lag", "Entries that the search index has not read yet.")
         metrics.gauge("im_push_behind", "Users waiting to be told again.", behind)

@@ -4,6 +4,10 @@ A push is a courtesy, the timeline is the truth. What cannot be pushed now (the 
 answer, a queue is full) marks its user as *behind*: a while later the user's access nodes are told how far the
 timeline goes, and fetch what they miss. So nothing is sent twice in full, and nothing here needs to be durable.
 
+What has no entry in a timeline is pushed with the offset 0: messages of small conversations with read fan-out, typing,
+receipts, hints. It is not told again; a message that is lost this way is missed when the next one of its conversation
+comes, or when the sync version differs.
+
 Per access node entries leave in the order of their commits, because batches are looked up one after the other. Access
 nodes that follow a conversation need no lookup and do not wait for one: `followed` tells them.
 """
@@ -11,7 +15,8 @@ nodes that follow a conversation need no lookup and do not wait for one: `follow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
 
 from access.api import DELIVER, Deliver, InboxEntry
 from access.api import SERVICE as ACCESS_SERVICE
@@ -20,10 +25,12 @@ from base.log import logger
 from base.peer import PeerPool, PeerServer
 from base.site import Site
 from im.config import ImConfig
-from im.core.message import publication
-from im.followed import Followed
+from im.core.commands import Delivery
+from im.core.model import Form, Message
+from im.core.publications import publication, with_version
+from im.core.versions import Versions
+from im.followed import Followed, parts
 from im.metrics import ImMetrics
-from im.ports import Appended
 from status.api import UserStatus
 from status.client import StatusLookups
 
@@ -31,7 +38,7 @@ __all__ = ["Pusher"]
 
 DELIVER_DEADLINE_MS = 2_000
 QUEUE_MAX = 50_000
-"""Messages that may wait to be encoded, and timeline entries that may wait for a lookup."""
+"""Deliveries that may wait to be encoded, and entries that may wait for a lookup."""
 RETRY_BATCH = 5_000
 
 
@@ -47,21 +54,45 @@ class Pusher:
         statuses: StatusLookups,
         peers: PeerServer,
         metrics: ImMetrics,
+        versions: Versions,
+        on_offline: Callable[[str, Message], None],
+        on_unheard: Callable[[str, int], Coroutine[Any, Any, None]],
     ) -> None:
-        """`epoch`: the store's, told with each delivery; `statuses`: run by this pusher; `peers`: serve `im.follow`."""
+        """Take what is needed; `run` runs it.
+
+        Args:
+            config: bounds and intervals.
+            site: this node.
+            epoch: the store's, told with each delivery.
+            statuses: run by this pusher.
+            peers: serve `im.follow`.
+            metrics: what is counted.
+            versions: the sync versions of users, which this pusher counts on.
+            on_offline: told of each message of another user that finds its receiver offline.
+            on_unheard: told of who was behind and is found offline, and the first offset that was not pushed.
+        """
         self._config = config
         self._epoch = epoch
         self._metrics = metrics
         self._statuses = statuses
+        self._versions = versions
+        self._on_offline = on_offline
+        self._on_unheard = on_unheard
         self._pool = PeerPool(site, ACCESS_SERVICE)
         self._followed = Followed(
             site, self._pool, peers=peers, epoch=epoch, pairs_max=config.followed_max, metrics=metrics
         )
-        self._queue: list[Appended] = []
+        self._queue: list[tuple[Delivery, Sequence[int | None]]] = []
+        """With the sync versions of its members."""
         self._wake = asyncio.Event()
         self._entries: list[InboxEntry] = []
+        self._news: list[Message | None] = []
+        """For each of the entries its message, if its user should hear of it even when offline."""
         self._has_entries = asyncio.Event()
         self._behind: dict[str, int] = {}
+        """How far the timeline goes of who is to be told so."""
+        self._unheard: dict[str, int] = {}
+        """Of each user who is behind, or about to be told so, the first offset that could not be pushed."""
         self._log = logger(node=site.name)
 
     @property
@@ -74,14 +105,31 @@ class Pusher:
         """How many conversations access nodes follow, each counted once a node."""
         return len(self._followed)
 
-    def committed(self, batch: Iterable[Appended]) -> None:
+    def committed(self, deliveries: Iterable[Delivery]) -> None:
         """Take what was just made durable, in order of commit. Never waits."""
-        for appended in batch:
+        for delivery in deliveries:
+            versions = self._versions_after(delivery)
             if len(self._queue) < QUEUE_MAX:
-                self._queue.append(appended)
+                self._queue.append((delivery, versions))
             else:
-                self._mark_behind(appended.positions)
+                self._mark_behind(delivery.positions)
         self._wake.set()
+
+    def _versions_after(self, delivery: Delivery) -> Sequence[int | None]:
+        """Count the delivery in the versions of all whom it concerns; return those of its `members`."""
+        if delivery.members:
+            self._versions.is_on = True  # there is a small conversation with read fan-out, whatever new ones get
+        elif not self._versions.is_on:
+            return ()
+        self._versions.changed(user for user, _ in delivery.positions)
+        return [self._versions.changed_one(user) for user in delivery.members]
+
+    def tell(self, users: Iterable[str], data: bytes) -> None:
+        """Push something of the moment to the users who are online. It is lost where that fails."""
+        if len(self._entries) < QUEUE_MAX:
+            for user in users:
+                self._add(user, 0, data, None)
+            self._has_entries.set()
 
     async def run(self) -> None:
         """Push until cancelled."""
@@ -95,47 +143,64 @@ class Pusher:
                 self._wake.clear()
                 batch, self._queue = self._queue, []
                 # Encoded once, for the timelines and for whoever follows the conversation.
-                encoded = [(appended, publication(appended.message)) for appended in batch]
-                self._followed.push([(appended.message, data) for appended, data in encoded], tasks)
-                for appended, data in encoded:
-                    self._add_entries(appended, data)
+                encoded = [(delivery, publication(delivery.message)) for delivery, _ in batch]
+                self._followed.push(encoded, tasks)
+                for (delivery, data), (_, versions) in zip(encoded, batch, strict=True):
+                    self._add_entries(delivery, data, versions)
+                self._has_entries.set()
 
     async def wait_ready(self) -> None:
         """Return once statuses can be looked up."""
         await self._statuses.wait_ready()
         await self._pool.wait_ready()
 
-    def _add_entries(self, appended: Appended, data: bytes) -> None:
-        if len(self._entries) < QUEUE_MAX:
-            self._entries.extend(InboxEntry(user, offset, data) for user, offset in appended.positions)
-            self._has_entries.set()
-        else:
-            self._mark_behind(appended.positions)
+    # ------------------------------------------------------------ inside
+
+    def _add_entries(self, delivery: Delivery, data: bytes, versions: Sequence[int | None]) -> None:
+        if len(self._entries) >= QUEUE_MAX:
+            self._mark_behind(delivery.positions)
+            return
+        message = delivery.message
+        is_message = message.form == Form.MESSAGE
+        for user, offset in delivery.positions:
+            self._add(user, offset, data, message if is_message and user != message.sender else None)
+        for user, version in zip(delivery.members, versions, strict=True):
+            told = data if version is None else with_version(data, version)
+            self._add(user, 0, told, message if is_message and user != message.sender else None)
+
+    def _add(self, user: str, offset: int, data: bytes, news: Message | None) -> None:
+        self._entries.append(InboxEntry(user, offset, data))
+        self._news.append(news)
 
     async def _push_entries(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._has_entries.wait()
             self._has_entries.clear()
             entries, self._entries = self._entries, []
-            await self._push(entries, tasks)
+            news, self._news = self._news, []
+            await self._push(entries, news, tasks)
 
-    async def _push(self, entries: list[InboxEntry], tasks: asyncio.TaskGroup) -> None:
+    async def _push(
+        self, entries: Sequence[InboxEntry], news: Sequence[Message | None], tasks: asyncio.TaskGroup
+    ) -> None:
         statuses = await self._statuses.lookup(list({entry.user for entry in entries}))
-        for node, mine in self._by_node(entries, statuses).items():
-            # A task, so that a slow node delays nobody; its first step queues the call, so order is kept.
-            tasks.create_task(self._deliver(node, mine))
-
-    def _by_node(
-        self, entries: Iterable[InboxEntry], statuses: Mapping[str, UserStatus]
-    ) -> dict[str, list[InboxEntry]]:
         by_node: dict[str, list[InboxEntry]] = {}
-        for entry in entries:
+        for entry, message in zip(entries, news, strict=True):
             status = statuses[entry.user]
             if status.state == "unknown":
                 self._mark_behind([(entry.user, entry.offset)])
-            for node in {view.node for view in status.sessions}:
+            elif message is not None and status.state == "offline":
+                self._on_offline(entry.user, message)
+            elif not entry.data:
+                first = self._unheard.pop(entry.user, None)
+                if first is not None and status.state == "offline":
+                    tasks.create_task(self._on_unheard(entry.user, first))
+            for node in _nodes_of(status):
                 by_node.setdefault(node, []).append(entry)
-        return by_node
+        for node, mine in by_node.items():
+            for part in parts(mine):
+                # A task, so that a slow node delays nobody; its first step queues the call, so order is kept.
+                tasks.create_task(self._deliver(node, part))
 
     async def _deliver(self, node: str, entries: list[InboxEntry]) -> None:
         try:
@@ -152,8 +217,9 @@ class Pusher:
 
     def _mark_behind(self, positions: Iterable[tuple[str, int]]) -> None:
         for user, offset in positions:
-            if user in self._behind or len(self._behind) < self._config.push_behind_max:
+            if offset and (user in self._behind or len(self._behind) < self._config.push_behind_max):
                 self._behind[user] = max(offset, self._behind.get(user, 0))
+                self._unheard[user] = min(offset, self._unheard.get(user, offset))
 
     async def _retry(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -162,4 +228,11 @@ class Pusher:
             users = list(self._behind)[:RETRY_BATCH]
             if users:
                 # Only how far the timeline goes: the access node fetches what its sessions miss.
-                await self._push([InboxEntry(user, self._behind.pop(user), b"") for user in users], tasks)
+                hints = [InboxEntry(user, self._behind.pop(user), b"") for user in users]
+                await self._push(hints, [None] * len(hints), tasks)
+
+
+def _nodes_of(status: UserStatus) -> Iterable[str]:
+    """Return the access nodes of the user's sessions, each once."""
+    sessions = status.sessions
+    return (sessions[0].node,) if len(sessions) == 1 else {view.node for view in sessions}

@@ -5,6 +5,7 @@ The rules are `im.core.workers`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
@@ -41,6 +42,7 @@ class WorkerLease:
         self._on_taken = on_taken
         self._holder = new_uuid()
         self._term: WorkerTerm | None = None
+        self._taking = asyncio.Lock()
         self._index = 0
         """Of the registry's entry with our mark, as far as we know: what the next mark must replace."""
         self._log = logger(node=node)
@@ -55,12 +57,17 @@ class WorkerLease:
         return self._term is not None and self._term.covers(now)
 
     async def acquire(self) -> None:
-        """Take the lowest number that is free.
+        """Take the lowest number that is free, if none is held: of several calls at once the first one takes it.
 
         Raises:
             StoreError: the registry does not answer, or has something else where marks are.
             Unavailable: all numbers are held.
         """
+        async with self._taking:
+            if self._term is None:
+                await self._take()
+
+    async def _take(self) -> None:
         view = await self._registry.scan(PREFIX)
         entries = {int(entry.key.removeprefix(PREFIX)): entry for entry in view.items}
         marks = {number: _mark_of(entry) for number, entry in entries.items()}

@@ -73,6 +73,11 @@ class DataFolder:
         """Path of the message store's database."""
         return self.path / "messages.db"
 
+    @property
+    def search_db(self) -> Path:
+        """Path of the search index, which is made anew from the messages if it is missing."""
+        return self.path / "messages-search.db"
+
     def claim(self) -> None:
         """Make the folder and lock it for this process."""
         try:

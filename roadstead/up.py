@@ -24,8 +24,9 @@ from base.registry.node import RegistryNode
 from base.registry.sqlite import SqliteRegistry
 from base.service import Service, run_services
 from base.site import Site
+from im.search.search import Search
 from im.service import MessageService
-from im.sqlite import SqliteMessageStore
+from im.store.sqlite import SqliteMessageStore
 from roadstead.agreed import publish_agreed
 from roadstead.backends import access_side, lookups
 from roadstead.config import Config
@@ -35,8 +36,6 @@ from status.gateway import StatusGateway
 from status.service import StatusNode
 
 __all__ = ["run_up"]
-
-WORKER = 0
 
 
 async def run_up(
@@ -53,12 +52,14 @@ async def run_up(
         clock = SystemClock()
         try:
             registry = SqliteRegistry(clock, data.registry_db)
-            store = await SqliteMessageStore.open(data.messages_db)
+            store = await SqliteMessageStore.open(data.messages_db, settings=config.im.ledger_settings)
         except StoreUnavailable as error:
             raise ConfigError([f"the data folder {data.path} cannot be used: {error}"]) from error
+        search = None
         try:
             await publish_agreed(registry, config.status)
-            nodes = await _Wiring(config, secrets, registry, clock).build(store)
+            search = await Search.open(data.search_db, store, clock)
+            nodes = await _Wiring(config, secrets, registry, clock).build(store, search)
 
             def ready() -> None:
                 endpoints = nodes.endpoints()
@@ -67,6 +68,8 @@ async def run_up(
 
             await run_services(nodes.in_order(), on_ready=ready, stop=stop)
         finally:
+            if search is not None:
+                await search.close()
             await store.close()
             await registry.close()
     finally:
@@ -117,14 +120,14 @@ class _Wiring:
         self._credentials = Credentials({secrets.api_key: Role.ADMIN})
         self._next_port = config.up.port
 
-    async def build(self, store: SqliteMessageStore) -> _Nodes:
+    async def build(self, store: SqliteMessageStore, search: Search) -> _Nodes:
         config, secrets = self._config, self._secrets
         ticket_key = (secrets.ticket_kid, secrets.ticket_key)
         scheduler = Scheduler(
             config.scheduler, await self._site("scheduler-1"), user_key=secrets.user_key, ticket_key=ticket_key
         )
         im_site = await self._site("im-1")
-        im = MessageService(config.im, im_site, store=store, worker=WORKER, statuses=lookups(config, im_site))
+        im = MessageService(config.im, im_site, store=store, search=search, statuses=lookups(config, im_site))
         access_sites = [await self._site(f"access-{number}") for number in range(1, config.up.access_nodes + 1)]
         status = await self._status()
         registry = RegistryNode(await self._site("registry-1"))

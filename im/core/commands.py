@@ -237,7 +237,7 @@ class Trimmed(msgspec.Struct, frozen=True, gc=False):
 Outcome = Appended | KeyConflict | Refused | Queued | Marked | GroupChanged | Trimmed
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """Entries of timelines that became durable, all with the same message: (user, offset) each.
 
     `is_first` once a message: whoever follows its conversation is told then. `fan_out` is the conversation's when the

@@ -21,7 +21,7 @@ __all__ = ["publication", "receipt", "shown", "sync_hint", "typing", "with_versi
 _NULL = msgspec.Raw(b"null")
 
 
-class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class _Entry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     kind: str
     mid: str
     cid: str
@@ -81,24 +81,25 @@ def shown(message: Message, overlay: Overlay | None) -> _Entry:
         else:
             edited = overlay.version
     is_message = form == Form.MESSAGE
+    # By position: each entry that is pushed is made here, and names would cost as much as all the rest.
     return _Entry(
-        kind=_KINDS.get(form, message.kind),
-        mid=str(message.mid),
-        cid=str(message.cid),
-        seq=message.seq,
-        cseq=message.cseq,
-        sender=message.sender,
-        device=message.device,
-        to=message.recipient,
-        client_msg_id=message.client_msg_id,
-        type=message.kind,
-        body=msgspec.Raw(body) if body else _NULL,
-        at=message.at,
-        reply_to=message.ref if is_message else 0,
-        target=0 if is_message else message.ref,
-        mentions=msgspec.Raw(mentions) if mentions else UNSET,
-        edited=edited,
-        recalled=recalled,
+        _KINDS.get(form, message.kind),
+        str(message.mid),
+        str(message.cid),
+        message.seq,
+        message.cseq,
+        message.sender,
+        message.device,
+        message.recipient,
+        message.client_msg_id,
+        message.kind,
+        msgspec.Raw(body) if body else _NULL,
+        message.at,
+        message.ref if is_message else 0,
+        0 if is_message else message.ref,
+        msgspec.Raw(mentions) if mentions else UNSET,
+        edited,
+        recalled,
     )
 
 

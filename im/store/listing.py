@@ -1,7 +1,8 @@
 """A user's conversations as a list shows them, a thousand at a time: few queries, each about many conversations.
 
 What is written directly (members, views) may be one transaction ahead of the memory that was taken before. Where such a
-row points at an entry, that entry is durable, so the ends that are told are never behind it.
+row points at an entry, that entry is durable, so the ends that are told are never behind it. Overlays may be ahead as
+well: what was recalled behind the end that is told is not counted as recalled.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _COUNT_MEMBERS = Bulk(
 _COUNT_RECALLED = Bulk(
     """WITH asked (cid, after, through) AS (VALUES {rows})
     SELECT cid, (
-        SELECT count(*) FROM overlay WHERE overlay.cid = asked.cid AND seq > after AND seq <= through AND is_recalled
+        SELECT count(*) FROM overlay
+        WHERE overlay.cid = asked.cid AND seq > after AND seq <= through AND version <= through AND is_recalled
     ) FROM asked""",
     width=3,
 )

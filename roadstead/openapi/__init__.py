@@ -14,6 +14,7 @@ from base.http import Role
 from roadstead import __version__
 from roadstead.config import Config
 from roadstead.openapi.access import ACCESS_OPERATIONS, access_schemas
+from roadstead.openapi.messages import MESSAGE_OPERATIONS, message_schemas
 from roadstead.openapi.operations import EVERY_NODE, JSON, OPERATIONS, Operation
 from roadstead.openapi.scheduler import SCHEDULER_OPERATIONS, scheduler_schemas
 from roadstead.openapi.schemas import Schema, ref, schemas
@@ -25,14 +26,14 @@ _ROLES = {
     "scheduler": "Where clients connect, and how that is decided.",
     "access": "The clients' connections, and the channels of the application, for operators and backends.",
     "status": "Who is online, and the cluster that knows it.",
-    "im": "Messages, for backends.",
+    "im": "Conversations and messages, for backends.",
 }
 
 
 def document() -> dict[str, Any]:
     """Return the document."""
     paths: dict[str, dict[str, Any]] = {}
-    for operation in (*OPERATIONS, *SCHEDULER_OPERATIONS, *ACCESS_OPERATIONS):
+    for operation in (*OPERATIONS, *SCHEDULER_OPERATIONS, *ACCESS_OPERATIONS, *MESSAGE_OPERATIONS):
         path = paths.setdefault(operation.path, {"servers": _servers(operation.served_by)})
         assert operation.method not in path, "an operation is described once"
         path[operation.method] = _operation(operation)
@@ -48,15 +49,18 @@ def document() -> dict[str, Any]:
         "tags": [{"name": name, "description": meaning} for name, meaning in _ROLES.items()],
         "paths": paths,
         "components": {
-            "schemas": {
-                **schemas(),
-                **scheduler_schemas(),
-                **access_schemas(),
-                "NothingElse": _nothing_else(),
-            },
+            "schemas": _schemas(),
             "securitySchemes": _security_schemes(),
         },
     }
+
+
+def _schemas() -> dict[str, Schema]:
+    made: dict[str, Schema] = {"NothingElse": _nothing_else()}
+    for part in (schemas(), scheduler_schemas(), access_schemas(), message_schemas()):
+        assert not made.keys() & part.keys(), "a name means one thing"
+        made |= part
+    return made
 
 
 def _nothing_else() -> Schema:

@@ -12,8 +12,6 @@ from typing import Any, Final, Literal
 
 from base.errors import Code
 from base.http import Role
-from im.service import OFFSET_MAX
-from roadstead.config import Config
 from roadstead.openapi.schemas import Schema, integer, ref, text
 from status.core.events import CURSOR_CHARS_MAX
 from status.core.rollcall import CURSOR_CHARS_MAX as LISTING_CHARS_MAX
@@ -77,7 +75,6 @@ _LAST_EVENT_ID = {
     "schema": text(maxLength=CURSOR_CHARS_MAX),
 }
 _VIEWER = query("viewer", ref("Id"), "Answer with what this user may see: no sessions.")
-_SYNC_MAX = Config().im.sync_entries_max
 
 _NODE: tuple[Operation, ...] = (
     Operation(
@@ -256,46 +253,4 @@ _ADMIN: tuple[Operation, ...] = (
     _order("abort", "Roll back the moves that can be, and pause", "AbortResult"),
 )
 
-_MESSAGES: tuple[Operation, ...] = (
-    Operation(
-        method="post",
-        path="/v1/messages",
-        name="sendMessage",
-        served_by="im",
-        summary="Send a message for a user",
-        description="Answered when it is durable. The same `client_msg_id` makes a retry harmless.",
-        key=Role.BACKEND,
-        body="ServerSend",
-        answer=ref("SendResult"),
-        errors=(
-            Code.BAD_REQUEST,
-            Code.LIMIT_EXCEEDED,
-            Code.CONFLICT,
-            Code.DRAINING,
-            Code.OVERLOADED,
-            Code.UNAVAILABLE,
-            Code.STORE_UNAVAILABLE,
-        ),
-    ),
-    Operation(
-        method="get",
-        path="/v1/users/{user}/timeline",
-        name="getTimeline",
-        served_by="im",
-        summary="The messages of a user after an offset",
-        key=Role.BACKEND,
-        parameters=(
-            _USER,
-            query("since", integer(most=OFFSET_MAX, default=0), "The offset that was read last."),
-            query(
-                "limit",
-                integer(least=1, most=_SYNC_MAX, default=100),
-                "Most entries of the page; `im.sync_entries_max` is the most that may be asked for.",
-            ),
-        ),
-        answer=ref("TimelinePage"),
-        errors=(Code.BAD_REQUEST, Code.OVERLOADED, Code.STORE_UNAVAILABLE),
-    ),
-)
-
-OPERATIONS: tuple[Operation, ...] = (*_NODE, *_STATUSES, *_EVENTS, *_ADMIN, *_MESSAGES)
+OPERATIONS: tuple[Operation, ...] = (*_NODE, *_STATUSES, *_EVENTS, *_ADMIN)

@@ -15,8 +15,6 @@ import msgspec
 
 from base.errors import Code, Retry
 from base.ids import ID_BYTES_MAX
-from im.core.message import KIND_BYTES_MAX
-from im.service import ServerSend
 from status.api import LOOKUP_USERS_MAX, State, UserStatus
 from status.core.events import EventKind
 from status.core.partitions import PARTITIONS, Stage
@@ -41,7 +39,7 @@ __all__ = [
 Schema = dict[str, Any]
 
 REF = "#/components/schemas/{name}"
-BODIES = (ServerSend, StatusesRequest, ResizeRequest)
+BODIES = (StatusesRequest, ResizeRequest)
 _USER_STATES = sorted(get_args(msgspec.structs.fields(UserStatus)[0].type))
 _NULL: Schema = {"type": "null"}
 _YES_NO: Schema = {"type": "boolean"}
@@ -49,7 +47,7 @@ _YES_NO: Schema = {"type": "boolean"}
 
 def schemas() -> dict[str, Schema]:
     """Return every named schema."""
-    return {**_bodies(), **_common(), **_statuses(), **_events(), **_messages(), **_cluster()}
+    return {**_bodies(), **_common(), **_statuses(), **_events(), **_cluster()}
 
 
 def ref(name: str) -> Schema:
@@ -119,10 +117,7 @@ def of_types(types: Iterable[type]) -> dict[str, Schema]:
 def _bodies() -> dict[str, Schema]:
     """Return the schemas of the structs, with the limits that their handlers check."""
     made = of_types(BODIES)
-    send, lookup, resize = (made[name]["properties"] for name in ("ServerSend", "StatusesRequest", "ResizeRequest"))
-    send |= {"from": ref("Id"), "to": ref("Id"), "client_msg_id": ref("Id")}
-    send["type"] |= {"minLength": 1, "maxLength": KIND_BYTES_MAX}
-    send["body"] = {"description": "Any JSON value, of at most `im.body_bytes_max` bytes as it is sent."}
+    lookup, resize = (made[name]["properties"] for name in ("StatusesRequest", "ResizeRequest"))
     lookup["users"] |= {"items": ref("Id"), "maxItems": LOOKUP_USERS_MAX}
     lookup["viewer"] = either(ref("Id"), _NULL) | {"default": None}
     weight = {"minimum": 1, "maximum": WEIGHT_MAX}
@@ -249,38 +244,6 @@ def _events() -> dict[str, Schema]:
                 "cursor": text("Hand it back for what comes next; it is good at every status node."),
                 "is_at_end": _YES_NO | _meant("Whether nothing more is to be read at once."),
                 "missing": many(text(), "Status nodes that did not answer in time; the cursor waits for them."),
-            }
-        ),
-    }
-
-
-def _messages() -> dict[str, Schema]:
-    place = {
-        "mid": text("The message's id, a number as text: it does not fit every JSON parser's numbers."),
-        "cid": integer("The conversation's number."),
-        "seq": integer("The message's number in its conversation."),
-        "at": _time("When it was taken"),
-    }
-    message = {
-        "kind": text(const="message"),
-        **place,
-        "from": ref("Id"),
-        "device": text("The sender's device, `server` for what a backend sent."),
-        "to": ref("Id"),
-        "client_msg_id": ref("Id"),
-        "type": text(),
-        "body": {"description": "The JSON value that was sent."},
-    }
-    return {
-        "SendResult": obj({**place, "is_new": _YES_NO | _meant("False for a retry: it was stored before.")}),
-        "Message": obj(message, "A stored message, as clients get it."),
-        "TimelineEntry": obj({"offset": integer(least=1), "data": ref("Message")}),
-        "TimelinePage": obj(
-            {
-                "epoch": text("Offsets of different epochs do not compare."),
-                "head": integer("The newest offset, 0 for an empty timeline."),
-                "has_more": _YES_NO,
-                "entries": many(ref("TimelineEntry"), "Without a hole after `since`."),
             }
         ),
     }

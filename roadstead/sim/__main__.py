@@ -13,7 +13,7 @@ from typing import NamedTuple
 import click
 
 from base.clock import SystemClock
-from roadstead.sim import leases, resize, resize_hosts
+from roadstead.sim import leases, messages, messages_guards, resize, resize_hosts
 from roadstead.sim.lease_hosts import Guards
 from roadstead.sim.report import Report, Violation
 
@@ -31,6 +31,7 @@ class History(NamedTuple):
 
 HISTORIES: dict[str, History] = {
     "leases": History(leases.run, Guards.names()),
+    "messages": History(messages.run, messages_guards.Guards.names()),
     "resize": History(resize.run, resize_hosts.Guards.names()),
 }
 

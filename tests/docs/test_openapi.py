@@ -20,7 +20,9 @@ from base.errors import Code
 from base.peer.server import PEER_PATH
 from base.registry.sqlite import SqliteRegistry
 from base.service import Service
-from im.sqlite import SqliteMessageStore
+from im.methods import METHODS
+from im.search.search import Search
+from im.store.sqlite import SqliteMessageStore
 from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints
 from roadstead.openapi import document
@@ -59,9 +61,11 @@ async def built(folder: Path, config: Config) -> list[Service]:
     data.claim()
     secrets, clock = data.make_secrets(), SystemClock()
     registry, store = SqliteRegistry(clock, data.registry_db), await SqliteMessageStore.open(data.messages_db)
+    search = await Search.open(data.search_db, store, clock)
     try:
-        return (await _Wiring(config, secrets, registry, clock).build(store)).in_order()
+        return (await _Wiring(config, secrets, registry, clock).build(store, search)).in_order()
     finally:
+        await search.close()
         await store.close()
         await registry.close()
         data.release()
@@ -113,6 +117,17 @@ def test_operations_are_told_apart_and_their_path_parameters_described() -> None
     for method, path in documented():
         parameters = DOCUMENT["paths"][path][method].get("parameters", [])
         assert {one["name"] for one in parameters if one["in"] == "path"} == set(re.findall(r"\{(\w+)\}", path))
+
+
+def test_every_method_of_clients_is_an_operation_of_backends() -> None:
+    """Called the same, with the arguments and one of the results of the table."""
+    for method in METHODS:
+        operation = DOCUMENT["paths"][f"/v1/users/{{user}}/im/{method.name}"]["post"]
+        body = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": f"#/components/schemas/{method.arguments.__name__}"}
+        answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        named = [one["$ref"].rsplit("/", 1)[1] for one in answer.get("anyOf", [answer])]
+        assert named == [result.__name__ for result in method.results]
 
 
 # ---------------------------------------------------------------- what is answered
@@ -247,6 +262,64 @@ SCHEDULER_CALLS: list[tuple[str, str, str, Any]] = [
     ("get", "/v1/discovery/prometheus", "/v1/discovery/prometheus?service=status", None),
     ("get", "/v1/discovery/prometheus", "/v1/discovery/prometheus?service=", None),
 ]
+MESSAGES, OFFLINE = "/v1/messages", "/v1/offline"
+CHANGES, TIMELINE = "/v1/conversations/{cid}/changes", "/v1/users/{user}/timeline"
+SENT = {"to": "b", "client_msg_id": "1", "body": [1]}
+GROUP = {"client_msg_id": "g", "name": "team", "members": ["b", "c"]}
+METHOD_CALLS: list[tuple[str, str, Any]] = [
+    ("a", "send", {**SENT, "client_msg_id": "2", "mentions": ["b"], "reply_to": 1}),
+    ("a", "send", {**SENT, "client_msg_id": "3", "ack": "queued"}),
+    ("a", "send", {**SENT, "client_msg_id": "2"}),
+    ("a", "send", {**SENT, "client_msg_id": "4", "reply_to": 99}),
+    ("a", "send", {"cid": "77", "client_msg_id": "5", "body": 1}),
+    ("a", "edit", {"cid": "1", "seq": 1, "client_msg_id": "6", "body": "new"}),
+    ("b", "edit", {"cid": "1", "seq": 1, "client_msg_id": "7", "body": "new"}),
+    ("a", "recall", {"cid": "1", "seq": 2, "client_msg_id": "8"}),
+    ("a", "recall", {"cid": "1", "seq": 2, "client_msg_id": "9"}),
+    ("b", "typing", {"cid": "1"}),
+    ("c", "typing", {"cid": "1"}),
+    ("b", "sync", {"since": 0}),
+    ("b", "sync", {"since": 10_000}),
+    ("b", "history", {"cid": "1", "after": 0}),
+    ("c", "history", {"cid": "1"}),
+    ("b", "search", {"cid": "1", "text": "new"}),
+    ("c", "search", {"cid": "1", "text": "new"}),
+    ("b", "mark", {"cid": "1", "read_seq": 1}),
+    ("b", "mark", {"cid": "1"}),
+    ("b", "set", {"cid": "1", "pin": True}),
+    ("c", "set", {"cid": "1", "pin": True}),
+    ("a", "receipts", {"cid": "1", "seq": 1}),
+    ("a", "receipts", {"cid": "1", "seq": 99}),
+    ("a", "group_create", GROUP),
+    ("a", "group_create", {**GROUP, "name": "other"}),
+    ("a", "group_change", {"cid": "2", "action": "rename", "value": "crew"}),
+    ("b", "group_change", {"cid": "2", "action": "rename", "value": "mine"}),
+    ("b", "members", {"cid": "2"}),
+    ("d", "members", {"cid": "2"}),
+    ("b", "conversations", None),
+    ("b", "conversations", {"after": "x"}),
+    ("b", "unread", None),
+    ("b", "unread", []),
+]
+IM_CALLS: list[tuple[str, str, str, Any]] = [
+    ("post", MESSAGES, MESSAGES, {"from": "a", **SENT}),
+    ("post", MESSAGES, MESSAGES, {"from": "a", **SENT, "body": [2]}),
+    ("post", MESSAGES, MESSAGES, {"from": "a"}),
+    *(
+        ("post", f"/v1/users/{{user}}/im/{name}", f"/v1/users/{user}/im/{name}", body)
+        for user, name, body in METHOD_CALLS
+    ),
+    ("get", TIMELINE, "/v1/users/b/timeline?limit=10", None),
+    ("get", TIMELINE, "/v1/users/b/timeline?limit=0", None),
+    ("get", TIMELINE, "/v1/users/b/timeline?epoch=another", None),
+    ("post", CHANGES, "/v1/conversations/2/changes", {"action": "invite", "users": ["d"]}),
+    ("post", CHANGES, "/v1/conversations/2/changes", {"action": "fan_out", "value": "read"}),
+    ("post", CHANGES, "/v1/conversations/2/changes", {"action": "dissolve"}),
+    ("post", CHANGES, "/v1/conversations/2/changes", {"action": "rename", "value": "x"}),
+    ("post", CHANGES, "/v1/conversations/x/changes", {"action": "dissolve"}),
+    ("get", OFFLINE, f"{OFFLINE}?wait_ms=1", None),
+    ("get", OFFLINE, f"{OFFLINE}?cursor=x", None),
+]
 CALLS: list[tuple[str, str, str, str, Any]] = [
     ("get", "scheduler", "/healthz", "/healthz", None),
     ("get", "im", "/readyz", "/readyz", None),
@@ -269,9 +342,7 @@ CALLS: list[tuple[str, str, str, str, Any]] = [
     ("post", "status", "/v1/admin/status/abort", "/v1/admin/status/abort", None),
     ("post", "status", "/v1/admin/status/pause", "/v1/admin/status/pause", None),
     ("post", "status", "/v1/admin/status/resume", "/v1/admin/status/resume", {}),
-    ("post", "im", "/v1/messages", "/v1/messages", {"from": "a", "to": "b", "client_msg_id": "1", "body": [1]}),
-    ("post", "im", "/v1/messages", "/v1/messages", {"from": "a", "to": "b", "client_msg_id": "1", "body": [2]}),
-    ("post", "im", "/v1/messages", "/v1/messages", {"from": "a"}),
+    *((method, "im", path, target, body) for method, path, target, body in IM_CALLS),
     ("get", "access", "/v1/admin/access", "/v1/admin/access", None),
     ("get", "access", "/v1/admin/access/clients", "/v1/admin/access/clients?user=alice", None),
     ("get", "access", "/v1/admin/access/clients", "/v1/admin/access/clients", None),
@@ -292,7 +363,6 @@ CALLS: list[tuple[str, str, str, str, Any]] = [
     ("post", "access", "/v1/admin/access/abort", "/v1/admin/access/abort", None),
     ("post", "access", "/v1/admin/access/kick", "/v1/admin/access/kick", {"user": "alice"}),
     ("post", "access", "/v1/admin/access/kick", "/v1/admin/access/kick", {}),
-    ("get", "im", "/v1/users/{user}/timeline", "/v1/users/b/timeline?limit=10", None),
 ]
 
 

@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from access.api import (
-    DELIVER_CONVERSATION,
-    ConversationEntry,
-    ConversationsDelivered,
-    DeliverConversations,
-)
-from access.api import SERVICE as ACCESS
-from base.clock import Clock, SimClock, SystemClock, Timestamp
-from base.errors import BadRequest, LimitExceeded, PermissionDenied, RoadsteadError, Unavailable
-from base.http import Credentials, Role
-from base.ids import Incarnation, NodeId
-from base.node import Node
-from base.peer import PeerClient
-from base.registry.memory import MemoryRegistry
-from base.site import NodeConfig, Site
+from base.clock import SimClock, Timestamp
+from base.errors import BadRequest, LimitExceeded, NotMember, Unavailable
 from im.api import (
     CONVERSATION,
     CONVERSATION_HEADS,
@@ -34,161 +20,24 @@ from im.api import (
     Follow,
     FollowReply,
 )
-from im.client import ImClient
-from im.config import ImConfig
+from im.core.commands import Delivery, Draft
 from im.core.followers import LEASE_MS
+from im.core.model import Form, Message
 from im.followed import BYTES_PER_PUSH, ENTRIES_PER_PUSH
-from im.memory import MemoryMessageStore
-from im.ports import Appended, Draft, Message
-from im.service import MessageService
-from status.api import OFFLINE, UserStatus
-
-TIMEOUT_S = 20
-
-
-class NobodyOnline:
-    """Status lookups that find nobody, or nothing for as long as `is_stuck`."""
-
-    is_stuck = False
-
-    async def run(self) -> None:
-        """Keep nothing."""
-
-    async def wait_ready(self) -> None:
-        """Wait for nothing."""
-
-    async def lookup(self, users: Sequence[str], *, viewer: str | None = None) -> Mapping[str, UserStatus]:
-        assert viewer is None
-        if self.is_stuck:
-            await asyncio.Event().wait()
-        return dict.fromkeys(users, OFFLINE)
-
-
-class AccessEnd:
-    """What an access node has for conversations: its client of the message services, and what they push to it."""
-
-    def __init__(self, site: Site) -> None:
-        self.node = Node(site, ACCESS, statistics=dict)
-        self.im = ImClient(site)
-        self.failure: RoadsteadError | None = None
-        self._pushes: asyncio.Queue[DeliverConversations] = asyncio.Queue()
-        self.node.peers.serve(DELIVER_CONVERSATION, self._take)
-
-    async def pushed(self) -> DeliverConversations:
-        """Return the next push."""
-        async with asyncio.timeout(TIMEOUT_S):
-            return await self._pushes.get()
-
-    async def entries(self, count: int) -> list[ConversationEntry]:
-        """Return the next entries, however they are pushed."""
-        found: list[ConversationEntry] = []
-        while len(found) < count:
-            found += (await self.pushed()).entries
-        return found
-
-    async def send(self, sender: str, recipient: str, key: str) -> None:
-        """Send as a client does, and return when the message is durable."""
-        await self.im.rpc(sender, "phone", "im.send", send_json(recipient, key))
-
-    def _take(self, deliver: DeliverConversations, _peer: str) -> ConversationsDelivered:
-        if self.failure is not None:
-            raise self.failure
-        self._pushes.put_nowait(deliver)
-        return ConversationsDelivered()
-
-
-class Cluster:
-    """A message service, of which there may be a next life, and access nodes."""
-
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        self.registry = MemoryRegistry(SystemClock())
-        self.store = MemoryMessageStore()
-        self.statuses = NobodyOnline()
-        self.service: MessageService
-        self._tasks = tasks
-        self._running: dict[str, tuple[Node, list[asyncio.Task[None]]]] = {}
-
-    def site(self, name: str, life: int, clock: Clock | None = None) -> Site:
-        return Site(
-            name=NodeId(name),
-            incarnation=Incarnation(life),
-            host="127.0.0.1",
-            port=0,
-            registry=self.registry,
-            clock=clock or SystemClock(),
-            peer_key="peer-key",
-            credentials=Credentials({"api-key": Role.ADMIN}),
-            config=NodeConfig(),
-        )
-
-    async def start_service(self, *, life: int = 1, followed_max: int = 10_000, clock: Clock | None = None) -> None:
-        site = self.site("im-1", life, clock)
-        config = ImConfig(followed_max=followed_max, push_retry_ms=100)
-        self.service = MessageService(config, site, store=self.store, worker=0, statuses=self.statuses)
-        self._run("im-1", self.service.node, self.service.run())
-        await self.service.start()
-
-    async def start_access(self, name: str = "access-1", *, life: int = 1) -> AccessEnd:
-        end = AccessEnd(self.site(name, life))
-        await end.node.listen()
-        self._run(name, end.node, end.im.run(), end.node.run())
-        await end.im.wait_ready()
-        await end.node.join()
-        return end
-
-    async def peer(self) -> PeerClient:
-        """Connect a node that says whatever it is told to."""
-        client = PeerClient(self.service.node.http.url, peer="im-1", node="access-7", peer_key="peer-key")
-        self._running["peer"] = self.service.node, [self._tasks.create_task(client.run())]
-        return client
-
-    async def stop(self, name: str) -> None:
-        """End a role without goodbye: its sockets just close."""
-        node, running = self._running.pop(name)
-        for task in running:
-            task.cancel()
-        await asyncio.wait(running)
-        await node.close()
-
-    async def close(self) -> None:
-        for name in reversed(list(self._running)):
-            await self.stop(name)
-
-    async def followed(self, count: int) -> None:
-        """Return once so many pairs of a node and a conversation are followed. For facts that arrive by themselves."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while self.service.statistics()["followed"] != count:  # noqa: ASYNC110 - there is no event to wait for
-                await asyncio.sleep(0.01)
-
-    def _run(self, name: str, node: Node, *work: Coroutine[Any, Any, None]) -> None:
-        self._running[name] = node, [self._tasks.create_task(one) for one in work]
-
-
-@asynccontextmanager
-async def running(**options: Any) -> AsyncIterator[Cluster]:
-    async with asyncio.TaskGroup() as tasks:
-        cluster = Cluster(tasks)
-        await cluster.start_service(**options)
-        try:
-            yield cluster
-        finally:
-            await cluster.close()
+from tests.im.cluster import TIMEOUT_S, Cluster, running
 
 
 @pytest.fixture
-async def cluster() -> AsyncIterator[Cluster]:
-    async with running() as made:
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    async with running(tmp_path) as made:
         yield made
 
 
-def send_json(recipient: str, key: str) -> bytes:
-    return msgspec.json.encode({"to": recipient, "client_msg_id": key, "body": {"text": key}})
-
-
-def appended(seq: int, *, cid: int = 1, body: bytes = b"{}") -> Appended:
-    """Make what a store returns; nobody's timelines have it."""
-    message = Message(cid, seq, 7, "ann", "phone", "bob", f"k{seq}", "text", body, Timestamp(1_000))
-    return Appended(message, is_new=True, positions=())
+def delivery(seq: int, *, cid: int = 1, body: bytes = b"{}") -> Delivery:
+    """Make what a store says of a message; nobody's timelines have it."""
+    at = Timestamp(1_000)
+    message = Message(seq, cid, seq, seq, 7, "ann", "phone", "bob", f"k{seq}", Form.MESSAGE, "text", 0, body, b"", at)
+    return Delivery(message, (), "read")
 
 
 # ---------------------------------------------------------------- reading
@@ -206,7 +55,7 @@ async def test_a_member_reads_a_conversation(cluster: Cluster):
         page = await end.im.conversation("1", user=user, since=0, limit=100, bytes_max=1_000_000)
         assert (page.epoch, page.head) == (cluster.store.epoch, 6)
         assert page.entries == timeline.entries
-        assert [json["cid"] for json in map(msgspec.json.decode, (data for _, data in page.entries))] == [1] * 6
+        assert [json["cid"] for json in map(msgspec.json.decode, (data for _, data in page.entries))] == ["1"] * 6
 
 
 async def test_a_page_is_bounded_by_entries_and_bytes(cluster: Cluster):
@@ -232,8 +81,8 @@ async def test_a_page_is_bounded_by_entries_and_bytes(cluster: Cluster):
 async def test_a_page_never_has_over_a_thousand_entries(cluster: Cluster):
     """Whatever limit is asked for."""
     end = await cluster.start_access()
-    await cluster.store.append(
-        [Draft(n, "ann", "phone", "bob", f"k{n}", "text", b"{}", Timestamp(1_000)) for n in range(1_002)]
+    await cluster.store.execute(
+        [Draft(n, "ann", "phone", "bob", 0, f"k{n}", "text", b"{}", Timestamp(1_000)) for n in range(1_002)]
     )
     page = await end.im.conversation("1", user="ann", since=0, limit=10_000, bytes_max=10_000_000)
     assert ([seq for seq, _ in page.entries], page.head) == (list(range(1, 1_001)), 1_002)
@@ -246,7 +95,7 @@ async def test_who_is_no_member_cannot_find_out_what_there_is(cluster: Cluster, 
     await end.send("ann", "bob", "k1")
     said = []
     for cid, user in (("1", "cleo"), ("2", "cleo"), ("2", "ann"), (str(2**63 - 1), "ann"), ("1", "")):
-        with pytest.raises(PermissionDenied) as caught:
+        with pytest.raises(NotMember) as caught:
             await end.im.conversation(cid, user=user, since=0, limit=limit, bytes_max=1_000)
         said.append((caught.value.message, caught.value.detail))
     assert len({repr(one) for one in said}) == 1
@@ -365,15 +214,15 @@ async def test_a_large_batch_is_pushed_in_parts(cluster: Cluster):
     end.im.follow(["1", "2"])
     await cluster.followed(2)
     count = 2 * ENTRIES_PER_PUSH + 1
-    cluster.service._pusher.committed([appended(seq) for seq in range(1, count + 1)])
+    cluster.service._pusher.committed([delivery(seq) for seq in range(1, count + 1)])
     parts = [(await end.pushed()).entries for _ in range(3)]
     assert [len(part) for part in parts] == [ENTRIES_PER_PUSH, ENTRIES_PER_PUSH, 1]
     assert [entry.seq for part in parts for entry in part] == list(range(1, count + 1))
     sizes = [BYTES_PER_PUSH + 1, BYTES_PER_PUSH // 2, BYTES_PER_PUSH // 3, BYTES_PER_PUSH // 3]
     cluster.service._pusher.committed(
-        [appended(seq, cid=2, body=b'"%s"' % (b"x" * size)) for seq, size in enumerate(sizes)]
+        [delivery(seq, cid=2, body=b'"%s"' % (b"x" * size)) for seq, size in enumerate(sizes, 1)]
     )
-    assert [[entry.seq for entry in (await end.pushed()).entries] for _ in range(3)] == [[0], [1, 2], [3]]
+    assert [[entry.seq for entry in (await end.pushed()).entries] for _ in range(3)] == [[1], [2, 3], [4]]
 
 
 async def test_a_malformed_name_follows_nothing(cluster: Cluster):
@@ -407,9 +256,9 @@ async def test_a_service_says_when_something_is_missing(cluster: Cluster):
     assert cluster.service.statistics()["followed"] == 1
 
 
-async def test_too_many_are_refused_and_counted():
+async def test_too_many_are_refused_and_counted(tmp_path: Path):
     """Over all nodes; the others are followed."""
-    async with running(followed_max=3) as cluster:
+    async with running(tmp_path, followed_max=3) as cluster:
         one, other = await cluster.start_access(), await cluster.start_access("access-2")
         one.im.follow(["1", "2"])
         await cluster.followed(2)
@@ -433,14 +282,14 @@ async def test_a_node_whose_stream_ended_is_forgotten(cluster: Cluster):
     await cluster.followed(1)
 
 
-async def test_a_node_that_fell_silent_is_forgotten():
+async def test_a_node_that_fell_silent_is_forgotten(tmp_path: Path):
     """Though its stream lives: it says everything anew three times in that while."""
     clock = SimClock()
-    async with running(clock=clock) as cluster:
+    async with running(tmp_path, clock=clock) as cluster:
         peer = await cluster.peer()
         await peer.call(FOLLOW, Follow(1, ["1"], [], is_first=True, is_last=True), deadline_ms=5_000)
         clock.advance(LEASE_MS - 1)
-        cluster.service._pusher.committed([appended(1)])
+        cluster.service._pusher.committed([delivery(1)])
         assert cluster.service.statistics()["followed"] == 1
         clock.advance(1)
         await cluster.followed(0)
@@ -479,7 +328,7 @@ async def test_a_new_life_of_a_service_is_told_what_is_followed(cluster: Cluster
     await cluster.followed(2_501)
     await cluster.stop("im-1")
     end.im.unfollow(cids[1:3])
-    await cluster.start_service(life=2, followed_max=10_000)
+    await cluster.start_service(life=2)
     await cluster.followed(2_499)
     await end.send("ann", "bob", "k1")
     assert [entry.seq for entry in await end.entries(1)] == [1]

@@ -116,7 +116,7 @@ async def test_a_stranger_gets_103(connect: Connect) -> None:
     alice = await connect("alice")
     cid = (await alice.send("bob", "m-1"))["cid"]
     eve = await connect("eve")
-    for number in (cid, cid + 1):
+    for number in (cid, str(int(cid) + 1)):
         refused = Follower(eve, number)
         await refused.subscription.subscribe()
         assert await asyncio.wait_for(refused.ended, SETTLE_S) == ClientError.PERMISSION_DENIED.value[0]

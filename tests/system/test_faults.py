@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,9 +19,10 @@ from base.registry.memory import MemoryRegistry
 from base.service import Service
 from base.site import NodeConfig, Site
 from im.config import ImConfig
-from im.memory import MemoryMessageStore
-from im.ports import Appended, Draft
+from im.core.commands import Appended, Draft
+from im.search.search import Search
 from im.service import MessageService
+from im.store.memory import MemoryMessageStore
 from roadstead.api import call_api
 from roadstead.client import Client, Incoming
 from scheduler.config import SchedulerConfig
@@ -37,9 +39,11 @@ TICKET_KEY = ("k1", "a-secret-of-at-least-thirty-two-bytes")
 class Cluster:
     """The roles, each to be started, killed and started again by name; registry and message store outlive them."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, status: StatusConfig | None = None) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, folder: Path, status: StatusConfig | None = None) -> None:
         self.registry = MemoryRegistry(SystemClock())
         self.store = MemoryMessageStore()
+        self._folder = folder
+        self._searches: list[Search] = []
         self._status = msgspec.structs.replace(status or StatusConfig(), bootstrap_nodes=3)
         self._tasks = tasks
         self._running: dict[str, tuple[Service, asyncio.Task[None]]] = {}
@@ -68,7 +72,10 @@ class Cluster:
                 config = AccessConfig(audit_interval_ms=500)
                 service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), **status_side(site, users_max=100))
             case "im":
-                service = MessageService(ImConfig(), site, store=self.store, worker=0, statuses=StatusClient(site))
+                search = await Search.open(self._folder / f"search-{site.incarnation}.db", self.store, SystemClock())
+                self._searches.append(search)
+                statuses = StatusClient(site)
+                service = MessageService(ImConfig(), site, store=self.store, search=search, statuses=statuses)
             case _:
                 service = Scheduler(SchedulerConfig(), site, user_key="x" * 32, ticket_key=TICKET_KEY)
         task = self._tasks.create_task(service.run())
@@ -97,6 +104,8 @@ class Cluster:
     async def stop(self) -> None:
         for name in reversed(list(self._running)):
             await self.kill(name)
+        for search in self._searches:
+            await search.close()
 
 
 class Reader:
@@ -117,9 +126,9 @@ class Reader:
 
 
 @pytest.fixture
-async def cluster() -> AsyncIterator[Cluster]:
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with asyncio.TaskGroup() as tasks:
-        made = Cluster(tasks)
+        made = Cluster(tasks, tmp_path)
         try:
             for name in ("status-1", "status-2", "status-3", "im-1", "access-1", "scheduler-1"):
                 await made.start(name)
@@ -228,8 +237,10 @@ async def test_a_send_survives_a_restart_of_the_message_service(cluster: Cluster
 
 async def append_without_push(cluster: Cluster, *bodies: int) -> None:
     """Store messages behind the message service's back: as if every push of them were lost."""
-    drafts = [Draft(10**6 + n, "eve", "x", "bob", f"lost-{n}", "text", str(n).encode(), Timestamp(1)) for n in bodies]
-    outcomes = await cluster.store.append(drafts)
+    drafts = [
+        Draft(10**6 + n, "eve", "x", "bob", 0, f"lost-{n}", "text", str(n).encode(), Timestamp(1)) for n in bodies
+    ]
+    outcomes = (await cluster.store.execute(drafts)).outcomes
     assert all(isinstance(outcome, Appended) and outcome.is_new for outcome in outcomes)
 
 

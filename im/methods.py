@@ -1,0 +1,170 @@
+"""The methods of the message services, in one table: names, arguments, results, and what carries them out.
+
+Clients call them by `rpc`, backends by `POST /v1/users/{user}/im/<name>`; the arguments and results are the same JSON
+documents, and the OpenAPI document is made from this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from base.errors import BadRequest, RoadsteadError, UnknownMethod
+from im.core import arguments as args
+from im.core.arguments import cid_of
+from im.core.book import DIRECT_MAX
+from im.core.publications import receipt, typing
+from im.reading import Reading
+from im.writing import Writing
+
+__all__ = ["METHODS", "Caller", "Method", "Methods"]
+
+Cost = Literal["send", "read", "moment"]
+"""Which quota a call is counted on, and what is shed first: `moment` is of no worth a second later."""
+
+
+class Caller(NamedTuple):
+    """Who calls: a user at a device, or a backend for it."""
+
+    user: str
+    device: str
+    is_backend: bool = False
+
+
+class Method(NamedTuple):
+    """A method's declaration. `name` is without `im.`; `results` are the structs that it may return."""
+
+    name: str
+    arguments: type[msgspec.Struct]
+    results: tuple[type[msgspec.Struct], ...]
+    cost: Cost
+    summary: str
+
+
+METHODS = (
+    Method("send", args.Send, (args.SendResult, args.QueuedResult), "send", "Send a message."),
+    Method("edit", args.EditArguments, (args.SendResult,), "send", "Edit a message of one's own."),
+    Method("recall", args.RecallArguments, (args.SendResult,), "send", "Take a message back."),
+    Method("typing", args.TypingArguments, (args.Nothing,), "moment", "Tell that one is writing."),
+    Method("sync", args.SyncArguments, (args.SyncResult,), "read", "Read one's timeline."),
+    Method("history", args.HistoryArguments, (args.Entries,), "read", "Read a conversation."),
+    Method("search", args.SearchArguments, (args.Search,), "read", "Search a conversation."),
+    Method("conversations", args.ConversationsArguments, (args.Conversations,), "read", "List one's conversations."),
+    Method("unread", args.UnreadArguments, (args.Unread,), "read", "Count what is unread."),
+    Method("mark", args.MarkArguments, (args.ViewResult,), "send", "Say how far one has read."),
+    Method("set", args.SetArguments, (args.ViewResult,), "send", "Mute, pin or hide a conversation."),
+    Method("receipts", args.ReceiptsArguments, (args.Receipts,), "read", "Ask who has read a message."),
+    Method("members", args.MembersArguments, (args.Members,), "read", "List the members of a group."),
+    Method("group_create", args.CreateGroupArguments, (args.GroupView,), "send", "Make a group."),
+    Method("group_change", args.ChangeGroupArguments, (args.GroupView,), "send", "Change a group."),
+)
+
+_BY_NAME = {method.name: method for method in METHODS}
+
+_encode = msgspec.json.Encoder().encode
+_NOTHING = args.Nothing()
+
+
+class Methods:
+    """Carries out calls: decodes arguments, asks whether the caller may just now, encodes results."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        writing: Writing,
+        *,
+        admit: Callable[[Caller, Cost, str], None],
+        type_to: Callable[[list[str], bytes], None],
+        receipt_to: Callable[[list[str], bytes], None],
+    ) -> None:
+        """Take what does the work.
+
+        Args:
+            reading: reads.
+            writing: changes.
+            admit: raises RateLimited or Overloaded when a call of this cost, about this conversation (`cid`, or ""), is
+                too much now.
+            type_to: tells users who are online that somebody is writing.
+            receipt_to: tells them how far somebody has read.
+        """
+        self._reading = reading
+        self._writing = writing
+        self._admit = admit
+        self._type_to = type_to
+        self._receipt_to = receipt_to
+        self._decoders = {method.name: msgspec.json.Decoder(method.arguments) for method in METHODS}
+        self._run: dict[str, Callable[[Caller, Any], Awaitable[msgspec.Struct]]] = {
+            "send": lambda caller, one: writing.send(caller.user, caller.device, one),
+            "edit": lambda caller, one: writing.edit(caller.user, caller.device, one),
+            "recall": lambda caller, one: writing.recall(caller.user, caller.device, one),
+            "typing": self._typing,
+            "sync": lambda caller, one: reading.sync(caller.user, one),
+            "history": lambda caller, one: reading.history(caller.user, one),
+            "search": lambda caller, one: reading.search(caller.user, one),
+            "conversations": lambda caller, one: reading.conversations(caller.user, one),
+            "unread": lambda caller, one: reading.unread(caller.user, one),
+            "mark": self._mark,
+            "set": lambda caller, one: writing.mark(caller.user, caller.device, one),
+            "receipts": lambda caller, one: reading.receipts(caller.user, one),
+            "members": lambda caller, one: reading.members(caller.user, one),
+            "group_create": lambda caller, one: writing.create_group(caller.user, caller.device, one),
+            "group_change": lambda caller, one: writing.change_group(caller.user, caller.device, one),
+        }
+        assert self._run.keys() == _BY_NAME.keys()
+
+    async def call(self, caller: Caller, name: str, data: bytes) -> bytes:
+        """Carry out a call and return its result as JSON.
+
+        Raises:
+            UnknownMethod: there is no such method.
+            BadRequest: the arguments are malformed; the message names the field.
+            RoadsteadError: what the method raises.
+        """
+        if name not in _BY_NAME:
+            raise UnknownMethod(f"there is no method im.{name}; there are {', '.join(sorted(_BY_NAME))}")
+        return await self.run(caller, name, self._decode(name, data))
+
+    def send_soon(self, caller: Caller, data: bytes, told: Callable[[bytes | RoadsteadError], None]) -> None:
+        """Carry out `im.send` and have `told` told its result: most calls are such, and this one costs no task.
+
+        Raises as `call` does when nothing was begun: `told` is not called then.
+        """
+        arguments = self._decode("send", data)
+        self._admit(caller, "send", arguments.cid)
+
+        def answered(answer: args.SendResult | args.QueuedResult | RoadsteadError) -> None:
+            told(answer if isinstance(answer, RoadsteadError) else _encode(answer))
+
+        self._writing.send_soon(caller.user, caller.device, arguments, answered)
+
+    def _decode(self, name: str, data: bytes) -> Any:
+        try:
+            return self._decoders[name].decode(data or b"{}")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"bad argument: {error}") from error
+
+    async def run(self, caller: Caller, name: str, arguments: msgspec.Struct) -> bytes:
+        """Carry out a call whose arguments are decoded already; as `call`."""
+        self._admit(caller, _BY_NAME[name].cost, getattr(arguments, "cid", ""))
+        return _encode(await self._run[name](caller, arguments))
+
+    async def _typing(self, caller: Caller, arguments: args.TypingArguments) -> args.Nothing:
+        cid = cid_of(arguments.cid)
+        self._type_to(await self._others(cid, caller.user), typing(cid, caller.user))
+        return _NOTHING
+
+    async def _mark(self, caller: Caller, arguments: args.MarkArguments) -> args.ViewResult:
+        result = await self._writing.mark(caller.user, caller.device, arguments)
+        if result.is_new and (arguments.read_seq is not None or arguments.delivered_seq is not None):
+            cid = cid_of(arguments.cid)
+            told = receipt(cid, caller.user, read_seq=result.read_seq, delivered_seq=result.delivered_seq)
+            with suppress(RoadsteadError):  # a courtesy: the mark is made, whatever becomes of this
+                self._receipt_to(await self._others(cid, caller.user), told)
+        return result
+
+    async def _others(self, cid: int, user: str) -> list[str]:
+        """Return whom something of the moment is told: the others, if they are few. Raises NotMember."""
+        return [other for other in await self._reading.users(cid, user, at_most=DIRECT_MAX) if other != user]

@@ -1,0 +1,171 @@
+"""What clients and backends change: arguments checked, a command made, its outcome as a result or an error.
+
+Nothing is retried here: after an unknown outcome it is the caller's to come again with the same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from base.clock import Clock, Timestamp
+from base.errors import Draining, RoadsteadError, Unavailable
+from im.core.arguments import (
+    ChangeGroupArguments,
+    CreateGroupArguments,
+    EditArguments,
+    GroupView,
+    MarkArguments,
+    QueuedResult,
+    RecallArguments,
+    Send,
+    SendResult,
+    SetArguments,
+    ViewResult,
+    change_of,
+    draft_of,
+    group_of,
+    mark_of,
+    revise_of,
+)
+from im.core.commands import Appended, Command, Draft, GroupChanged, KeyConflict, Marked, Outcome, Queued, Refused
+from im.core.ids import MessageIds
+from im.core.snowflake import ClockWentBack
+from im.refusing import error_of
+
+__all__ = ["Writing"]
+
+
+class Commits(Protocol):
+    """What has commands carried out, in the order of the calls; see `im.writer`."""
+
+    async def submit(self, command: Command) -> Outcome:
+        """Return the command's outcome."""
+        ...
+
+    def enqueue(self, command: Command, told: Callable[[Outcome | RoadsteadError], None]) -> None:
+        """Have `told` told the command's outcome."""
+        ...
+
+
+Told = Callable[[SendResult | QueuedResult | RoadsteadError], None]
+"""Gets what became of a send, once."""
+
+
+class Writing:
+    """The changing methods. `is_draining` refuses all of them."""
+
+    def __init__(self, clock: Clock, ids: MessageIds, commits: Commits, *, body_bytes_max: int) -> None:
+        self._clock = clock
+        self._ids = ids
+        self._commits = commits
+        self._body_bytes_max = body_bytes_max
+        self.is_draining = False
+
+    async def send(self, user: str, device: str, arguments: Send) -> SendResult | QueuedResult:
+        """Store a message. Raises what `im.refusing` maps, BadRequest, LimitExceeded."""
+        return sent(await self._commits.submit(self._draft(user, device, arguments)))
+
+    def send_soon(
+        self,
+        user: str,
+        device: str,
+        arguments: Send,
+        told: Callable[[SendResult | QueuedResult | RoadsteadError], None],
+    ) -> None:
+        """Store a message and have `told` told of it: as `send`, without a task for each of many messages."""
+
+        def answered(outcome: Outcome | RoadsteadError) -> None:
+            try:
+                told(outcome if isinstance(outcome, RoadsteadError) else sent(outcome))
+            except RoadsteadError as error:
+                told(error)
+
+        self._commits.enqueue(self._draft(user, device, arguments), answered)
+
+    async def edit(self, user: str, device: str, arguments: EditArguments) -> SendResult:
+        """Replace a message's body."""
+        return await self._revise(user, device, arguments)
+
+    async def recall(self, user: str, device: str, arguments: RecallArguments) -> SendResult:
+        """Take a message back."""
+        return await self._revise(user, device, arguments)
+
+    async def mark(self, user: str, device: str, arguments: MarkArguments | SetArguments) -> ViewResult:
+        """Change one's view of a conversation."""
+        mark = mark_of(arguments, user=user, device=device, at=self._now())
+        outcome = await self._commits.submit(mark)
+        if isinstance(outcome, Refused):
+            raise error_of(outcome)
+        assert isinstance(outcome, Marked)
+        view = outcome.view
+        return ViewResult(
+            str(view.cid),
+            view.read_seq,
+            view.delivered_seq,
+            view.is_marked_unread,
+            view.is_muted,
+            view.pinned_at,
+            view.hidden_seq,
+            outcome.is_new,
+        )
+
+    async def create_group(self, user: str, device: str, arguments: CreateGroupArguments) -> GroupView:
+        """Make a group."""
+        mid, at = self._next()
+        return _grouped(await self._commits.submit(group_of(arguments, owner=user, device=device, mid=mid, at=at)))
+
+    async def change_group(self, by: str, device: str, arguments: ChangeGroupArguments) -> GroupView:
+        """Change a group; `by` "" is the operator."""
+        mid, at = self._next()
+        return _grouped(await self._commits.submit(change_of(arguments, by=by, device=device, mid=mid, at=at)))
+
+    async def _revise(self, user: str, device: str, arguments: EditArguments | RecallArguments) -> SendResult:
+        mid, at = self._next()
+        command = revise_of(arguments, sender=user, device=device, mid=mid, at=at, body_bytes_max=self._body_bytes_max)
+        result = sent(await self._commits.submit(command))
+        assert isinstance(result, SendResult)
+        return result
+
+    def _draft(self, user: str, device: str, arguments: Send) -> Draft:
+        mid, at = self._next()
+        return draft_of(arguments, sender=user, device=device, mid=mid, at=at, body_bytes_max=self._body_bytes_max)
+
+    def _now(self) -> Timestamp:
+        if self.is_draining:
+            raise Draining("this node takes no new messages", retry_after_ms=500)
+        return self._clock.realtime()
+
+    def _next(self) -> tuple[int | str, Timestamp]:
+        now = self._now()
+        mid = self._ids.next(now)
+        if isinstance(mid, ClockWentBack):
+            raise Unavailable(f"the clock went back by {mid.by_ms} ms; waiting for it", retry_after_ms=mid.by_ms)
+        return mid, now
+
+
+def sent(outcome: Outcome) -> SendResult | QueuedResult:
+    """Return the acknowledgement of a message, an edit or a recall. Raises what the outcome was refused with."""
+    if isinstance(outcome, Appended):
+        message = outcome.message
+        return SendResult(str(message.mid), str(message.cid), message.seq, message.at, outcome.is_new)
+    if isinstance(outcome, Queued):
+        return QueuedResult(str(outcome.mid), outcome.is_new)
+    assert isinstance(outcome, Refused | KeyConflict)
+    raise error_of(outcome)
+
+
+def _grouped(outcome: Outcome) -> GroupView:
+    if isinstance(outcome, Refused | KeyConflict):
+        raise error_of(outcome)
+    assert isinstance(outcome, GroupChanged)
+    conversation, message = outcome.conversation, outcome.message
+    group = conversation.group
+    return GroupView(
+        str(conversation.cid),
+        message.seq if message is not None else 0,
+        conversation.fan_out,
+        group.name if group is not None else "",
+        group.owner if group is not None else "",
+        outcome.is_new,
+    )
