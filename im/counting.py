@@ -38,11 +38,15 @@ class Counting:
         self._interval_ms = interval_ms
         self._counters = UnreadCounters(parts_max=PARTS_MAX)
         self._recent: dict[str, None] = {}
+        self._reads = 0
+        """Users that are being read from the store: what is committed meanwhile is wanted then."""
         self._log = logger()
         metrics.counted.set_function(lambda: len(self._counters))
 
     def committed(self, executed: Executed) -> None:
         """Apply what became durable."""
+        if not self._reads and not self._counters.users:
+            return  # nobody is counted, nor about to be
         for delivery in executed.deliveries:
             if delivery.is_first:
                 self._counters.applied(delivery.message)
@@ -62,8 +66,12 @@ class Counting:
         if known is not None:
             return known
         since = self._counters.position
-        parts = [pointers_of(one) for one in await self._store.conversations(user)]
-        self._counters.learn(user, parts, since=since)
+        self._reads += 1
+        try:
+            parts = [pointers_of(one) for one in await self._store.conversations(user)]
+            self._counters.learn(user, parts, since=since)
+        finally:
+            self._reads -= 1
         return [Unread(part.cid, unread(part), part.is_muted) for part in parts]
 
     async def run(self) -> None:

@@ -16,9 +16,10 @@ from base.errors import BadRequest, RoadsteadError, UnknownMethod
 from im.core import arguments as args
 from im.core.arguments import cid_of
 from im.core.book import DIRECT_MAX
+from im.core.commands import Draft, Outcome
 from im.core.publications import receipt, typing
 from im.reading import Reading
-from im.writing import Writing
+from im.writing import Writing, sent
 
 __all__ = ["METHODS", "Caller", "Method", "Methods"]
 
@@ -127,18 +128,20 @@ class Methods:
             raise UnknownMethod(f"there is no method im.{name}; there are {', '.join(sorted(_BY_NAME))}")
         return await self.run(caller, name, self._decode(name, data))
 
-    def send_soon(self, caller: Caller, data: bytes, told: Callable[[bytes | RoadsteadError], None]) -> None:
-        """Carry out `im.send` and have `told` told its result: most calls are such, and this one costs no task.
+    def draft(self, caller: Caller, data: bytes) -> Draft:
+        """Return what an `im.send` asks to be stored: most calls are such, and need no task to be carried out.
 
-        Raises as `call` does when nothing was begun: `told` is not called then.
+        Raises as `call` does.
         """
-        arguments = self._decode("send", data)
+        arguments: args.Send = self._decode("send", data)
         self._admit(caller, "send", arguments.cid)
+        return self._writing.draft(caller.user, caller.device, arguments)
 
-        def answered(answer: args.SendResult | args.QueuedResult | RoadsteadError) -> None:
-            told(answer if isinstance(answer, RoadsteadError) else _encode(answer))
-
-        self._writing.send_soon(caller.user, caller.device, arguments, answered)
+    def sent(self, outcome: Outcome | RoadsteadError) -> bytes:
+        """Return the result of an `im.send` as JSON. Raises what the outcome stands for."""
+        if isinstance(outcome, RoadsteadError):
+            raise outcome
+        return _encode(sent(outcome))
 
     def _decode(self, name: str, data: bytes) -> Any:
         try:

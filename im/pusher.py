@@ -37,6 +37,7 @@ from status.client import StatusLookups
 __all__ = ["Pusher"]
 
 DELIVER_DEADLINE_MS = 2_000
+TELL_MS = 50
 QUEUE_MAX = 50_000
 """Deliveries that may wait to be encoded, and entries that may wait for a lookup."""
 RETRY_BATCH = 5_000
@@ -88,6 +89,9 @@ class Pusher:
         self._entries: list[InboxEntry] = []
         self._news: list[Message | None] = []
         """For each of the entries its message, if its user should hear of it even when offline."""
+        self._untold: list[Callable[[], None]] = []
+        """Whom to tell of the commits in the queue; `_telling`: of those whose entries wait."""
+        self._telling: list[Callable[[], None]] = []
         self._has_entries = asyncio.Event()
         self._behind: dict[str, int] = {}
         """How far the timeline goes of who is to be told so."""
@@ -105,8 +109,15 @@ class Pusher:
         """How many conversations access nodes follow, each counted once a node."""
         return len(self._followed)
 
-    def committed(self, deliveries: Iterable[Delivery]) -> None:
-        """Take what was just made durable, in order of commit. Never waits."""
+    def committed(self, deliveries: Iterable[Delivery], tell: Callable[[], None] | None = None) -> None:
+        """Take what was just made durable, in order of commit. Never waits.
+
+        `tell` is called when the pushes have been handed to the streams, or `TELL_MS` later if they have not: a sender
+        has its acknowledgement in one piece with what is pushed to it.
+        """
+        if tell is not None:
+            self._untold.append(tell)
+            asyncio.get_running_loop().call_later(TELL_MS / 1000, tell)
         for delivery in deliveries:
             versions = self._versions_after(delivery)
             if len(self._queue) < QUEUE_MAX:
@@ -127,8 +138,9 @@ class Pusher:
     def tell(self, users: Iterable[str], data: bytes) -> None:
         """Push something of the moment to the users who are online. It is lost where that fails."""
         if len(self._entries) < QUEUE_MAX:
-            for user in users:
-                self._add(user, 0, data, None)
+            told = [InboxEntry(user, 0, data) for user in users]
+            self._entries += told
+            self._news += [None] * len(told)
             self._has_entries.set()
 
     async def run(self) -> None:
@@ -142,11 +154,13 @@ class Pusher:
                 await self._wake.wait()
                 self._wake.clear()
                 batch, self._queue = self._queue, []
+                untold, self._untold = self._untold, []
                 # Encoded once, for the timelines and for whoever follows the conversation.
                 encoded = [(delivery, publication(delivery.message)) for delivery, _ in batch]
                 self._followed.push(encoded, tasks)
                 for (delivery, data), (_, versions) in zip(encoded, batch, strict=True):
                     self._add_entries(delivery, data, versions)
+                self._telling += untold
                 self._has_entries.set()
 
     async def wait_ready(self) -> None:
@@ -160,17 +174,15 @@ class Pusher:
         if len(self._entries) >= QUEUE_MAX:
             self._mark_behind(delivery.positions)
             return
-        message = delivery.message
-        is_message = message.form == Form.MESSAGE
+        message, entries, news = delivery.message, self._entries, self._news
+        heard = message if message.form == Form.MESSAGE else None
+        sender = message.sender
         for user, offset in delivery.positions:
-            self._add(user, offset, data, message if is_message and user != message.sender else None)
+            entries.append(InboxEntry(user, offset, data))
+            news.append(heard if user != sender else None)
         for user, version in zip(delivery.members, versions, strict=True):
-            told = data if version is None else with_version(data, version)
-            self._add(user, 0, told, message if is_message and user != message.sender else None)
-
-    def _add(self, user: str, offset: int, data: bytes, news: Message | None) -> None:
-        self._entries.append(InboxEntry(user, offset, data))
-        self._news.append(news)
+            entries.append(InboxEntry(user, 0, data if version is None else with_version(data, version)))
+            news.append(heard if user != sender else None)
 
     async def _push_entries(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -178,7 +190,10 @@ class Pusher:
             self._has_entries.clear()
             entries, self._entries = self._entries, []
             news, self._news = self._news, []
+            telling, self._telling = self._telling, []
             await self._push(entries, news, tasks)
+            for tell in telling:
+                tell()
 
     async def _push(
         self, entries: Sequence[InboxEntry], news: Sequence[Message | None], tasks: asyncio.TaskGroup
@@ -196,7 +211,11 @@ class Pusher:
                 if first is not None and status.state == "offline":
                     tasks.create_task(self._on_unheard(entry.user, first))
             for node in _nodes_of(status):
-                by_node.setdefault(node, []).append(entry)
+                mine = by_node.get(node)
+                if mine is None:
+                    by_node[node] = [entry]
+                else:
+                    mine.append(entry)
         for node, mine in by_node.items():
             for part in parts(mine):
                 # A task, so that a slow node delays nobody; its first step queues the call, so order is kept.

@@ -113,9 +113,11 @@ class Reading:
         for cid in edited:
             visible = await self._store.membership(cid, user)
             if visible is not None and visible.last_seq:
-                mine = {place: one for place, one in overlays.items() if place[0] == cid}
-                others = {place: one for place, one in overlays.items() if place[0] != cid}
-                overlays = others | overlays_told(mine, visible.last_seq)
+                overlays = {
+                    place: one
+                    for place, one in overlays.items()
+                    if place[0] != cid or _may_be_told(one, visible.last_seq)
+                }
         return overlays
 
     async def history(self, user: str, arguments: HistoryArguments) -> Entries:

@@ -43,7 +43,7 @@ from im.api import (
 )
 from im.config import ImConfig
 from im.core.arguments import cid_of
-from im.core.commands import Appended, KeyConflict
+from im.core.commands import Appended, KeyConflict, Outcome
 from im.core.model import Form, Message, Overlay
 from im.core.offline import OfflineFeed
 from im.core.overload import Work
@@ -184,22 +184,27 @@ class MessageService:
             "streams": self.node.peers.statistics(),
         }
 
-    def _committed(self, commit: Commit) -> None:
+    def _committed(self, commit: Commit) -> bool:
         executed = commit.executed
         deliveries = executed.deliveries
-        self._metrics.stored.inc(sum(d.is_first and d.message.form == Form.MESSAGE for d in deliveries))
         if commit.commands:
             self._metrics.batches.observe(commit.commands)
             self._metrics.repeats.inc(sum(isinstance(one, Appended) and not one.is_new for one in executed.outcomes))
             self._metrics.conflicts.inc(sum(isinstance(one, KeyConflict) for one in executed.outcomes))
         self._admission.committed(commit.took_ms)
         self._counting.committed(executed)
-        self._pusher.committed(deliveries)
+        self._pusher.committed(deliveries, commit.tell)
         self._trimming.committed(deliveries)
+        stored = 0
         for delivery in deliveries:
-            if delivery.message.form == Form.EVENT:
+            form = delivery.message.form
+            if form == Form.MESSAGE:
+                stored += delivery.is_first
+            elif form == Form.EVENT:
                 for user, _ in delivery.positions:
                     self._versions.forget(user)
+        self._metrics.stored.inc(stored)
+        return True  # by the pusher
 
     def _missed(self, user: str, message: Message) -> None:
         self._offline.add(user, message)
@@ -233,16 +238,17 @@ class MessageService:
         reply: asyncio.Future[RpcReply] = asyncio.get_running_loop().create_future()
         started = self._clock.stopwatch()
 
-        def told(result: bytes | RoadsteadError) -> None:
+        def told(outcome: Outcome | RoadsteadError) -> None:
             if reply.done():
                 return  # nobody waits any more
-            if isinstance(result, RoadsteadError):
-                reply.set_exception(result)
+            try:
+                reply.set_result(RpcReply(self._methods.sent(outcome)))
+            except RoadsteadError as error:
+                reply.set_exception(error)
             else:
                 self._metrics.sends.observe(self._clock.stopwatch() - started)
-                reply.set_result(RpcReply(result))
 
-        self._methods.send_soon(caller, data, told)
+        self._writer.enqueue(self._methods.draft(caller, data), told)
         return reply
 
     async def _call(self, caller: Caller, name: str, data: bytes) -> RpcReply:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
 
 from base.clock import Clock, Instant
 from base.errors import Draining, Overloaded, RoadsteadError, StoreUnavailable
@@ -39,15 +38,25 @@ WORK_RETRY_MS = 500
 """From a failure until the store's own work is tried again."""
 
 
-class Commit(NamedTuple):
+Ticket = Callable[[Outcome | RoadsteadError], None]
+
+
+class Commit:
     """A group that was committed: what the store did, for how many commands, in how many ms."""
 
-    executed: Executed
-    commands: int
-    took_ms: int
+    __slots__ = ("_group", "commands", "executed", "took_ms")
 
+    def __init__(self, group: list[tuple[Command, Ticket]], executed: Executed, took_ms: int) -> None:
+        self._group = group
+        self.executed = executed
+        self.commands = len(group)
+        self.took_ms = took_ms
 
-Ticket = Callable[[Outcome | RoadsteadError], None]
+    def tell(self) -> None:
+        """Tell the group's callers their outcomes; nothing when they have been told."""
+        group, self._group = self._group, []
+        for (_, told), outcome in zip(group, self.executed.outcomes, strict=False):
+            told(outcome)
 
 
 class GroupCommit:
@@ -58,7 +67,7 @@ class GroupCommit:
         store: MessageStore,
         clock: Clock,
         *,
-        on_committed: Callable[[Commit], None],
+        on_committed: Callable[[Commit], bool | None],
         lane_key: LaneKey = "sender",
         group_max: int = GROUP_MAX,
         waiting_max: int = 10_000,
@@ -70,7 +79,8 @@ class GroupCommit:
         Args:
             store: is not closed here.
             clock: to time commits by.
-            on_committed: gets each group; it must not block, and what it raises ends `run`.
+            on_committed: gets each group; it must not block, and what it raises ends `run`. If it returns true, it has
+                the callers told a little later, by `Commit.tell`: what they are told then leaves with other things.
             lane_key: what has commands keep their order, see `core/lanes`.
             group_max: commands in one `execute`.
             waiting_max: commands that may wait, beside those in the running one.
@@ -182,15 +192,16 @@ class GroupCommit:
         self._settled.clear()
         try:
             executed = await self._store.execute([command for command, _ in group])
-            self._on_committed(Commit(executed, len(group), self._clock.monotonic() - began_at))
+            commit = Commit(group, executed, self._clock.monotonic() - began_at)
+            is_told_later = self._on_committed(commit)
         except StoreUnavailable as error:
             _fail(group, error)
             return False
         finally:
             self._began_at = None
             self._settled.set()
-        for (_, told), outcome in zip(group, executed.outcomes, strict=True):
-            told(outcome)
+        if not is_told_later:
+            commit.tell()
         return True
 
     async def _rest(self) -> None:

@@ -5,11 +5,10 @@ Nothing is retried here: after an unknown outcome it is the caller's to come aga
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from base.clock import Clock, Timestamp
-from base.errors import Draining, RoadsteadError, Unavailable
+from base.errors import Draining, Unavailable
 from im.core.arguments import (
     ChangeGroupArguments,
     CreateGroupArguments,
@@ -43,14 +42,6 @@ class Commits(Protocol):
         """Return the command's outcome."""
         ...
 
-    def enqueue(self, command: Command, told: Callable[[Outcome | RoadsteadError], None]) -> None:
-        """Have `told` told the command's outcome."""
-        ...
-
-
-Told = Callable[[SendResult | QueuedResult | RoadsteadError], None]
-"""Gets what became of a send, once."""
-
 
 class Writing:
     """The changing methods. `is_draining` refuses all of them."""
@@ -64,24 +55,7 @@ class Writing:
 
     async def send(self, user: str, device: str, arguments: Send) -> SendResult | QueuedResult:
         """Store a message. Raises what `im.refusing` maps, BadRequest, LimitExceeded."""
-        return sent(await self._commits.submit(self._draft(user, device, arguments)))
-
-    def send_soon(
-        self,
-        user: str,
-        device: str,
-        arguments: Send,
-        told: Callable[[SendResult | QueuedResult | RoadsteadError], None],
-    ) -> None:
-        """Store a message and have `told` told of it: as `send`, without a task for each of many messages."""
-
-        def answered(outcome: Outcome | RoadsteadError) -> None:
-            try:
-                told(outcome if isinstance(outcome, RoadsteadError) else sent(outcome))
-            except RoadsteadError as error:
-                told(error)
-
-        self._commits.enqueue(self._draft(user, device, arguments), answered)
+        return sent(await self._commits.submit(self.draft(user, device, arguments)))
 
     async def edit(self, user: str, device: str, arguments: EditArguments) -> SendResult:
         """Replace a message's body."""
@@ -127,7 +101,8 @@ class Writing:
         assert isinstance(result, SendResult)
         return result
 
-    def _draft(self, user: str, device: str, arguments: Send) -> Draft:
+    def draft(self, user: str, device: str, arguments: Send) -> Draft:
+        """Return the checked message, with its id. Raises BadRequest, LimitExceeded."""
         mid, at = self._next()
         return draft_of(arguments, sender=user, device=device, mid=mid, at=at, body_bytes_max=self._body_bytes_max)
 

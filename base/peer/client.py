@@ -55,6 +55,8 @@ class PeerClient:
         self._handlers: dict[str, tuple[Method[Any, Any], Serve]] = {}
         self._stream: PeerStream | None = None
         self._connected = asyncio.Event()
+        self._is_over = False
+        """`run` has ended: there will be no stream any more."""
         self._backoff = Backoff(entropy(), base_ms=50, ceiling_ms=2_000)
         self._log = logger(node=node, peer=peer)
 
@@ -88,7 +90,7 @@ class PeerClient:
         self._stream.ask(method, request, deadline_ms=deadline_ms, done=done)
 
     async def wait_connected(self, *, deadline_ms: int) -> None:
-        """Return when a stream is up. Raises DeadlineExceeded."""
+        """Return when a stream is up. Raises DeadlineExceeded, or PeerUnavailable when `run` has ended."""
         await self._wait_for_stream(deadline_ms)
 
     def push(self, method: Method[Req, Any], message: Req) -> None:
@@ -99,12 +101,17 @@ class PeerClient:
 
     async def run(self) -> None:
         """Connect, let the stream live until it breaks, wait, connect again; until cancelled."""
-        while True:
-            try:
-                await self._run_once()
-            except (OSError, TimeoutError, RoadsteadError) as error:
-                self._log.info("peer_stream_failed", error=str(error) or type(error).__name__)
-            await asyncio.sleep(self._backoff.next_ms() / 1000)
+        self._is_over = False
+        try:
+            while True:
+                try:
+                    await self._run_once()
+                except (OSError, TimeoutError, RoadsteadError) as error:
+                    self._log.info("peer_stream_failed", error=str(error) or type(error).__name__)
+                await asyncio.sleep(self._backoff.next_ms() / 1000)
+        finally:
+            self._is_over = True
+            self._connected.set()  # whoever waits for a stream waits in vain
 
     async def _run_once(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -128,6 +135,8 @@ class PeerClient:
         try:
             async with asyncio.timeout(deadline_ms / 1000):
                 while self._stream is None or self._stream.is_closed:
+                    if self._is_over:
+                        raise PeerUnavailable(f"{self.peer} has gone, or is another one now", peer=self.peer)
                     self._connected.clear()
                     await self._connected.wait()
         except TimeoutError:

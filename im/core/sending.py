@@ -30,19 +30,7 @@ def place(book: Book, draft: Draft) -> Appended | Refused:
                 return refused
     if draft.ref and not log.first_seq(sender) <= draft.ref <= log.max_seq:
         return Refused(Cause.NO_MESSAGE)
-    message = book.entry(
-        log,
-        Form.MESSAGE,
-        draft.kind,
-        mid=draft.mid,
-        sender=sender,
-        device=draft.device,
-        client_msg_id=draft.client_msg_id,
-        body=draft.body,
-        at=draft.at,
-        ref=draft.ref,
-        mentions=draft.mentions,
-    )
+    message = book.message(log, draft)
     if draft.mentions:
         book.mention(log, message, message.seq)
     book.tell(log, message)

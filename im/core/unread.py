@@ -209,6 +209,11 @@ class UnreadCounters:
         return self._parts
 
     @property
+    def users(self) -> int:
+        """How many users are kept, those without a conversation among them."""
+        return len(self._users)
+
+    @property
     def position(self) -> int:
         """How many events were applied. To be taken before a store is read for `learn`."""
         return self._position

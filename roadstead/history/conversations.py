@@ -255,7 +255,7 @@ def _check_survived(
 def check_i12(views: Views) -> Finding:
     """What was acknowledged as queued is in the log, or else exactly one failure notice reached each device told of it.
 
-    A notice for what was acknowledged as durable, or refused, on every attempt broke it too.
+    A notice for what was acknowledged as durable, or never queued, broke it too.
     """
     history = views.history
     findings = Findings("I12", "queued messages")
@@ -275,6 +275,6 @@ def check_i12(views: Views) -> Finding:
         if len(devices) > len(set(devices)):
             findings.add("twice", f"a failure notice for {key} came twice", keys=(key,))
         attempts: list[Attempt] = history.written[key].attempts if key in history.written else []
-        if not any(attempt.queued or (attempt.ok is None and not attempt.failed) for attempt in attempts):
+        if not any(attempt.queued for attempt in attempts):
             findings.add("unasked", f"a failure notice came for {key}, which was not queued", keys=(key,))
     return findings.done()

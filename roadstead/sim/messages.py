@@ -188,6 +188,7 @@ class Referee:
 
     def judge(self) -> Verdict:
         """Let the checker judge."""
+        self.record.settle(self.rows.waited)
         self.record.final(self.rows, [phone.record.device for phone in self.phones.values()])
         return check(self.events)
 
@@ -241,6 +242,7 @@ def _run(seed: int, guards: Guards, crash_at: str | None, faults: Faults) -> Rep
         world.fail(f"the checker is blind: {verdict.blind[0]}")
     for what in wrong + referee.look(has_asked=True) + referee.look_at_timelines():
         world.fail(what)
+    referee.counts.update({f"reached {point}": times for point, times in world.reached.items()})
     referee.counts.update({f"judged {finding.invariant}": finding.looked for finding in verdict.findings})
     return world.report(dict(referee.counts))
 

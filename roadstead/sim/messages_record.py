@@ -9,10 +9,11 @@ on, for which what is older than the list is a gap that it knows of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
+from im.core.facts import Key
 from im.core.model import Form, Message
 from roadstead.client.conversation import Conversation
 from roadstead.client.rows import Publication
@@ -206,6 +207,28 @@ class Record:
     def quiet(self, devices: Sequence[tuple[str, str]]) -> None:
         """All is well, and all that was to come came."""
         self._events.append(Quiet(self._now(), self._process, tuple(devices)))
+
+    def settle(self, waited: Collection[Key]) -> None:
+        """Say of the calls that were never answered which ones queued something: the rows know.
+
+        Who tried again and was refused then knows what came of it, if no notice said so.
+        """
+        answered: set[tuple[str, int]] = set()
+        refused: set[tuple[str, int]] = set()
+        noticed: set[Key] = set()
+        for event in self._events:
+            if isinstance(event, Ok | Failed | Queued):
+                answered.add((event.process, event.call))
+                if isinstance(event, Failed):
+                    refused.add((event.process, event.call))
+            elif isinstance(event, Failure):
+                noticed.add((event.user, event.client_msg_id))
+        invokes = [event for event in self._events if isinstance(event, Invoke)]
+        told = {(one.user, one.client_msg_id) for one in invokes if (one.process, one.call) in refused} - noticed
+        for one in invokes:
+            key = one.user, one.client_msg_id
+            if key in waited and key not in told and (one.process, one.call) not in answered:
+                self._events.append(Queued(self._now(), one.process, one.call))
 
     def final(self, rows: Rows, devices: Sequence[tuple[str, str]]) -> None:
         """Put down the logs and timelines, and who may see what.

@@ -132,6 +132,19 @@ async def test_a_call_gets_its_reply_and_the_callers_name_arrives() -> None:
         assert client.is_connected
 
 
+async def test_a_call_that_waits_for_a_peer_which_has_gone_fails_at_once() -> None:
+    """It does not sit out its deadline: nothing was sent, and nothing will be."""
+    client = PeerClient("http://127.0.0.1:1", peer="server", node="tester", peer_key="key")
+    running = asyncio.ensure_future(client.run())
+    call = asyncio.ensure_future(client.call(ECHO, Ask("hi"), deadline_ms=60_000))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(PeerUnavailable, match="has gone"):
+        await asyncio.wait_for(call, 5)
+    with pytest.raises(PeerUnavailable, match="has gone"):
+        await client.wait_connected(deadline_ms=60_000)
+
+
 async def test_many_calls_share_the_stream_and_answers_find_their_callers() -> None:
     """A slow call does not hold up the quick ones behind it."""
     async with serving() as served, connected(served.url) as client, asyncio.TaskGroup() as tasks:

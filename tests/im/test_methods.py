@@ -13,18 +13,20 @@ import pytest
 from base.clock import SimClock, Timestamp
 from base.errors import (
     BadRequest,
+    Conflict,
     Draining,
     NotFound,
     NotMember,
     Overloaded,
     PositionLost,
     RoadsteadError,
+    StoreUnavailable,
     Unavailable,
     UnknownMethod,
 )
 from base.ids import entropy
 from base.metrics import Metrics
-from im.core.commands import ChangeGroup, Draft
+from im.core.commands import ChangeGroup, Draft, Outcome
 from im.core.ids import message_ids
 from im.core.snowflake import ClockWentBack
 from im.counting import Counting
@@ -164,30 +166,28 @@ async def test_unknown_names_and_malformed_arguments_are_told_apart():
         assert msgspec.json.decode(await here.methods.call(ANN, "unread", b""))["total"] == 0
 
 
-async def test_a_send_that_is_carried_out_soon_is_told_once():
-    """Its result, or what it was refused with; what cannot begin is raised and told to nobody."""
+async def test_a_send_may_be_carried_out_without_a_task():
+    """Its draft, and its result or what it was refused with; what cannot begin is raised."""
     async with desk() as here:
-        told: asyncio.Queue[bytes | RoadsteadError] = asyncio.Queue()
 
-        def send(**arguments: Any) -> None:
-            here.methods.send_soon(
-                ANN, msgspec.json.encode({"client_msg_id": "k", "body": 1, **arguments}), told.put_nowait
-            )
+        async def send(**arguments: Any) -> Any:
+            data = msgspec.json.encode({"client_msg_id": "k", "body": 1, **arguments})
+            told: asyncio.Future[Outcome | RoadsteadError] = asyncio.get_running_loop().create_future()
+            here.writer.enqueue(here.methods.draft(ANN, data), told.set_result)
+            return msgspec.json.decode(here.methods.sent(await told))
 
-        send(to="bob")
-        first = await told.get()
-        assert isinstance(first, bytes)
-        assert msgspec.json.decode(first)["seq"] == 1
-        send(to="bob", body=2)
-        assert type(await told.get()).__name__ == "Conflict"
-        send(cid="99", client_msg_id="k2")
-        assert isinstance(await told.get(), NotMember)
+        assert (await send(to="bob"))["seq"] == 1
+        with pytest.raises(Conflict):
+            await send(to="bob", body=2)
+        with pytest.raises(NotMember):
+            await send(cid="99", client_msg_id="k2")
         with pytest.raises(BadRequest):
-            send(to="")
+            await send(to="")
+        with pytest.raises(StoreUnavailable):
+            here.methods.sent(StoreUnavailable("unknown"))
         here.writing.is_draining = True
         with pytest.raises(Draining):
-            send(to="bob")
-        assert told.empty()
+            await send(to="bob")
 
 
 async def test_a_clock_that_went_back_gives_no_ids():

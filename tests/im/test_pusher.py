@@ -112,6 +112,20 @@ async def test_a_push_that_fails_is_told_again_until_it_is_taken(cluster: Cluste
     assert (await end.inbox(1))[0] == InboxEntry("bob", 1, b"")
 
 
+async def test_senders_are_told_when_the_pushes_have_left(cluster: Cluster):
+    """Or soon, if statuses are not to be had."""
+    end = await cluster.start_access()
+    cluster.statuses.online = {"bob": ("access-1",)}
+    told: list[int] = []
+    cluster.service._pusher.committed([delivery(1, "bob")], lambda: told.append(1))
+    assert told == []
+    await end.inbox(1)
+    await becomes(lambda: told[:1] == [1])
+    cluster.statuses.is_stuck = True
+    cluster.service._pusher.committed([delivery(2, "bob")], lambda: told.append(2))
+    await becomes(lambda: 2 in told)
+
+
 async def test_what_does_not_fit_waits_nowhere(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
     """Its users are behind, and hear of it; so many may be, and the audits of the access nodes find the others."""
     monkeypatch.setattr(pusher, "QUEUE_MAX", 2)

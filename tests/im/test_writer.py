@@ -125,6 +125,30 @@ async def test_a_lone_message_is_committed_at_once():
     assert [(commit.commands, commit.took_ms) for commit in seen] == [(1, 0)]
 
 
+async def test_callers_may_be_told_later():
+    """By whoever takes the commit, once; the next group does not wait for that."""
+    store = GatedStore()
+    commits: asyncio.Queue[Commit] = asyncio.Queue()
+
+    def taken(commit: Commit) -> bool:
+        commits.put_nowait(commit)
+        return True
+
+    writer = GroupCommit(store, SimClock(), on_committed=taken)
+    async with running(writer):
+        first = enqueue(writer, draft(1))
+        one = await commits.get()
+        second = enqueue(writer, draft(2))
+        other = await commits.get()
+        assert not first.done()
+        one.tell()
+        one.tell()
+        assert place(await first) == 1
+        assert not second.done()
+        other.tell()
+        assert place(await second) == 2
+
+
 async def test_what_comes_during_a_commit_is_the_next_group():
     """I1: in the order of submission."""
     store = GatedStore()

@@ -132,11 +132,12 @@ def test_only_messages_count():
     log = one.remember(ConversationFacts(Conversation(1, "single", "write", "a", "b"), 5, 3))
     fields = {"mid": 7, "device": "phone", "body": b"", "at": AT}
     edit = one.entry(log, Form.EDIT, "edit", sender="a", client_msg_id="k1", ref=1, **fields)  # type: ignore[arg-type]
-    message = one.entry(log, Form.MESSAGE, "text", sender="b", client_msg_id="", **fields)  # type: ignore[arg-type]
-    assert [(entry.n, entry.seq, entry.cseq, entry.recipient) for entry in (edit, message)] == [
-        (1, 6, 3, "b"), (2, 7, 4, "a"),
+    event = one.entry(log, Form.EVENT, "group", sender="b", client_msg_id="", **fields)  # type: ignore[arg-type]
+    message = one.message(log, draft("b", 1, "k2"))
+    assert [(entry.n, entry.seq, entry.cseq, entry.recipient) for entry in (edit, event, message)] == [
+        (1, 6, 3, "b"), (2, 7, 3, "a"), (3, 8, 4, "a"),
     ]  # fmt: skip
-    assert one.facts.messages_by_key == {("a", "k1"): edit}, "what has no key is not known by one"
+    assert one.facts.messages_by_key == {("a", "k1"): edit, ("b", "k2"): message}, "what has no key is not known by one"
 
 
 def test_notes_are_for_one_user_and_in_no_log():
