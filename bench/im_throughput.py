@@ -55,7 +55,21 @@ SECONDS = 5.0
 PROFILED_S = 8.0
 TICKET_TTL_S = 600
 SAMPLES_A_SECOND = 500
-SETTINGS = ("--set", "up.access_nodes=1", "--set", "access.accepts_per_second=0")
+SETTINGS = (
+    "--set",
+    "up.access_nodes=1",
+    "--set",
+    "access.accepts_per_second=0",
+    # As many clients as there are play many more: the limits are kept, at what those would not reach.
+    "--set",
+    "im.user_calls_per_second=100000",
+    "--set",
+    "im.user_calls_burst=100000",
+    "--set",
+    "im.device_calls_per_second=100000",
+    "--set",
+    "im.device_calls_burst=100000",
+)
 
 
 class Times(msgspec.Struct, frozen=True):

@@ -36,7 +36,7 @@ def pages() -> dict[str, str]:
         "errors.md": _errors(),
         "metrics.md": _metrics(),
         "session.md": _session(),
-        "openapi.json": json.dumps(document(), indent=2, sort_keys=True, ensure_ascii=False) + "\n",
+        "openapi.json": json.dumps(document(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
     }
 
 

@@ -14,6 +14,7 @@ from access import emulation, http, streaming, transports
 from access.core.outgoing import Form
 from access.core.protocol import Close
 from access.http import HttpConnection
+from access.websocket import write_soon
 from tests.access.http_nodes import CONNECT, LIMITS, ORIGIN, SETTLE_S, HttpNode, Lines, Nodes, running_nodes, until
 
 SOCKET_BUFFER = 131_072
@@ -402,3 +403,11 @@ async def test_other_paths_are_not_for_pages(nodes: Nodes) -> None:
     async with nodes.http.get(nodes.one.url("/healthz"), headers={"Origin": ORIGIN}) as response:
         assert response.status == 200
         assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_other_transports_are_written_to_at_once() -> None:
+    """They collect what their request carries, and need no step to end."""
+    connection = HttpConnection(Form.STREAM_JSON, write_bytes_max=100)
+    write_soon(connection, b"a")
+    write_soon(connection, b"b")
+    assert connection.take() == b"ab"

@@ -27,7 +27,6 @@ from access.core.websocket import (
     encode_frame,
     parse_close,
 )
-from access.http import HttpConnection
 from access.ports import Connection
 from access.websocket import (
     PROTOBUF_SUBPROTOCOL,
@@ -35,7 +34,6 @@ from access.websocket import (
     TransportLimits,
     WebSocketConnection,
     form_of,
-    write_soon,
 )
 
 KEY = b"\x37\xfa\x21\x3d"
@@ -428,14 +426,6 @@ async def test_what_was_written_soon_to_a_client_that_is_gone_is_dropped(client:
     client.connection.connection_lost(None)
     await asyncio.sleep(0)
     assert client.transport.written == []
-
-
-def test_other_transports_are_written_to_at_once() -> None:
-    """They collect what their request carries, and need no step to end."""
-    connection = HttpConnection(Form.STREAM_JSON, write_bytes_max=100)
-    write_soon(connection, b"a")
-    write_soon(connection, b"b")
-    assert connection.take() == b"ab"
 
 
 # ---------------------------------------------------------------- the node closes
