@@ -49,6 +49,8 @@ from im.client import ImClient
 __all__ = ["CHANNEL_PREFIX", "Conversations"]
 
 CHANNEL_PREFIX = "conv:"
+READS_MAX = 256
+"""Readings of logs at once; when a whole group subscribes, the others wait for their turn."""
 HISTORY_MAX = 1_000
 
 
@@ -92,6 +94,7 @@ class Conversations(RefusingBroker):
         self._fanout = fanout
         self._rooms: dict[str, _Room] = {}
         self._of: dict[Member, set[str]] = {}
+        self._reads = asyncio.Semaphore(READS_MAX)
         self._tasks: asyncio.TaskGroup | None = None
         self._log = logger(node=node)
 
@@ -365,7 +368,8 @@ class Conversations(RefusingBroker):
     async def _page(self, cid: str, user: str, since: int, limit: int) -> ConversationReply:
         bytes_max = self._config.recovery_bytes_max
         try:
-            return await self._im.conversation(cid, user=user, since=since, limit=limit, bytes_max=bytes_max)
+            async with self._reads:
+                return await self._im.conversation(cid, user=user, since=since, limit=limit, bytes_max=bytes_max)
         except NotMember as error:
             raise PermissionDenied(error.message) from error
 

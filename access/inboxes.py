@@ -234,6 +234,11 @@ class Inboxes(RefusingBroker):
             # The client may have read its start anew meanwhile: what it was given then is not written again.
             if offset > reader.position:
                 self._metrics.writes.inc(self._write([reader.client], reader.user, offset, data))
+        if not page.entries and since < page.head:
+            # What follows its position was trimmed: it comes back and is told that it has to start over.
+            self.hub.load_failed(reader)
+            reader.client.connection.close(Close.INSUFFICIENT_STATE)
+            return False
         needs_more = self.hub.loaded(reader, page.entries[-1][0] if page.entries else since)
         if needs_more and not page.entries:
             # Told of an entry that the timeline does not show: do not insist, the audit looks again.

@@ -14,7 +14,7 @@ from base.log import logger
 from im.core.commands import Executed, GroupChanged, Marked
 from im.core.unread import Pointers, Unread, UnreadCounters, pointers, unread
 from im.metrics import ImMetrics
-from im.store.port import Listed, MessageStore
+from im.ports import Listed, MessageStore
 
 __all__ = ["Counting", "pointers_of"]
 

@@ -27,7 +27,7 @@ from im.core.model import EVERYBODY
 from im.core.offline import Missed, OfflineFeed
 from im.core.publications import shown, without_body
 from im.methods import METHODS, Caller, Methods
-from im.store.port import MessageStore
+from im.ports import MessageStore
 
 __all__ = ["ConversationChange", "ImApi", "OfflineItem", "OfflinePage", "ServerSend"]
 

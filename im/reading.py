@@ -38,7 +38,7 @@ from im.core.model import Message, Overlay, Role
 from im.core.publications import shown
 from im.core.unread import unread
 from im.counting import Counting, pointers_of
-from im.store.port import ConversationPage, Listed, MessageStore, Visible
+from im.ports import ConversationPage, Listed, MessageStore, Visible
 
 __all__ = ["Reading", "Searching", "overlays_told", "sync_version"]
 

@@ -53,10 +53,10 @@ from im.counting import Counting
 from im.http import ImApi
 from im.methods import Caller, Methods
 from im.metrics import ImMetrics
+from im.ports import MessageStore
 from im.pusher import Pusher
 from im.reading import Reading, overlays_told, sync_version
 from im.search.search import Search
-from im.store.port import MessageStore
 from im.trimming import Trimming
 from im.workers import MessageNumbers
 from im.writer import Commit, GroupCommit

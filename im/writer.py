@@ -27,7 +27,7 @@ from base.clock import Clock, Instant
 from base.errors import Draining, Overloaded, RoadsteadError, StoreUnavailable
 from im.core.commands import Command, Executed, Outcome
 from im.core.lanes import LaneKey, Lanes
-from im.store.port import MessageStore
+from im.ports import MessageStore
 
 __all__ = ["GROUP_MAX", "Commit", "GroupCommit"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from im.core.facts import Pair
 from im.core.generations import Newest, pair_of
 from im.core.model import EVERYBODY, Conversation, Form, Member, Message, View
+from im.ports import Listed
 from im.store.bulk import Bulk
 from im.store.combined import SEQ_END, users_of, with_sent
 from im.store.facts import single_of
-from im.store.port import Listed
 from im.store.reading import find_conversations, find_ends, find_members, find_overlays, find_shown, find_views
 from im.store.schema import MEMBER, VIEW, view_of
 

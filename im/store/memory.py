@@ -16,7 +16,7 @@ from im.core.commands import Command, Executed
 from im.core.facts import Changes, ConversationFacts, Facts, Key, Needs, Pair
 from im.core.ledger import Ledger, LedgerSettings
 from im.core.model import EVERYBODY, Conversation, Form, Member, Message, Overlay, Role, View
-from im.store.port import ConversationPage, Listed, Page, TimelineEntry, Visible
+from im.ports import ConversationPage, Listed, Page, TimelineEntry, Visible
 
 __all__ = ["MemoryMessageStore"]
 

@@ -26,11 +26,11 @@ from im.core.commands import Command, Executed
 from im.core.generations import Newest
 from im.core.ledger import LedgerSettings
 from im.core.model import Member, Message, Overlay, Role, View
+from im.ports import ConversationPage, Listed, Page, TimelineEntry, Visible
 from im.store.combined import SEQ_END, messages_at, newest_entries, users_of
 from im.store.lanes import Lane, ReadLanes
 from im.store.listing import read_listed, read_readers
 from im.store.log import MessageLog
-from im.store.port import ConversationPage, Listed, Page, TimelineEntry, Visible
 from im.store.reading import (
     find_ends,
     find_floors,

@@ -143,6 +143,8 @@ class ViewModel:
         self._list_retry_ms = 0
         self._was_listed: dict[str, int] = {}
         """What was known when the list was asked for, and how far: if no page has it, it is hidden up to there."""
+        self._unlisted: set[str] = set()
+        """What no page had: it is hidden, perhaps further than is known."""
         self._hint: tuple[int, int] | None = None
         """A `sync_version` that differed, and what this client had then."""
         self._hint_due: Instant | None = None
@@ -229,6 +231,7 @@ class ViewModel:
         for document in conversations:
             cid = str(document["cid"])
             self._was_listed.pop(cid, None)
+            self._unlisted.discard(cid)
             conversation = self._conversations.get(cid) or self._meet(cid, document.get("peer") or "")
             effects += conversation.list_as(document, now)
             self._after(conversation, now)
@@ -238,6 +241,7 @@ class ViewModel:
             hidden = [self._conversations[cid] for cid in self._was_listed]
             for conversation in hidden:
                 conversation.hide(self._was_listed[conversation.cid])
+                self._unlisted.add(conversation.cid)
                 effects.append(Listed(conversation.cid))
             self.is_loaded, self._is_asking, self._list_retry_ms = True, False, 0
             known = sum(conversation.head for conversation in hidden if _is_direct(conversation))
@@ -259,6 +263,7 @@ class ViewModel:
         self._gaps.clear()
         self._sending.clear()
         self._was_listed.clear()
+        self._unlisted.clear()
         self.position, self.is_loaded, self._hint, self._hint_due = 0, False, None, None
         return effects
 
@@ -440,6 +445,9 @@ class ViewModel:
             self._gaps.discard(conversation.cid)
         else:
             self._gaps.add(conversation.cid)
+        if conversation.cid in self._unlisted and not conversation.is_hidden:
+            self._unlisted.discard(conversation.cid)
+            conversation.is_doubtful = True  # there are news, but what is before them may be hidden or not
         if conversation.is_doubtful and self.is_loaded and self._list_due is None and not self._is_asking:
             self._list_due = now
 

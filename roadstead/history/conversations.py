@@ -255,26 +255,24 @@ def _check_survived(
 def check_i12(views: Views) -> Finding:
     """What was acknowledged as queued is in the log, or else exactly one failure notice reached each device told of it.
 
-    A notice for what was acknowledged as durable, or never queued, broke it too.
+    A notice for what was acknowledged as durable, or certainly never queued, broke it too. What has no answer may have
+    been queued.
     """
     history = views.history
     findings = Findings("I12", "queued messages")
     for written in history.written.values():
-        queued = [attempt for attempt in written.attempts if attempt.queued is not None]
-        if not queued:
-            continue
-        findings.looked += 1
-        is_logged = bool(history.log_of(written.key))
-        notices = history.failures.get(written.key, [])
-        if is_logged and notices:
-            findings.add("both", f"{written.key} is in the log, and a failure notice came", keys=(written.key,))
-        elif not is_logged and not notices:
-            findings.add("neither", f"{written.key} was queued, and neither logged nor failed", keys=(written.key,))
+        if any(attempt.queued for attempt in written.attempts):
+            findings.looked += 1
+            if not history.log_of(written.key) and written.key not in history.failures:
+                says = f"{written.key} was queued, and neither logged nor failed"
+                findings.add("neither", says, keys=(written.key,))
     for key, notices in history.failures.items():
         devices = [notice.device for _, notice in notices]
         if len(devices) > len(set(devices)):
             findings.add("twice", f"a failure notice for {key} came twice", keys=(key,))
         attempts: list[Attempt] = history.written[key].attempts if key in history.written else []
-        if not any(attempt.queued for attempt in attempts):
+        if history.log_of(key):
+            findings.add("both", f"{key} is in the log, and a failure notice came", keys=(key,))
+        elif not any(attempt.queued or not (attempt.ok or attempt.failed) for attempt in attempts):
             findings.add("unasked", f"a failure notice came for {key}, which was not queued", keys=(key,))
     return findings.done()

@@ -401,22 +401,24 @@ def _check_part(findings: Findings, views: Views, seen: UnreadObs, part: UnreadP
 def check_i13(views: Views) -> Finding:
     """Once it is quiet, no device shows or reads a recalled body, nor one older than the last edit.
 
-    The seq stays, and shows as recalled: a view without it has a hole (I8).
+    The seq stays, and shows as recalled: a view without it has a hole (I8). Who may not see a recall or an edit, having
+    left before it, need not be told of it.
     """
     history = views.history
     findings = Findings("I13", "recalled and edited messages, shown or read when it was quiet")
-    last = views.last_bodies
     newest: dict[tuple[str, str, int], tuple[Stamp, Display]] = {}
     for stamp, display in history.displays:
         if history.is_after_quiet(stamp):
             newest[display.user, display.device, display.cid] = stamp, display
     reads = [(stamp, read) for stamp, read in history.reads if history.is_after_quiet(stamp)]
     for event, cid, seq, mid, digest in _sights([*newest.values(), *reads]):
-        if (cid, seq) not in last:
+        covers = views.covers.get((cid, seq), ())
+        told = [place for place, (at, _) in enumerate(covers) if history.may_see(cid, event.user, at)]
+        if not told:
             continue
         findings.looked += 1
-        right = last[cid, seq]
-        if digest != right:
+        _, right = covers[told[-1]]
+        if digest not in {body for _, body in covers[told[-1] :]}:
             kind, what = ("recalled", "recalled") if right is None else ("outdated", "edited since")
             says = f"{event.user}/{event.device} sees a body of ({cid}, {seq}) that was {what}"
             findings.add(kind, says, mids=(mid,), at=(event.at,))

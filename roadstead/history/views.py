@@ -151,15 +151,18 @@ class Views:
         return dict(bodies)
 
     @cached_property
-    def last_bodies(self) -> dict[tuple[int, int], str | None]:
-        """What must be shown of each (cid, seq) that was edited or recalled: the last edit, None if recalled."""
-        last: dict[tuple[int, int], str | None] = {}
+    def covers(self) -> dict[tuple[int, int], list[tuple[int, str | None]]]:
+        """What each (cid, seq) that was edited or recalled was to show then: (seq of that, digest), None if recalled.
+
+        Ascending, and nothing after a recall.
+        """
+        covers: defaultdict[tuple[int, int], list[tuple[int, str | None]]] = defaultdict(list)
         for cid, entry in sorted(self.history.logged(), key=lambda logged: (logged[0], logged[1].seq)):
-            if entry.form == "recall":
-                last[cid, entry.ref] = None
-            elif entry.form == "edit" and last.get((cid, entry.ref), "") is not None:
-                last[cid, entry.ref] = entry.digest
-        return last
+            if entry.form in {"edit", "recall"}:
+                found = covers[cid, entry.ref]
+                if not found or found[-1][1] is not None:
+                    found.append((entry.seq, None if entry.form == "recall" else entry.digest))
+        return dict(covers)
 
     @cached_property
     def counting(self) -> dict[int, Counting]:

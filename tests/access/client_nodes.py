@@ -106,6 +106,8 @@ class FakeIm:
     def __init__(self) -> None:
         self.epoch = "e"
         self.head = 0
+        self.floor = 0
+        """Entries up to here were trimmed."""
         self.versions: dict[str, int] = {}
         self.holds = False
         self.held: list[asyncio.Future[None]] = []
@@ -134,7 +136,8 @@ class FakeIm:
 
     async def timeline(self, user: str, *, since: int, limit: int, bytes_max: int) -> TimelinePage:
         del user, bytes_max
-        page = TimelinePage(self.epoch, self.head, [(n, b"1") for n in range(since + 1, self.head + 1)][:limit])
+        entries = [] if since < self.floor else [(n, b"1") for n in range(since + 1, self.head + 1)][:limit]
+        page = TimelinePage(self.epoch, self.head, entries)
         if self.holds:
             held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.held.append(held)

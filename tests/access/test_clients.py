@@ -242,6 +242,18 @@ async def test_a_gap_that_is_fetched_meanwhile_does_not_overtake_it_either(node:
     assert ann.offsets() == [5, 6, 7, 8, 9]
 
 
+async def test_a_client_whose_next_entries_were_trimmed_has_to_start_over(node: ClientsNode) -> None:
+    """It would wait for them for ever: closed with the code by which it comes back and is told."""
+    ann = node.wire()
+    await ann.connect()
+    await entries(node, 4)
+    node.im.floor = 3
+    await node.push(node.im.store())
+    await settle()
+    assert ann.offsets() == []
+    assert ann.closed == Close.INSUFFICIENT_STATE
+
+
 @pytest.mark.parametrize("fails", [True, False])
 async def test_a_start_that_came_to_nothing_leaves_the_client_where_it_was(node: ClientsNode, *, fails: bool) -> None:
     """It gets what was held back from it."""

@@ -34,6 +34,7 @@ from access.websocket import (
     TransportLimits,
     WebSocketConnection,
     form_of,
+    write_soon,
 )
 
 KEY = b"\x37\xfa\x21\x3d"

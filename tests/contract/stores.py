@@ -12,8 +12,8 @@ from im.core import timelines
 from im.core.commands import Appended, ChangeGroup, Command, CreateGroup, Draft, GroupChanged, Outcome, Revise
 from im.core.ledger import LedgerSettings
 from im.core.model import Message
+from im.ports import Listed, MessageStore, TimelineEntry
 from im.store.memory import MemoryMessageStore
-from im.store.port import Listed, MessageStore, TimelineEntry
 from im.store.sqlite import SqliteMessageStore
 
 USERS = ("ann", "bob", "cleo", "dan")

@@ -29,7 +29,7 @@ from im.core.commands import (
 from im.core.fan_out import PRESETS
 from im.core.ledger import LedgerSettings
 from im.core.model import Conversation, Form, Member, Message, Overlay, Role, View
-from im.store.port import ConversationPage, MessageStore, Page, TimelineEntry, Visible
+from im.ports import ConversationPage, MessageStore, Page, TimelineEntry, Visible
 from tests.contract.stores import (
     NOW,
     USERS,

@@ -27,8 +27,8 @@ from im.core.commands import (
 from im.core.fan_out import PRESETS
 from im.core.ledger import LedgerSettings
 from im.core.model import Form, Message
+from im.ports import MessageStore
 from im.store.memory import MemoryMessageStore
-from im.store.port import MessageStore
 from im.store.sqlite import SqliteMessageStore
 from tests.contract.stores import (
     NOW,

@@ -16,8 +16,8 @@ from im.core.commands import ChangeGroup, Command, CreateGroup, Draft, Executed,
 from im.core.model import View
 from im.counting import RECENT_MAX, Counting
 from im.metrics import ImMetrics
+from im.ports import Listed
 from im.store.memory import MemoryMessageStore
-from im.store.port import Listed
 from im.writer import Commit, GroupCommit
 
 NOW = Timestamp(1_000)

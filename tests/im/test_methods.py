@@ -32,9 +32,9 @@ from im.core.snowflake import ClockWentBack
 from im.counting import Counting
 from im.methods import METHODS, Caller, Methods
 from im.metrics import ImMetrics
+from im.ports import Listed
 from im.reading import PAGE_BYTES_MAX, Reading
 from im.store.memory import MemoryMessageStore
-from im.store.port import Listed
 from im.writer import GroupCommit
 from im.writing import Writing
 

@@ -14,7 +14,7 @@ from base.clock import Timestamp
 from base.errors import BadRequest, Draining, LimitExceeded, NotMember, UnknownMethod
 from im.api import HEADS, TIMELINE, UNPROVEN, Heads, Timeline, Unproven
 from im.core.commands import ChangeGroup, Draft, Trim
-from im.store.port import Visible
+from im.ports import Visible
 from tests.im.cluster import AccessEnd, Cluster, running
 
 

@@ -186,6 +186,43 @@ def test_a_hidden_conversation_comes_back_with_news() -> None:
     assert two.is_hidden
 
 
+def test_what_no_list_had_is_asked_about_when_it_has_news() -> None:
+    """It was hidden further than this client knows, so that it cannot tell which of the news are unread."""
+    log, other = Log(), Log("8", is_group=True)
+    log.message(), other.message()
+    view, server = begun(log)
+    server.logs["8"] = other
+    server.answer(view.ask_list(), NOW)
+    view.ask_list()
+    listed(view, log.document(), now=NOW)
+    for _ in range(3):
+        other.message()
+    other.read_seq = 3
+    feed(view, other.entries[3])
+    effects = view.advance(NOW)
+    assert effects == [AskList()]
+    server.answer(effects, NOW)
+    server.settle(NOW)
+    two = view.conversation("8")
+    assert two is not None
+    assert (two.is_hidden, two.unread) == (False, other.unread()) == (False, 1)
+
+
+def test_a_hidden_chat_that_was_never_listed_is_asked_about_when_it_has_news() -> None:
+    """What it begins with is not its beginning: that was read, or at least hidden."""
+    view, server = begun(Log("8", is_group=True))
+    chat = Log()
+    chat.message(), chat.message()
+    chat.read_seq = 1
+    server.logs[CID] = chat
+    feed(view, chat.entries[1])
+    effects = view.advance(NOW)
+    assert effects == [AskList()]
+    server.answer(effects, NOW)
+    server.settle(NOW)
+    assert view.total_unread() == chat.unread() == 1
+
+
 # ---------------------------------------------------------------- lists
 
 

@@ -428,16 +428,18 @@ def test_own_messages_and_recalled_ones_are_not_unread():
 
 
 def test_a_failure_notice_comes_once_to_a_device_and_only_for_what_was_queued():
-    """Two devices of the sender may each get one."""
-    for devices, is_queued, expected in (
-        (["phone", "laptop"], True, set()),
-        (["phone", "phone"], True, {"I12 twice"}),
-        (["phone"], False, {"I12 unasked"}),
+    """Two devices of the sender may each get one. A call that was not answered may have been queued."""
+    for devices, outcome, expected in (
+        (["phone", "laptop"], Story.queued, set()),
+        (["phone", "phone"], Story.queued, {"I12 twice"}),
+        (["phone"], Story.fail, {"I12 unasked"}),
+        (["phone"], Story.info, set()),
+        (["phone"], None, set()),
     ):
         story = Story()
         call = story.invoke("send", user="ann", device="phone", client_msg_id="a", digest="a!")
-        if is_queued:
-            story.queued(call)
+        if outcome is not None:
+            outcome(story, call)
         for device in devices:
             story.failure(user="ann", device=device, client_msg_id="a")
         assert said(story.over()) == expected
