@@ -116,8 +116,10 @@ class Methods:
         }
         assert self._run.keys() == _BY_NAME.keys()
 
-    async def call(self, caller: Caller, name: str, data: bytes) -> bytes:
-        """Carry out a call and return its result as JSON.
+    def call(self, caller: Caller, name: str, data: bytes) -> Awaitable[bytes]:
+        """Begin a call; what is awaited is its result as JSON.
+
+        What changes something has its place in the order of the caller's changes when this returns.
 
         Raises:
             UnknownMethod: there is no such method.
@@ -126,7 +128,7 @@ class Methods:
         """
         if name not in _BY_NAME:
             raise UnknownMethod(f"there is no method im.{name}; there are {', '.join(sorted(_BY_NAME))}")
-        return await self.run(caller, name, self._decode(name, data))
+        return self.run(caller, name, self._decode(name, data))
 
     def draft(self, caller: Caller, data: bytes) -> Draft:
         """Return what an `im.send` asks to be stored: most calls are such, and need no task to be carried out.
@@ -149,18 +151,23 @@ class Methods:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"bad argument: {error}") from error
 
-    async def run(self, caller: Caller, name: str, arguments: msgspec.Struct) -> bytes:
-        """Carry out a call whose arguments are decoded already; as `call`."""
+    def run(self, caller: Caller, name: str, arguments: msgspec.Struct) -> Awaitable[bytes]:
+        """Begin a call whose arguments are decoded already; as `call`."""
         self._admit(caller, _BY_NAME[name].cost, getattr(arguments, "cid", ""))
-        return _encode(await self._run[name](caller, arguments))
+        return _encoded(self._run[name](caller, arguments))
 
     async def _typing(self, caller: Caller, arguments: args.TypingArguments) -> args.Nothing:
         cid = cid_of(arguments.cid)
         self._type_to(await self._others(cid, caller.user), typing(cid, caller.user))
         return _NOTHING
 
-    async def _mark(self, caller: Caller, arguments: args.MarkArguments) -> args.ViewResult:
-        result = await self._writing.mark(caller.user, caller.device, arguments)
+    def _mark(self, caller: Caller, arguments: args.MarkArguments) -> Awaitable[args.ViewResult]:
+        return self._marked(caller, arguments, self._writing.mark(caller.user, caller.device, arguments))
+
+    async def _marked(
+        self, caller: Caller, arguments: args.MarkArguments, marked: Awaitable[args.ViewResult]
+    ) -> args.ViewResult:
+        result = await marked
         if result.is_new and (arguments.read_seq is not None or arguments.delivered_seq is not None):
             cid = cid_of(arguments.cid)
             told = receipt(cid, caller.user, read_seq=result.read_seq, delivered_seq=result.delivered_seq)
@@ -171,3 +178,7 @@ class Methods:
     async def _others(self, cid: int, user: str) -> list[str]:
         """Return whom something of the moment is told: the others, if they are few. Raises NotMember."""
         return [other for other in await self._reading.users(cid, user, at_most=DIRECT_MAX) if other != user]
+
+
+async def _encoded(result: Awaitable[msgspec.Struct]) -> bytes:
+    return _encode(await result)

@@ -232,7 +232,9 @@ class MessageService:
         if service != SERVICE:
             raise UnknownMethod(f"there is no method {rpc.method}")
         caller = Caller(rpc.user, rpc.device)
-        return self._send(caller, rpc.data) if name == "send" else self._call(caller, name, rpc.data)
+        if name == "send":
+            return self._send(caller, rpc.data)
+        return self._answer(self._methods.call(caller, name, rpc.data))
 
     def _send(self, caller: Caller, data: bytes) -> asyncio.Future[RpcReply]:
         reply: asyncio.Future[RpcReply] = asyncio.get_running_loop().create_future()
@@ -251,9 +253,9 @@ class MessageService:
         self._writer.enqueue(self._methods.draft(caller, data), told)
         return reply
 
-    async def _call(self, caller: Caller, name: str, data: bytes) -> RpcReply:
+    async def _answer(self, call: Awaitable[bytes]) -> RpcReply:
         started = self._clock.stopwatch()
-        result = await self._methods.call(caller, name, data)
+        result = await call
         self._metrics.calls.observe(self._clock.stopwatch() - started)
         return RpcReply(result)
 

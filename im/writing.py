@@ -5,10 +5,13 @@ Nothing is retried here: after an unknown outcome it is the caller's to come aga
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from asyncio import Future
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from base.clock import Clock, Timestamp
-from base.errors import Draining, Unavailable
+from base.errors import Draining, RoadsteadError, Unavailable
 from im.core.arguments import (
     ChangeGroupArguments,
     CreateGroupArguments,
@@ -35,16 +38,19 @@ from im.refusing import error_of
 __all__ = ["Writing"]
 
 
+Result = TypeVar("Result")
+
+
 class Commits(Protocol):
     """What has commands carried out, in the order of the calls; see `im.writer`."""
 
-    async def submit(self, command: Command) -> Outcome:
-        """Return the command's outcome."""
+    def enqueue(self, command: Command, told: Callable[[Outcome | RoadsteadError], None]) -> None:
+        """Have `told` told the command's outcome."""
         ...
 
 
 class Writing:
-    """The changing methods. `is_draining` refuses all of them."""
+    """The changing methods: each has its place in the order at once. `is_draining` refuses all."""
 
     def __init__(self, clock: Clock, ids: MessageIds, commits: Commits, *, body_bytes_max: int) -> None:
         self._clock = clock
@@ -53,52 +59,52 @@ class Writing:
         self._body_bytes_max = body_bytes_max
         self.is_draining = False
 
-    async def send(self, user: str, device: str, arguments: Send) -> SendResult | QueuedResult:
+    def send(self, user: str, device: str, arguments: Send) -> Future[SendResult | QueuedResult]:
         """Store a message. Raises what `im.refusing` maps, BadRequest, LimitExceeded."""
-        return sent(await self._commits.submit(self.draft(user, device, arguments)))
+        return self._begin(self.draft(user, device, arguments), sent)
 
-    async def edit(self, user: str, device: str, arguments: EditArguments) -> SendResult:
+    def edit(self, user: str, device: str, arguments: EditArguments) -> Future[SendResult]:
         """Replace a message's body."""
-        return await self._revise(user, device, arguments)
+        return self._revise(user, device, arguments)
 
-    async def recall(self, user: str, device: str, arguments: RecallArguments) -> SendResult:
+    def recall(self, user: str, device: str, arguments: RecallArguments) -> Future[SendResult]:
         """Take a message back."""
-        return await self._revise(user, device, arguments)
+        return self._revise(user, device, arguments)
 
-    async def mark(self, user: str, device: str, arguments: MarkArguments | SetArguments) -> ViewResult:
+    def mark(self, user: str, device: str, arguments: MarkArguments | SetArguments) -> Future[ViewResult]:
         """Change one's view of a conversation."""
-        mark = mark_of(arguments, user=user, device=device, at=self._now())
-        outcome = await self._commits.submit(mark)
-        if isinstance(outcome, Refused):
-            raise error_of(outcome)
-        assert isinstance(outcome, Marked)
-        view = outcome.view
-        return ViewResult(
-            str(view.cid),
-            view.read_seq,
-            view.delivered_seq,
-            view.is_marked_unread,
-            view.is_muted,
-            view.pinned_at,
-            view.hidden_seq,
-            outcome.is_new,
-        )
+        return self._begin(mark_of(arguments, user=user, device=device, at=self._now()), _marked)
 
-    async def create_group(self, user: str, device: str, arguments: CreateGroupArguments) -> GroupView:
+    def create_group(self, user: str, device: str, arguments: CreateGroupArguments) -> Future[GroupView]:
         """Make a group."""
         mid, at = self._next()
-        return _grouped(await self._commits.submit(group_of(arguments, owner=user, device=device, mid=mid, at=at)))
+        return self._begin(group_of(arguments, owner=user, device=device, mid=mid, at=at), _grouped)
 
-    async def change_group(self, by: str, device: str, arguments: ChangeGroupArguments) -> GroupView:
+    def change_group(self, by: str, device: str, arguments: ChangeGroupArguments) -> Future[GroupView]:
         """Change a group; `by` "" is the operator."""
         mid, at = self._next()
-        return _grouped(await self._commits.submit(change_of(arguments, by=by, device=device, mid=mid, at=at)))
+        return self._begin(change_of(arguments, by=by, device=device, mid=mid, at=at), _grouped)
 
-    async def _revise(self, user: str, device: str, arguments: EditArguments | RecallArguments) -> SendResult:
+    def _revise(self, user: str, device: str, arguments: EditArguments | RecallArguments) -> Future[SendResult]:
         mid, at = self._next()
         command = revise_of(arguments, sender=user, device=device, mid=mid, at=at, body_bytes_max=self._body_bytes_max)
-        result = sent(await self._commits.submit(command))
-        assert isinstance(result, SendResult)
+        return self._begin(command, _revised)
+
+    def _begin(self, command: Command, result_of: Callable[[Outcome], Result]) -> Future[Result]:
+        """Have a command carried out, in the order of the calls; the future is what comes of it."""
+        result: Future[Result] = asyncio.get_running_loop().create_future()
+
+        def told(outcome: Outcome | RoadsteadError) -> None:
+            if result.done():
+                return  # its caller was cancelled
+            try:
+                if isinstance(outcome, RoadsteadError):
+                    raise outcome
+                result.set_result(result_of(outcome))
+            except RoadsteadError as error:
+                result.set_exception(error)
+
+        self._commits.enqueue(command, told)
         return result
 
     def draft(self, user: str, device: str, arguments: Send) -> Draft:
@@ -128,6 +134,29 @@ def sent(outcome: Outcome) -> SendResult | QueuedResult:
         return QueuedResult(str(outcome.mid), outcome.is_new)
     assert isinstance(outcome, Refused | KeyConflict)
     raise error_of(outcome)
+
+
+def _revised(outcome: Outcome) -> SendResult:
+    result = sent(outcome)
+    assert isinstance(result, SendResult)
+    return result
+
+
+def _marked(outcome: Outcome) -> ViewResult:
+    if isinstance(outcome, Refused):
+        raise error_of(outcome)
+    assert isinstance(outcome, Marked)
+    view = outcome.view
+    return ViewResult(
+        str(view.cid),
+        view.read_seq,
+        view.delivered_seq,
+        view.is_marked_unread,
+        view.is_muted,
+        view.pinned_at,
+        view.hidden_seq,
+        outcome.is_new,
+    )
 
 
 def _grouped(outcome: Outcome) -> GroupView:

@@ -13,8 +13,8 @@ Between batches the ledger remembers where conversations and timelines end, who 
 on. If a transaction fails, what it remembers is ahead of the truth: the store throws it away and makes another one from
 what is durable.
 
-Drafts that were queued by one batch are carried out by the next one, before its commands, so that they keep their
-sender's order; what becomes of each is an entry of a log or a note of failure, in that transaction.
+Drafts that were queued by one batch are carried out by the next one, before its commands, or before the next thing that
+their sender does in the same batch, so that nothing overtakes them; what becomes of each is an entry of a log or a note of failure, in that transaction.
 
 Invariants:
     I1  Seqs of a conversation and offsets of a timeline are given in order, without a hole or a repeat; `cseq` grows by
@@ -263,16 +263,27 @@ class Ledger:
             self._dequeue(queued.draft)
             changes.dequeued_through = queued.position
         for command in self._commands:
-            changes.outcomes.append(self._send(command) if isinstance(command, Draft) else self._carry_out(command))
+            if isinstance(command, Draft):
+                if command.sender in self._queuing and not command.is_queued:
+                    self._catch_up()
+                changes.outcomes.append(self._send(command))
+            else:
+                if _who(command) in self._queuing:
+                    self._catch_up()
+                changes.outcomes.append(self._carry_out(command))
         book.timelines.step(changes)
         return changes
 
+    def _catch_up(self) -> None:
+        """Carry out what this batch has queued: what comes next is of one of those senders, and must not overtake."""
+        queue, self._queue = self._queue, {}
+        self._queuing.clear()
+        self._book.changes.queued.clear()
+        for queued in queue.values():
+            self._dequeue(queued.draft)
+
     def _carry_out(self, command: Command) -> Outcome:
         match command:
-            case Revise() if (command.sender, command.client_msg_id) in self._queue:
-                return KeyConflict(None)
-            case CreateGroup() if (command.owner, command.client_msg_id) in self._queue:
-                return KeyConflict(None)
             case Revise():
                 return sending.revise(self._book, command)
             case Mark():
@@ -292,20 +303,15 @@ class Ledger:
         existing = self._book.facts.messages_by_key.get((draft.sender, draft.client_msg_id))
         if existing is not None:
             return sending.repeated(draft, existing)
-        if (draft.is_queued or self._queue) and (outcome := self._queued(draft)) is not None:
-            return outcome
-        return sending.place(self._book, draft)
+        return self._queued(draft) if draft.is_queued else sending.place(self._book, draft)
 
-    def _queued(self, draft: Draft) -> Outcome | None:
-        """Queue the draft, or return what is due for one whose key is queued; None: it is to be placed now."""
+    def _queued(self, draft: Draft) -> Outcome:
+        """Queue the draft, or return what is due for one whose key is queued."""
         key = (draft.sender, draft.client_msg_id)
         earlier = self._queue.get(key)
         if earlier is not None:
             other = earlier.draft
             return Queued(other.mid, is_new=False) if _payload(other) == _payload(draft) else KeyConflict(None)
-        if not draft.is_queued and draft.sender not in self._queuing:
-            return None
-        # One that follows a queued one of its sender is queued as well: it must not overtake.
         self._position += 1
         queued = QueuedDraft(self._position, draft)
         self._queue[key] = queued
@@ -326,6 +332,19 @@ class Ledger:
         positions = [queued.position for queued in self._queue.values()]
         assert positions == sorted(set(positions)), "I5"
         assert self._queuing == {sender for sender, _ in self._queue}
+
+
+def _who(command: Command) -> str:
+    """Return whose command it is."""
+    match command:
+        case Draft() | Revise():
+            return command.sender
+        case Mark() | Trim():
+            return command.user
+        case CreateGroup():
+            return command.owner
+        case _:
+            return command.by
 
 
 def _payload(draft: Draft) -> tuple[object, ...]:

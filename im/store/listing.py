@@ -103,6 +103,10 @@ def _fill_ends(connection: sqlite3.Connection, newest: Newest, rows: Sequence[_R
     """Find the newest entry of each, and the one to be shown, in memory first."""
     for row in rows:
         row.end = _end_in_memory(newest, row.conversation.cid, row.last)
+    if connection.in_transaction:
+        # Memory went on since the snapshot was taken. What is counted up to these ends needs one that has all of them.
+        connection.execute("COMMIT")
+        connection.execute("BEGIN")
     ends = find_ends(connection, [(row.conversation.cid, row.last) for row in rows if row.end is None])
     asked: list[tuple[int, int]] = []
     for row in rows:

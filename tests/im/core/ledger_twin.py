@@ -59,6 +59,10 @@ class Twin:
         """By `n`, who is told without an entry."""
 
     def batch(self, commands: Iterable[Command]) -> list[Outcome]:
+        self.catch_up()
+        return [self.carry_out(command) for command in commands]
+
+    def catch_up(self) -> None:
         queue, self.queue = self.queue, {}
         for key, draft in queue.items():
             outcome = self.place(draft)
@@ -67,9 +71,11 @@ class Twin:
                 self.keys[key] = self.note(
                     draft.sender, "failure", said, draft.cid, mid=7, recipient=draft.to, client_msg_id=key[1]
                 )
-        return [self.carry_out(command) for command in commands]
 
     def carry_out(self, command: Command) -> Outcome:
+        who = {getattr(command, name, None) for name in ("sender", "user", "owner", "by")}
+        if not getattr(command, "is_queued", False) and any(sender in who for sender, _ in self.queue):
+            self.catch_up()
         match command:
             case Draft():
                 return self.send(command)
@@ -155,7 +161,7 @@ class Twin:
             other = self.queue[key]
             is_same = (draft.to, draft.cid, *payload(draft)) == (other.to, other.cid, *payload(other))
             return Queued(7, False) if is_same else KeyConflict(None)
-        if draft.is_queued or any(sender == draft.sender for sender, _ in self.queue):
+        if draft.is_queued:
             self.queue[key] = draft
             return Queued(7, True)
         return self.place(draft)
@@ -185,8 +191,6 @@ class Twin:
     def revise(self, command: Revise) -> Outcome:
         user, cid, seq, key = command.sender, command.cid, command.seq, command.client_msg_id
         form, kind = (Form.RECALL, "recall") if command.is_recall else (Form.EDIT, "edit")
-        if (user, key) in self.queue:
-            return KeyConflict(None)
         if (user, key) in self.keys:
             first = self.keys[user, key]
             said = (first.form, first.cid, first.ref, first.body, first.mentions)
@@ -256,8 +260,6 @@ class Twin:
 
     def create(self, command: CreateGroup) -> Outcome:
         key = (command.owner, command.client_msg_id)
-        if key in self.queue:
-            return KeyConflict(None)
         if key in self.keys:
             first = self.keys[key]
             said = msgspec.json.decode(first.body) if first.form == Form.EVENT else {}

@@ -329,18 +329,42 @@ def test_a_switch_under_traffic_loses_and_repeats_nothing(seed: int):
 
 
 def test_a_queued_draft_is_carried_out_before_what_comes_later():
-    """I5: by the next batch, in its sender's order; a draft that is not queued waits behind those that are."""
+    """I5: by the next batch, in its sender's order."""
     world = World()
-    outcomes = world.run(draft("a", "b", "k1", is_queued=True), draft("a", "b", "k2"), draft("b", "a", "k3"))
-    assert outcomes[:2] == [Queued(7, is_new=True)] * 2
-    assert isinstance(outcomes[2], Appended)
+    queued, placed = world.run(draft("a", "b", "k1", is_queued=True), draft("b", "a", "k3"))
+    assert queued == Queued(7, is_new=True)
+    assert isinstance(placed, Appended)
     assert world.ledger.has_work
     world.restart()
-    (retried,) = world.run(draft("a", "b", "k2"))
-    assert retried == Appended(world.logs[1][2], is_new=False)
-    assert [entry.client_msg_id for entry in world.logs[1]] == ["k3", "k1", "k2"]
+    (retried,) = world.run(draft("a", "b", "k1"))
+    assert retried == Appended(world.logs[1][1], is_new=False)
+    assert [entry.client_msg_id for entry in world.logs[1]] == ["k3", "k1"]
     assert not world.ledger.has_work
     assert not world.queued
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        draft("a", "b", "k2"),
+        edit("a", 1, 1, "k2"),
+        mark("a", 1, read_seq=9),
+        group("a", ["b"], "k2"),
+        change("a", 2, "rename", value="other"),
+        Trim("a", 1),
+    ],
+)
+def test_nothing_of_a_sender_overtakes_what_it_queued(later: Command):
+    """In the same batch it is carried out first, and is answered as queued all the same."""
+    world = World()
+    world.run(draft("a", "b", "k0"), group("a", ["b"], "g"))
+    queued, other, done = world.run(draft("a", "b", "k1", is_queued=True), draft("b", "a", "k3"), later)
+    assert queued == Queued(7, is_new=True)
+    assert not isinstance(other, Refused | Queued)
+    assert not isinstance(done, Refused | Queued)
+    assert [entry.client_msg_id for entry in world.logs[1]][:3] == ["k0", "k3", "k1"]
+    assert not world.queued
+    assert not world.ledger.has_work
 
 
 def test_drafts_for_users_and_for_conversations_keep_their_order():
@@ -366,18 +390,24 @@ def test_positions_of_the_queue_go_on():
 
 
 def test_a_key_in_the_queue_is_used():
-    """I2: by another draft, an edit or a group it is a conflict, before anybody knows what becomes of it."""
+    """I2: before anybody knows what becomes of it, and after."""
     world = World()
     world.run(draft("a", "b", "k1"))
-    assert world.run(
-        draft("a", "b", "k2", is_queued=True), draft("a", "b", "k2"), draft("a", "b", "k2", "2"),
-        edit("a", 1, 1, "k2"), recall("a", 1, 1, "k2"), group("a", ["b"], "k2"), draft("b", "a", "k2"),
-    ) == [
-        Queued(7, is_new=True), Queued(7, is_new=False), *[KeyConflict(None)] * 4,
+    outcomes = world.run(
+        draft("a", "b", "k2", is_queued=True), draft("a", "b", "k2", is_queued=True),
+        draft("a", "b", "k2", "2", is_queued=True), draft("b", "a", "k2"),
+    )  # fmt: skip
+    assert outcomes == [
+        Queued(7, is_new=True), Queued(7, is_new=False), KeyConflict(None),
         Appended(world.keys["b", "k2"], is_new=True),
     ]  # fmt: skip
-    world.run()
-    assert world.keys["a", "k2"].form == Form.MESSAGE
+    outcomes = world.run(
+        draft("a", "b", "k2"), draft("a", "b", "k2", "2"), edit("a", 1, 1, "k2"), recall("a", 1, 1, "k2"),
+        group("a", ["b"], "k2"),
+    )  # fmt: skip
+    first = world.keys["a", "k2"]
+    assert first.form == Form.MESSAGE
+    assert outcomes == [Appended(first, is_new=False), *[KeyConflict(first)] * 4]
 
 
 def test_a_queued_retry_of_what_was_stored_is_answered_with_its_place():

@@ -448,6 +448,28 @@ def test_a_failure_notice_comes_once_to_a_device_and_only_for_what_was_queued():
     assert said(story.over()) == {"I12 unasked"}
 
 
+def test_who_left_need_not_show_what_was_edited_or_recalled_since():
+    """What was changed before it left it must; what it shows of later changes is right as well."""
+    for shown, expected in (("a!", {"I13 outdated"}), ("x", set()), ("y", set()), (None, set())):
+        story = Story()
+        story.sent("a", 1)
+        for seq, op, body in ((2, "edit", "x"), (3, "edit", "y"), (4, "recall", "")):
+            call = story.invoke(op, user="ann", device="phone", client_msg_id=str(seq), cid=1, digest=body, ref=1)
+            story.ok(call, cid=1, seq=seq, mid=seq + 100)
+        story.quiet(devices=[])
+        story.display(user="bob", device="phone", cid=1, entries=[DisplayEntry(1, 101, shown)])
+        story.members(cid=1, user="ann")
+        story.members(cid=1, user="bob", leave_seq=2)
+        log = [
+            LogEntry(1, 1, 101, "ann", "a", "a!"),
+            LogEntry(2, 1, 102, "ann", "2", "x", "edit", 1),
+            LogEntry(3, 1, 103, "ann", "3", "y", "edit", 1),
+            LogEntry(4, 1, 104, "ann", "4", "", "recall", 1),
+        ]
+        story.final_log(cid=1, entries=log)
+        assert {one for one in said(check(story.events)) if one.startswith("I13")} == expected
+
+
 def test_when_it_is_quiet_the_last_edit_is_shown():
     """Before that an older one may be; and a recall is not undone by an edit that comes after it."""
     for shown, expected in (("x", {"I13 outdated"}), ("y", set()), ("a!", {"I13 outdated"})):
