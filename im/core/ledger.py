@@ -14,7 +14,8 @@ on. If a transaction fails, what it remembers is ahead of the truth: the store t
 what is durable.
 
 Drafts that were queued by one batch are carried out by the next one, before its commands, or before the next thing that
-their sender does in the same batch, so that nothing overtakes them; what becomes of each is an entry of a log or a note of failure, in that transaction.
+their sender does in the same batch, so that nothing overtakes them; what becomes of each is an entry of a log or a note
+of failure, in that transaction.
 
 Invariants:
     I1  Seqs of a conversation and offsets of a timeline are given in order, without a hole or a repeat; `cseq` grows by
