@@ -1,16 +1,20 @@
 """One conversation, as a client has it: which stretch of its log is known, what is missing, what is shown, what unread.
 
-The client knows one stretch of the log without a hole, `lo` to `hi`: all in it that the user may see is held, and
-nothing is assumed about what is before or after. What arrives is put by its seq:
+The client knows one stretch of the log, `lo` to `hi`: all in it that the server shows the user is held, and nothing is
+assumed about what is before or after. What arrives is put by its seq:
 
-    lo <= seq <= hi      known: drop
+    lo <= seq <= hi      known: drop; what is not held is from before the user was put out and came back: shown late
     seq == hi + 1        next: the stretch grows, and takes what waits ahead of it
     seq >  hi + 1        ahead of a possible gap: kept, and shown in the order of arrival if the view appends
     seq <  lo            read when somebody looks so far back
 
 A gap that lasts `GAP_WAIT_MS` is read from the server; what was only late costs nothing. A gap wider than what is held
-is not read: the stretch begins anew behind it, and says so by its `lo`. So neither the newest seq that was heard of nor
-the newest that was read ever stands for what is in between. When too much is held the oldest goes, and `lo` with it.
+is not read, nor one with more behind it than is held: the stretch begins anew behind it, and says so by its `lo`. So
+neither the newest seq that was heard of nor the newest that was read ever stands for what is in between. When too much
+is held the oldest goes, and `lo` with it.
+
+What a page leaves out the server does not show *now*: who was put out and came back does not see what was before, but
+its timeline still brings it. So nothing that came is dropped because a page would bring it again.
 
 Edits and recalls are entries with a seq of their own that cover another one: the newest edit counts, a recall is final.
 They are noted when they arrive, before their target too. Unread is what pointers say, never a counter alone:
@@ -25,7 +29,7 @@ Invariants:
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -98,17 +102,24 @@ class Conversation:
     def take(self, entry: Publication, now: Instant) -> list[Shown | Changed]:
         """Take an entry of the log, from wherever it comes."""
         seq: int = entry["seq"]
-        if seq <= self.hi or seq in self._ahead or (self.last_seq and seq > self.last_seq):
+        is_known = seq < self.lo or seq in self._entries or seq in self._ahead
+        if is_known or (self.last_seq and seq > self.last_seq):
             return []
         effects: list[Shown | Changed] = [*self._cover(entry)]
         if is_row(entry):
             self.last_at = max(self.last_at, entry.get("at", 0))
-        self._ahead[seq] = covered(entry, self._covers.get(seq))
+        entry = covered(entry, self._covers.get(seq))
+        if seq <= self.hi:
+            insort(self._seqs, seq)
+            self._entries[seq] = entry
+            self._make_room()
+            return effects + self._show([seq])
+        self._ahead[seq] = entry
         grown = self._drain()
+        if len(self._ahead) > self._entries_max:
+            grown = self._skip()
         if grown:
             self._due = None  # what is missing now is another gap than before
-        if len(self._ahead) > self._entries_max:
-            self._drop(max(self._ahead))  # it will be read with the gap
         self.know(seq, now)
         return effects + self._show([seq] if self._appends else grown)
 
@@ -141,12 +152,12 @@ class Conversation:
         return self.hi
 
     def page(self, entries: Sequence[Publication], head: int, now: Instant) -> list[Shown | Changed]:
-        """Take a page that follows `hi`: all entries that the user may see up to its last one, or up to `head`."""
+        """Take a page that follows `hi`: all entries that the user is shown now up to its last one, or up to `head`."""
         before = self.hi
         effects = [effect for entry in entries for effect in self.take(entry, now)]
         reached = entries[-1]["seq"] if entries else min(head, self.last_seq or head)
         grown: list[int] = []
-        while self.hi < reached:  # what is not in the page is not for this user
+        while self.hi < reached:  # what is not in the page the server does not show
             self.hi = min(min(self._ahead, default=reached + 1) - 1, reached)
             grown += self._drain()
         if not self._appends:
@@ -304,8 +315,17 @@ class Conversation:
             grown.append(seq)
             if entry["kind"] == "message":
                 self._mind(entry)
-        if len(self._seqs) > self._entries_max * 5 // 4:
-            self._evict(len(self._seqs) - self._entries_max)
+        self._make_room()
+        return grown
+
+    def _skip(self) -> list[int]:
+        """Leave the gap behind; return the new seqs. What is before it would have to make room for them anyway."""
+        at = min(self._ahead) - 1
+        self.is_doubtful |= self._counted < at
+        self._evict(at)
+        self.hi = at
+        grown = self._drain()
+        self._make_sure()
         return grown
 
     @property
@@ -393,18 +413,17 @@ class Conversation:
         rows = [seq for seq in self._seqs if is_row(self._entries[seq])]
         return rows + [seq for seq in sorted(self._ahead) if self._appends and is_row(self._ahead[seq])]
 
-    def _drop(self, seq: int) -> None:
-        """Forget what waits ahead at a seq."""
-        del self._ahead[seq]
-        if self._window is not None and seq in self._window:
-            self._window.remove(seq)
+    def _make_room(self) -> None:
+        if len(self._seqs) > self._entries_max * 5 // 4:
+            self._evict(self._seqs[-self._entries_max - 1])
 
-    def _evict(self, count: int) -> None:
-        gone = self._seqs[:count]
-        self._surplus = self._unread_until(gone[-1])
-        del self._seqs[:count]
-        self._counted = max(self._counted, gone[-1])
-        self.lo = gone[-1] + 1
+    def _evict(self, until: int) -> None:
+        """Forget what is held up to a seq; what of it was unread stays so."""
+        gone = self._seqs[: bisect_right(self._seqs, until)]
+        self._surplus = self._unread_until(until)
+        del self._seqs[: len(gone)]
+        self._counted = max(self._counted, until)
+        self.lo = until + 1
         for seq in gone:
             entry = self._entries.pop(seq)
             cover = self._covers.get(entry.get("target", 0))

@@ -179,9 +179,8 @@ class World:
         self._runs = [self._tasks.create_task(device.run()) for device in (*self.light, *self.sdk)]
 
     async def _make_groups(self, light: list[str], sdk: list[str]) -> None:
-        # Not those with a view, which forgets the stretch before it was put out if it comes back while it catches up.
-        await self._make_group("open", [*light[0:6], *sdk[::2]])
-        await self._make_group("open", light[4:14])
+        await self._make_group("open", [*light[0:6], *sdk])
+        await self._make_group("open", [*light[4:14], *sdk[1::2]])
         await self._make_group("read", [*light[8:20], *(f"x{number:02}" for number in range(ABSENT))])
         await self._make_group("read", light[16:24])
         await self._make_group("switched", [*light[2:12], *sdk[1::2]])

@@ -170,24 +170,25 @@ def test_an_empty_page_ends_where_the_answer_says() -> None:
     assert conversation.hi == 4
 
 
-def test_too_much_ahead_of_a_gap_is_read_with_it() -> None:
-    """What waits is bounded; the newest give way."""
+@pytest.mark.parametrize("appends", [True, False])
+def test_a_gap_with_too_much_behind_it_is_left_behind(appends: bool) -> None:  # noqa: FBT001
+    """What waits is bounded; what came is kept, and what is before the gap is read when somebody looks back."""
     log = Log()
-    view, server = begun(log, entries_max=PAGE)
+    view, server = begun(log, entries_max=PAGE, appends=appends)
     conversation = view.conversation(CID)
     assert conversation is not None
     view.open(conversation)
     entries = [log.message() for _ in range(PAGE + 12)]
-    feed(view, *entries[12:])
-    conversation.close()
-    feed(view, entries[11])
-    view.open(conversation)
-    feed(view, *entries[1:11])
-    assert [row.seq for row in conversation.rows()] == [*range(12, PAGE + 2), *range(2, 12)]
+    effects = feed(view, entries[0], *entries[2:5], *entries[12:], *entries[5:12])
+    shown = [*range(3, 6), *range(13, PAGE + 13), *range(6, 13)] if appends else [*range(3, PAGE + 13)]
+    assert [row.seq for row in conversation.rows()] == shown
+    assert [effect.row.seq for effect in effects] == [1, *shown], "each is told once"
+    assert (conversation.lo, conversation.hi, conversation.is_doubtful) == (3, PAGE + 12, True)
     server.settle(NOW)
+    assert (server.pulls, server.lists, conversation.unread) == ([], 2, PAGE + 12)
+    view.older(CID, 3, log.as_read(range(1, 3)), is_all=True)
     conversation.close()
     assert seen(view) == log.shown(conversation.lo)
-    assert conversation.hi == PAGE + 12
 
 
 def test_pages_and_heads_of_unknown_conversations_are_of_no_interest() -> None:
