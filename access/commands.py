@@ -27,7 +27,7 @@ from access.core.protocol import (
 )
 from access.identity import Identities, ttl_of
 from access.metrics import AccessMetrics
-from access.presence import METHOD_PREFIX
+from access.presence import GET_PRESENCE, SET_PRESENCE
 from base.errors import NotReady, PeerUnavailable, RoadsteadError, TokenExpired
 from base.log import logger
 from base.site import Site
@@ -71,7 +71,7 @@ class Commands:
         False, and nothing was begun, for everything else.
         """
         request = command.rpc
-        if kind != "rpc" or request is None or request.method.startswith(METHOD_PREFIX):
+        if kind != "rpc" or request is None or request.method in {SET_PRESENCE, GET_PRESENCE}:
             return False
         opened = client.opened
         assert opened is not None
@@ -166,18 +166,18 @@ class Commands:
         opened = client.opened
         assert opened is not None
         try:
-            if request.method == METHOD_PREFIX + "set":
+            if request.method == SET_PRESENCE:
                 data = await self._set_presence(client, command_id, bytes(request.data))
-            elif request.method == METHOD_PREFIX + "get":
+            elif request.method == GET_PRESENCE:
                 data = await self._brokers.presences.get(opened.user, bytes(request.data))
             else:
-                data = await self._waited(client, request)
+                data = await self._call(client, request)
         finally:
             self._metrics.rpcs.observe(self._clock.stopwatch() - started)
         return RpcResult(msgspec.Raw(data))
 
-    async def _waited(self, client: Client, request: RpcRequest) -> bytes:
-        """Make a call that `begin` could not."""
+    async def _call(self, client: Client, request: RpcRequest) -> bytes:
+        """Make a call of the message services that `begin` had to leave to wait."""
         assert client.opened is not None
         try:
             return await self._im.rpc(client.opened.user, client.opened.device, request.method, bytes(request.data))

@@ -25,10 +25,11 @@ from base.ids import checked_id, new_epoch
 from status.api import Opened
 from status.client import StatusLookups, StatusWatches, checked_audience
 
-__all__ = ["CHANNEL_PREFIX", "METHOD_PREFIX", "Presences"]
+__all__ = ["CHANNEL_PREFIX", "GET_PRESENCE", "SET_PRESENCE", "Presences"]
 
 CHANNEL_PREFIX = "presence:"
-METHOD_PREFIX = "presence."
+SET_PRESENCE = "presence.set"
+GET_PRESENCE = "presence.get"
 GET_USERS_MAX = 100
 
 

@@ -277,8 +277,8 @@ async def test_a_node_that_is_full_refuses_before_the_upgrade(
 @pytest.mark.parametrize(
     ("segment", "code"),
     [
-        (frame(TEXT, b"x" * 65_537)[:10], 1009),
-        (frame(TEXT, b"x" * 40_000, first=0) + frame(0, b"x" * 40_000)[:4], 1009),
+        (frame(TEXT, b"x" * 98_305)[:10], 1009),
+        (frame(TEXT, b"x" * 60_000, first=0) + frame(0, b"x" * 60_000)[:4], 1009),
         (frame(TEXT, b'{"id":2,"ping":{}}', mask=None), 1002),
         (frame(0x3, b"x"), 1002),
         (frame(TEXT, b"\xff"), 1007),

@@ -372,7 +372,10 @@ async def test_searches_are_bounded_in_number_and_time(store: FakeStore, path: P
             with pytest.raises(Overloaded):
                 await search.find(1, "word", limit=1)
         assert waiting.result()
-        store.gate.set()
+        with pytest.raises(DeadlineExceeded):
+            await search.find(1, "word", limit=1)  # who ended waits no more
+    store.gate.set()
+    async with searching(path, store, waiting_max=1) as search:
         assert await search.find(1, "word", limit=1) == []
 
 

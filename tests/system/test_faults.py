@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
@@ -39,10 +40,10 @@ TICKET_KEY = ("k1", "a-secret-of-at-least-thirty-two-bytes")
 class Cluster:
     """The roles, each to be started, killed and started again by name; registry and message store outlive them."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, folder: Path, status: StatusConfig | None = None) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, status: StatusConfig | None = None) -> None:
         self.registry = MemoryRegistry(SystemClock())
         self.store = MemoryMessageStore()
-        self._folder = folder
+        self._folder = TemporaryDirectory(prefix="cluster-")
         self._searches: list[Search] = []
         self._status = msgspec.structs.replace(status or StatusConfig(), bootstrap_nodes=3)
         self._tasks = tasks
@@ -72,7 +73,9 @@ class Cluster:
                 config = AccessConfig(audit_interval_ms=500)
                 service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), **status_side(site, users_max=100))
             case "im":
-                search = await Search.open(self._folder / f"search-{site.incarnation}.db", self.store, SystemClock())
+                search = await Search.open(
+                    Path(self._folder.name) / f"search-{site.incarnation}.db", self.store, SystemClock()
+                )
                 self._searches.append(search)
                 statuses = StatusClient(site)
                 service = MessageService(ImConfig(), site, store=self.store, search=search, statuses=statuses)
@@ -106,6 +109,7 @@ class Cluster:
             await self.kill(name)
         for search in self._searches:
             await search.close()
+        self._folder.cleanup()
 
 
 class Reader:
@@ -126,9 +130,9 @@ class Reader:
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+async def cluster() -> AsyncIterator[Cluster]:
     async with asyncio.TaskGroup() as tasks:
-        made = Cluster(tasks, tmp_path)
+        made = Cluster(tasks)
         try:
             for name in ("status-1", "status-2", "status-3", "im-1", "access-1", "scheduler-1"):
                 await made.start(name)
