@@ -44,7 +44,8 @@ def document() -> dict[str, Any]:
             "version": __version__,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": "The HTTP APIs of all nodes. Where GET is described, HEAD is answered as well. Every failure"
-            " has the shape of `Error`; an unknown path is `not_found`, a wrong method `unknown_method`.",
+            " has the shape of `Error`; an unknown path is `not_found`, a wrong method `unknown_method`."
+            " Only what is no HTTP, or has a request line or header of more than 8190 bytes, is refused in plain text.",
         },
         "tags": [{"name": name, "description": meaning} for name, meaning in _ROLES.items()],
         "paths": paths,

@@ -12,7 +12,9 @@ import msgspec
 
 from base.errors import Code
 from base.http import Role
+from base.ids import ID_BYTES_MAX
 from im.core.arguments import KIND_BYTES_MAX, MENTIONS_MAX
+from im.core.groups import SETTINGS
 from im.http import LIMIT_MAX, WAIT_MS_MAX, ConversationChange, OfflinePage, ServerSend
 from im.methods import METHODS, Method
 from im.service import OFFSET_MAX
@@ -159,10 +161,21 @@ def message_schemas() -> dict[str, Schema]:
         if "entries" in properties:
             properties["entries"] |= many(ref("Publication"))
     for name in ("Send", "ServerSend"):
-        fields[name]["type"] |= {"minLength": 1, "maxLength": KIND_BYTES_MAX}
-        fields[name]["to"] |= {"description": "The user to send to; or give `cid`."}
-        fields[name]["cid"] |= {"description": "The conversation to send into; or give `to`."}
+        made[name]["oneOf"] = [_given("to"), _given("cid")]
+        fields[name]["type"] |= {
+            "minLength": 1,
+            "maxLength": KIND_BYTES_MAX,
+            "description": f"At most {KIND_BYTES_MAX} bytes of UTF-8, all printable.",
+        }
+        fields[name]["to"] |= {"maxLength": ID_BYTES_MAX, "description": "The user to send to; or give `cid`."}
+        fields[name]["cid"] |= {
+            "pattern": "^([1-9][0-9]{0,18})?$",
+            "description": "The conversation to send into; or give `to`.",
+        }
     fields["CreateGroupArguments"]["members"] |= ids
+    fields["CreateGroupArguments"]["settings"] = _settings()
+    for properties in (fields["ChangeGroupArguments"], fields["ConversationChange"]):
+        properties["settings"]["description"] = "For the action `settings`, as when a group is made."
     fields["SyncResult"]["entries"] |= many(ref("TimelineEntry"))
     fields["ConversationView"]["last"] |= either(ref("Publication"), _NULL)
     fields["OfflineItem"]["message"] = ref("Publication")
@@ -170,6 +183,15 @@ def message_schemas() -> dict[str, Schema]:
         "TimelineEntry": obj({"offset": integer(least=1), "data": ref("Publication")}),
         "Publication": _publication(),
     }
+
+
+def _given(name: str) -> Schema:
+    return {"required": [name], "properties": {name: {"minLength": 1}}}
+
+
+def _settings() -> Schema:
+    values = {name: text(enum=list(values)) for name, values in SETTINGS.items()}
+    return obj(values, optional=tuple(values)) | {"additionalProperties": False, "default": {}}
 
 
 def _publication() -> Schema:

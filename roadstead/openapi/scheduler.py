@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from base.errors import Code
 from base.http import Role
+from base.ids import ID_BYTES_MAX
 from roadstead.openapi.operations import Operation, query
 from roadstead.openapi.scheduler_schemas import scheduler_schemas
 from roadstead.openapi.schemas import Schema, integer, ref, text
@@ -52,12 +53,13 @@ def _in_path(name: str, meaning: str, **schema: Any) -> Schema:
 # ---------------------------------------------------------------- clients and backends
 
 _USER = query("user", ref("Id"), "The user; required with an API key. With a user token the token's, or left out.")
+_ID_OR_NONE = text(maxLength=ID_BYTES_MAX, default="")
 _DEVICE = query(
-    "device", ref("Id"), "The client's device, one of the user's; sessions call one that is not named `default`."
+    "device", _ID_OR_NONE, "The client's device, one of the user's; sessions call one that is not named `default`."
 )
-_PLATFORM = query("platform", ref("Id"), "What the client runs on; `unknown` to sessions if it is not named.")
-_APP = query("app", ref("Id"), "Version of the client's application.")
-_REGION = query("region", ref("Id"), "The region where the client believes to be.")
+_PLATFORM = query("platform", _ID_OR_NONE, "What the client runs on; `unknown` to sessions if it is not named.")
+_APP = query("app", _ID_OR_NONE, "Version of the client's application.")
+_REGION = query("region", _ID_OR_NONE, "The region where the client believes to be.")
 _ADDRESS = query("address", text(), "The client's IP address; only with an API key. A client's is seen.")
 _RTT = query("rtt", text(examples=["sh:23,bj:40"]), "Round-trip times that the client measured, in ms by region.")
 _WHY = query(
@@ -320,7 +322,15 @@ _LOOKING: tuple[Operation, ...] = (
         "What would be decided for a client now, or why a decision was made",
         "Explained",
         description="Nothing is counted, and nobody is sent anywhere.",
-        parameters=(_DECISION, _USER, _DEVICE, _PLATFORM, _APP, _REGION, _ADDRESS),
+        parameters=(
+            _DECISION,
+            _USER,
+            _DEVICE | {"schema": ref("Id")},
+            _PLATFORM | {"schema": ref("Id")},
+            _APP,
+            _REGION,
+            _ADDRESS,
+        ),
         errors=(Code.BAD_REQUEST, Code.NOT_FOUND),
     ),
     _operation(
