@@ -18,8 +18,7 @@ UNCHECKED := $(addprefix --ignore-glob=,$(CHECKED))
 
 # Tests of shells and processes wait half of their time: so there are more of them at once than cores.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-WAITING := $(shell expr $(CORES) \* 2)
-STARTING := $(shell expr $(CORES) \* 3 / 2)
+WORKERS := $(shell expr $(CORES) \* 3 / 2)
 
 # Hundreds of processes are started, each of which would compile all of our code anew.
 test check soak: export PYTHONDONTWRITEBYTECODE :=
@@ -50,8 +49,8 @@ demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temp
 test: $(DEV)        ## all checks and all tests; installs the servers that they need
 	@$(SERVERS)
 	@$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n $(WAITING) --dist worksteal -m "not process" $(UNCHECKED)
-	$(BIN)/python -m pytest -n $(STARTING) --dist worksteal -m process $(UNCHECKED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not process" $(UNCHECKED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m process $(UNCHECKED)
 
 check: $(DEV)       ## lint, types, architecture, tests of the cores: quick, before each commit
 	$(BIN)/ruff check .

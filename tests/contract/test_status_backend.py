@@ -325,7 +325,11 @@ async def test_a_thousand_users_are_looked_up_at_once(backend: Backend) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(0, 1_000, 2):
             tasks.create_task(access.open(opened(f"user-{number}", number + 1)))
-    found = await lookups.lookup([f"user-{number}" for number in range(1_000)] + ["user-0"])
+    asked = [f"user-{number}" for number in range(1_000)] + ["user-0"]
+    async with asyncio.timeout(20):
+        found = await lookups.lookup(asked)
+        while any(status.state == "unknown" for status in found.values()):  # not in time: a busy machine
+            found = await lookups.lookup(asked)
     assert [found[f"user-{number}"].state for number in range(1_000)] == ["online", "offline"] * 500
 
 
