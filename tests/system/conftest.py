@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints
 from roadstead.up import run_up
 
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:")
 SETTLE_S = 20.0
 
 
@@ -153,6 +155,11 @@ async def running(folder: Path, config: Config | None = None) -> AsyncIterator[S
         finally:
             stop.set()
             await up
+
+
+def said(out: str) -> str:
+    """Return what a command said, without what the system, which runs in the same process, logged meanwhile."""
+    return "".join(line for line in out.splitlines(keepends=True) if not LOG_LINE.match(line))
 
 
 async def eventually(look: Callable[[], Awaitable[bool]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from roadstead.api import call_api
 from roadstead.cli import main
-from tests.system.conftest import Connect, System, eventually
+from tests.system.conftest import Connect, System, eventually, said
 
 
 async def read(system: System, cursor: str, **params: str) -> tuple[list[tuple[str, str]], str]:
@@ -61,7 +61,7 @@ async def test_the_command_shows_who_is_there(
     def run(*arguments: str) -> tuple[str, str]:
         main(["status", "events", *arguments, "--data", str(system.data.path)])
         captured = capsys.readouterr()
-        return captured.out, captured.err
+        return said(captured.out), captured.err
 
     client = await connect("alice", device="tablet", platform="android")
 

@@ -12,7 +12,7 @@ import pytest
 
 from base.errors import BadRequest, LimitExceeded, PeerUnavailable
 from roadstead.api import call_api
-from tests.system.conftest import Connect, System, eventually
+from tests.system.conftest import Connect, System, eventually, said
 
 
 async def statuses(system: System, users: list[str]) -> list[dict[str, object]]:
@@ -82,7 +82,7 @@ async def test_operators_see_how_many_are_online_and_who_is_behind_a_node(
     async def run(*arguments: str) -> tuple[str, str]:
         await asyncio.to_thread(main, ["status", *arguments, "--data", str(system.data.path)])
         captured = capsys.readouterr()
-        return captured.out, captured.err
+        return said(captured.out), captured.err
 
     async def is_counted() -> bool:
         return bool(json.loads((await run("count", "--json"))[0])["is_exact"])
@@ -140,7 +140,7 @@ async def test_the_commands_show_it(system: System, capsys: pytest.CaptureFixtur
 
     def run(*arguments: str) -> str:
         main([*arguments, "--data", str(Path(system.data.path))])
-        return capsys.readouterr().out
+        return said(capsys.readouterr().out)
 
     shown = await asyncio.to_thread(run, "status", "table")
     assert "epoch 1, 4096 partitions, 3 nodes" in shown
