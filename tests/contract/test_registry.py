@@ -5,35 +5,71 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from base.clock import SimClock
+from base.clock import Clock, SimClock, SystemClock
 from base.errors import CasConflict, LimitExceeded, SessionLost
 from base.http import HttpServer
 from base.metrics import Metrics
 from base.peer import PeerServer
 from base.peer.server import PEER_PATH
 from base.registry import Registry, ServiceInstance, follow
-from base.registry.memory import MemoryRegistry
+from base.registry.memory import VALUE_BYTES_MAX, MemoryRegistry
 from base.registry.remote import RegistryServer, RemoteRegistry
 from base.registry.sqlite import SqliteRegistry
+from base.trust import Trust
+from roadstead.consul import ConsulAgent
+from tests.contract.consul_agent import consul, registry_at
+
+__all__ = ["consul"]
+
+QUICKER = 5
+"""Where time is real, TTLs are shorter by this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """How an adapter's time passes: by our word, or by itself."""
+
+    clock: Clock
+
+    def ms(self, ms: int) -> int:
+        """A TTL."""
+        return ms if isinstance(self.clock, SimClock) else ms // QUICKER
+
+    async def passes(self, ms: int) -> None:
+        if isinstance(self.clock, SimClock):
+            self.clock.advance(ms)
+        else:
+            await asyncio.sleep(self.ms(ms) / 1000)
+
+
+@pytest.fixture(params=["memory", "sqlite", "remote", pytest.param("consul", marks=pytest.mark.process)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def clock() -> SimClock:
-    return SimClock()
+def clock(kind: str) -> Clock:
+    return SystemClock() if kind == "consul" else SimClock()
+
+
+@pytest.fixture
+def time(clock: Clock) -> Time:
+    return Time(clock)
 
 
 @asynccontextmanager
 async def shared(local: Registry) -> AsyncIterator[RemoteRegistry]:
     """A registry as another process uses it: over a peer stream on loopback."""
-    peers = PeerServer(peer_key="key")
+    peers = PeerServer(trust=Trust.of_key("key"))
     RegistryServer(local).serve(peers)
     http = HttpServer("registry-1", Metrics("registry-1"), statistics=dict)
     http.app.router.add_get(PEER_PATH, peers.handle)
-    remote = RemoteRegistry(await http.listen("127.0.0.1", 0), node="tester", peer_key="key")
+    remote = RemoteRegistry(await http.listen("127.0.0.1", 0), node="tester", trust=Trust.of_key("key"))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(remote.run())
         try:
@@ -45,10 +81,15 @@ async def shared(local: Registry) -> AsyncIterator[RemoteRegistry]:
     await http.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "remote"])
-async def registry(request: pytest.FixtureRequest, clock: SimClock, tmp_path: Path) -> AsyncIterator[Registry]:
-    made = SqliteRegistry(clock, tmp_path / "registry.db") if request.param == "sqlite" else MemoryRegistry(clock)
-    if request.param == "remote":
+@pytest.fixture
+async def registry(kind: str, clock: Clock, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Registry]:
+    if kind == "consul":
+        agent: ConsulAgent = request.getfixturevalue("consul")
+        async with registry_at(agent) as in_consul:
+            yield in_consul
+        return
+    made = SqliteRegistry(clock, tmp_path / "registry.db") if kind == "sqlite" else MemoryRegistry(clock)
+    if kind == "remote":
         async with shared(made) as remote:
             yield remote
     else:
@@ -115,13 +156,13 @@ async def test_a_blocking_scan_returns_when_something_changes(registry: Registry
     view = await registry.scan("a/")
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(registry.scan("a/", after=view.index, wait_ms=60_000))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
         assert not waiting.done()
         await registry.put("a/1", b"x")
     assert [entry.value for entry in waiting.result().items] == [b"x"]
 
 
-async def test_follow_yields_each_state_once(registry: Registry, clock: SimClock) -> None:
+async def test_follow_yields_each_state_once(registry: Registry, clock: Clock) -> None:
     """The first view comes at once, the next after a change."""
     views = follow(registry.scan, "a/", clock)
     assert (await anext(views)).items == ()
@@ -130,15 +171,15 @@ async def test_follow_yields_each_state_once(registry: Registry, clock: SimClock
     await views.aclose()
 
 
-async def test_a_service_lives_as_long_as_its_heartbeats(registry: Registry, clock: SimClock) -> None:
+async def test_a_service_lives_as_long_as_its_heartbeats(registry: Registry, time: Time) -> None:
     """Without a heartbeat for its TTL an instance is gone, and its next heartbeat is told so."""
-    await registry.register(instance("access-1"), ttl_ms=3_000)
-    clock.advance(2_000)
+    await registry.register(instance("access-1"), ttl_ms=time.ms(3_000))
+    await time.passes(2_000)
     await registry.heartbeat("access-1", 1, b"note")
-    clock.advance(2_000)
+    await time.passes(2_000)
     (found,) = (await registry.services("access")).items
     assert (found.id, found.note) == ("access-1", b"note")
-    clock.advance(2_000)
+    await time.passes(2_000)
     assert (await registry.services("access")).items == ()
     with pytest.raises(SessionLost):
         await registry.heartbeat("access-1", 1)
@@ -182,21 +223,57 @@ async def test_a_lock_has_one_holder_and_growing_tokens(registry: Registry) -> N
     assert second > first
 
 
-async def test_a_session_that_is_not_renewed_frees_its_locks(registry: Registry, clock: SimClock) -> None:
-    """After the TTL the lock can be taken and the old holder is told that its session ended."""
-    one = await registry.open_session("one", ttl_ms=10_000)
-    await registry.acquire("lock", one, b"")
-    clock.advance(6_000)
+async def test_a_session_that_is_not_renewed_frees_its_locks(registry: Registry, time: Time) -> None:
+    """After the TTL its old holder is told so, and at the latest after two TTLs somebody else can take the lock."""
+    ttl_ms = time.ms(10_000)
+    one = await registry.open_session("one", ttl_ms=ttl_ms)
+    await registry.acquire("lock", one, b"one")
+    await time.passes(6_000)
     await registry.renew_session(one)
-    clock.advance(6_000)
-    two = await registry.open_session("two", ttl_ms=10_000)
-    assert await registry.acquire("lock", two, b"") is None
-    clock.advance(6_000)
-    with pytest.raises(SessionLost):
-        await registry.renew_session(one)
+    await time.passes(6_000)
+    two = await registry.open_session("two", ttl_ms=ttl_ms)
+    assert await registry.acquire("lock", two, b"two") is None
+    await time.passes(6_000)
+    entry = await registry.get("lock")
+    assert entry is not None
+    assert (entry.value, entry.session) == (b"one", None)
     with pytest.raises(SessionLost):
         await registry.acquire("lock", one, b"")
-    assert await registry.acquire("lock", two, b"") is not None
+    with pytest.raises(SessionLost):
+        await registry.renew_session(one)
+    await registry.renew_session(two)
+    await time.passes(8_000)
+    await registry.renew_session(two)
+    assert await registry.acquire("lock", two, b"two") is not None
+
+
+async def test_the_holder_of_a_lock_may_take_it_again(registry: Registry) -> None:
+    """Each time with a new value and a greater token, even if the value is the old one; an end frees it with it."""
+    one = await registry.open_session("one", ttl_ms=10_000)
+    tokens = [await registry.acquire("lock", one, value) for value in (b"1", b"2", b"2")]
+    assert all(token is not None for token in tokens)
+    assert tokens == sorted(set(tokens), key=lambda token: token or 0)
+    entry = await registry.get("lock")
+    assert entry is not None
+    assert (entry.value, entry.session, entry.index) == (b"2", one, tokens[-1])
+    assert await registry.release("lock", one) is True
+    assert await registry.release("lock", one) is False
+    entry = await registry.get("lock")
+    assert entry is not None
+    assert (entry.value, entry.session) == (b"2", None)
+
+
+async def test_a_value_may_be_as_long_as_the_port_says(registry: Registry) -> None:
+    """512 kB are created, replaced and refused like any others."""
+    value = bytes(range(256)) * (VALUE_BYTES_MAX // 256)
+    index = await registry.put("k", value, expect=0)
+    entry = await registry.get("k")
+    assert entry is not None
+    assert (entry.value == value, entry.index) == (True, index)
+    with pytest.raises(CasConflict) as caught:
+        await registry.put("k", value, expect=0)
+    assert caught.value.detail["index"] == index
+    assert await registry.put("k", value, expect=index) > index
 
 
 async def test_closing_a_session_frees_its_locks_at_once(registry: Registry) -> None:
@@ -219,8 +296,9 @@ async def test_oversized_values_and_notes_are_refused(registry: Registry) -> Non
         await registry.heartbeat("access-1", 1, bytes(4 * 1024 + 1))
 
 
-async def test_sqlite_keeps_keys_and_tokens_over_a_restart(tmp_path: Path, clock: SimClock) -> None:
+async def test_sqlite_keeps_keys_and_tokens_over_a_restart(tmp_path: Path) -> None:
     """Values stay, locks are free, and the next fencing token is greater than any before."""
+    clock = SimClock()
     path = tmp_path / "registry.db"
     before = SqliteRegistry(clock, path)
     await before.put("k", b"kept")
