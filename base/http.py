@@ -6,33 +6,35 @@ Every failure is one JSON shape, with the code and retry meaning of `base.errors
 
 and, where it is known when to come back, a `Retry-After` header in seconds. `/healthz` says that the process runs,
 `/readyz` that it takes work (503 while starting or draining), `/metrics` is Prometheus text, `/debug/statistics` a JSON
-snapshot.
+snapshot. The last two tell much of a system: where others than this machine can ask, they take an API key.
+
+What changes something by the operators' routes is audited, and so is who was refused there (`base.audit`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
-import hmac
 import ipaddress
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from enum import IntEnum
 from functools import reduce
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
+from base.accepting import Acceptor
+from base.audit import FAILED, Audit, audited
+from base.credentials import OPERATOR_HEADER, Credentials, Role, bearer, credential_of
 from base.errors import (
     BadRequest,
     Code,
     ConfigError,
     NotFound,
-    PermissionDenied,
     RoadsteadError,
     TooLarge,
-    Unauthenticated,
     UnknownMethod,
 )
 from base.log import logger
@@ -56,83 +58,15 @@ __all__ = [
 
 T = TypeVar("T")
 
-OPERATOR_HEADER = "X-Operator"
 BACKLOG = 1_024
 KEEPALIVE_S = 75.0
 """How long a connection may stay open between two requests."""
+HANDSHAKE_S = 10.0
+"""How long a connection may take to agree on TLS."""
+HANDSHAKES_MAX = 1_024
+"""How many may be about to agree on TLS at once; more are dropped."""
 _encoder = msgspec.json.Encoder()
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-class Role(IntEnum):
-    """What an API key allows; each role includes those before it."""
-
-    VIEWER = 1
-    """Read nodes, statuses and metrics."""
-    BACKEND = 2
-    """Act for users: send messages, ask for tickets."""
-    OPERATOR = 3
-    """Drain, resize, roll out."""
-    ADMIN = 4
-    """Everything."""
-
-    def require(self, role: Role) -> None:
-        """Raises PermissionDenied when this role is too low."""
-        if self < role:
-            raise PermissionDenied(f"this needs the role {role.name.lower()}, the key has {self.name.lower()}")
-
-
-class Credentials:
-    """API keys and what they allow. Compared in constant time."""
-
-    def __init__(self, keys: Mapping[str, Role]) -> None:
-        """`keys`: secret -> role."""
-        self._keys = tuple((key.encode(), role) for key, role in keys.items())
-
-    def require(self, request: web.Request, role: Role) -> None:
-        """Raises Unauthenticated without a known key, PermissionDenied when its role is too low."""
-        offered = bearer(request)
-        if offered is None:
-            raise Unauthenticated("send an API key as `Authorization: Bearer KEY`")
-        held = self.role_of(offered)
-        if held is None:
-            raise Unauthenticated("unknown API key")
-        held.require(role)
-
-    def role_of(self, offered: str) -> Role | None:
-        """Return the key's role, None for an unknown key."""
-        found = None
-        raw = offered.encode(errors="surrogateescape")
-        for key, role in self._keys:
-            # No early exit: the time must not tell which key came close.
-            if hmac.compare_digest(key, raw):
-                found = role
-        return found
-
-    def who(self, request: web.Request) -> str:
-        """Return who asks, for audit logs: the key's role and fingerprint, and the name that they give themselves.
-
-        A fingerprint is the first 8 hex digits of the key's SHA-256. The name, from the header `X-Operator`, is a
-        courtesy and no proof. Raises Unauthenticated without a known key.
-        """
-        self.require(request, Role.VIEWER)
-        key = bearer(request) or ""
-        role = self.role_of(key)
-        assert role is not None
-        fingerprint = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:8]
-        name = "".join(c for c in request.headers.get(OPERATOR_HEADER, "") if c.isprintable())[:64]
-        return f"{role.name.lower()} {fingerprint}{f' ({name})' if name else ''}"
-
-
-def bearer(request: web.Request) -> str | None:
-    """Return the bearer credential of a request, None when it has none."""
-    return credential_of(request.headers.get("Authorization", ""))
-
-
-def credential_of(authorization: str) -> str | None:
-    """Return the bearer credential in the value of an `Authorization` header, None when it has none."""
-    kind, _, value = authorization.partition(" ")
-    return value.strip() or None if kind.lower() == "bearer" else None
 
 
 async def json_body(request: web.Request, kind: type[T]) -> T:
@@ -219,6 +153,9 @@ class HttpServer:
         statistics: Callable[[], object],
         body_bytes_max: int = 1024 * 1024,
         is_public: bool = False,
+        credentials: Credentials | None = None,
+        audit: Audit | None = None,
+        open_metrics: bool = True,
     ) -> None:
         """Nothing is opened yet.
 
@@ -228,8 +165,15 @@ class HttpServer:
             statistics: read by `/debug/statistics`.
             body_bytes_max: longer bodies are refused with 413.
             is_public: the port is for clients: it shows no metrics and no statistics.
+            credentials: who may do what, if there is anything here that not everybody may.
+            audit: where changes and refusals are written.
+            open_metrics: metrics and statistics are for everybody who can connect; else for the role viewer.
         """
-        self.app = web.Application(middlewares=[self._errors], client_max_size=body_bytes_max)
+        assert open_metrics or credentials is not None
+        middlewares: list[Middleware] = [self._errors]
+        if audit is not None and credentials is not None:
+            middlewares.insert(0, audited(audit, credentials, node=node))
+        self.app = web.Application(middlewares=middlewares, client_max_size=body_bytes_max)
         self.layers: list[Layer] = []
         """Between the port and the HTTP server, the outermost last."""
         self.is_ready = False
@@ -239,13 +183,20 @@ class HttpServer:
         self._statistics = statistics
         self._body_bytes_max = body_bytes_max
         self._runner: web.AppRunner | None = None
-        self._listening: asyncio.Server | None = None
+        self._listening: asyncio.Server | Acceptor | None = None
+        self._viewers = None if open_metrics else credentials
         self._log = logger(node=node)
         self._failures = (
             metrics.counter("client_http_errors", "The same, of requests that came to the clients' port.", ["name"])
             if is_public
             else metrics.counter("http_errors", "HTTP requests answered with an error, by code name.", ["name"])
         )
+        if not is_public:
+            self._dropped = metrics.counter(
+                "http_dropped",
+                "Connections dropped before they agreed on TLS: tls, too_many.",
+                ["reason"],
+            )
         self.app.router.add_get("/healthz", self._healthz)
         self.app.router.add_get("/readyz", self._readyz)
         if not is_public:
@@ -260,22 +211,34 @@ class HttpServer:
         assert self._runner.server is not None
         return self._runner.server
 
-    async def listen(self, host: str, port: int) -> str:
-        """Bind and serve; return the base URL (port 0 picks a free one).
+    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> str:
+        """Bind and serve, over TLS if told so; return the base URL (port 0 picks a free one).
 
         Raises:
             ConfigError: the address cannot be bound; the message says which and why.
         """
         arrive = reduce(lambda inner, layer: layer.over(inner), self.layers, await self.prepare())
         try:
-            self._listening = await asyncio.get_running_loop().create_server(arrive, host, port, backlog=BACKLOG)
+            if tls is None:
+                loop = asyncio.get_running_loop()
+                self._listening = await loop.create_server(arrive, host, port, backlog=BACKLOG)
+                bound = self._listening.sockets[0].getsockname()[:2]
+            else:
+                self._listening = acceptor = Acceptor(
+                    lambda _address: arrive(),
+                    tls,
+                    deadline_s=HANDSHAKE_S,
+                    is_full=lambda: len(acceptor) >= HANDSHAKES_MAX,
+                    dropped=self._drop,
+                )
+                bound = acceptor.listen(host, port, backlog=BACKLOG)
         except OSError as error:
             await self.close()
             reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
             raise ConfigError([f"{self._node}: cannot listen on {host}:{port}: {reason}"]) from error
-        bound_host, bound_port = self._listening.sockets[0].getsockname()[:2]
+        bound_host, bound_port = bound
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
-        self.url = f"http://{shown}:{bound_port}"
+        self.url = f"{'https' if tls else 'http'}://{shown}:{bound_port}"
         return self.url
 
     async def close(self) -> None:
@@ -301,13 +264,17 @@ class HttpServer:
         self._failures.labels(self._node, error.code.label).inc()
         return failure(error)
 
+    def _drop(self, reason: str, detail: str) -> None:
+        self._dropped.labels(self._node, reason).inc()
+        self._log.info("connection_dropped", reason=reason, detail=detail)
+
     @web.middleware
     async def _errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except web.HTTPRequestEntityTooLarge:
             limit = self._body_bytes_max
-            failed: Exception = TooLarge(f"the body is over {limit} bytes", limit=limit)
+            failed: RoadsteadError = TooLarge(f"the body is over {limit} bytes", limit=limit)
         except web.HTTPNotFound:
             failed = NotFound(f"no such path: {request.path}")
         except web.HTTPMethodNotAllowed as error:
@@ -316,7 +283,9 @@ class HttpServer:
         except web.HTTPClientError as error:
             failed = BadRequest(error.text or error.reason)
         except Exception as error:  # noqa: BLE001 - `refuse` tells ours from others
+            request[FAILED] = error.code if isinstance(error, RoadsteadError) else Code.INTERNAL
             return _response(self.refuse(error, request.path))
+        request[FAILED] = failed.code
         return _response(self.refuse(failed, request.path))
 
     async def _healthz(self, _request: web.Request) -> web.Response:
@@ -327,10 +296,14 @@ class HttpServer:
             return json_response({"status": "ready"})
         return json_response({"status": "not ready"}, status=503)
 
-    async def _render_metrics(self, _request: web.Request) -> web.Response:
+    async def _render_metrics(self, request: web.Request) -> web.Response:
+        if self._viewers is not None:
+            self._viewers.require(request, Role.VIEWER)
         return web.Response(
             body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
-    async def _render_statistics(self, _request: web.Request) -> web.Response:
+    async def _render_statistics(self, request: web.Request) -> web.Response:
+        if self._viewers is not None:
+            self._viewers.require(request, Role.VIEWER)
         return json_response(self._statistics())

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from base.core.backoff import Backoff
-from base.errors import DeadlineExceeded, PeerUnavailable, RoadsteadError
+from base.errors import DeadlineExceeded, PeerUnavailable, RemoteProtocolError, RoadsteadError, Unauthenticated
 from base.ids import entropy
 from base.log import logger
 from base.peer.link import StreamLimits
 from base.peer.stream import Done, PeerStream, Serve
 from base.peer.upgrade import connect
 from base.peer.wire import Method
+from base.trust import Trust
 
 __all__ = ["PeerClient"]
 
@@ -32,24 +33,24 @@ class PeerClient:
         *,
         peer: str,
         node: str,
-        peer_key: str,
+        trust: Trust,
         limits: StreamLimits | None = None,
         on_connected: Callable[[], None] | None = None,
     ) -> None:
         """Name both ends.
 
         Args:
-            url: the peer's base URL, `http://host:port`.
+            url: the peer's base URL, `http://host:port` or `https://host:port`.
             peer: the peer's node id, for messages.
             node: this node's id, told to the peer.
-            peer_key: the cluster's shared secret.
+            trust: what this node shows to the peer, and believes of it.
             limits: bounds of the stream.
             on_connected: called each time a new stream is up: whatever state lived in the old one is gone.
         """
         self.url = url
         self.peer = peer
         self._node = node
-        self._peer_key = peer_key
+        self._trust = trust
         self._limits = limits or StreamLimits()
         self._on_connected = on_connected
         self._handlers: dict[str, tuple[Method[Any, Any], Serve]] = {}
@@ -58,6 +59,8 @@ class PeerClient:
         self._is_over = False
         """`run` has ended: there will be no stream any more."""
         self._backoff = Backoff(entropy(), base_ms=50, ceiling_ms=2_000)
+        self._failure = ""
+        """Why there is no stream, as was logged last; empty once there is one again."""
         self._log = logger(node=node, peer=peer)
 
     @property
@@ -107,20 +110,31 @@ class PeerClient:
                 try:
                     await self._run_once()
                 except (OSError, TimeoutError, RoadsteadError) as error:
-                    self._log.info("peer_stream_failed", error=str(error) or type(error).__name__)
+                    self._tell(error)
                 await asyncio.sleep(self._backoff.next_ms() / 1000)
         finally:
             self._is_over = True
             self._connected.set()  # whoever waits for a stream waits in vain
 
+    def _tell(self, error: Exception) -> None:
+        """Log why there is no stream, once a reason: a node of another version may be there for hours."""
+        failure = str(error) or type(error).__name__
+        if failure != self._failure:
+            self._failure = failure
+            # A peer that is not there comes back; one that refuses us needs somebody to look at it.
+            is_refused = isinstance(error, Unauthenticated | RemoteProtocolError)
+            say = self._log.warning if is_refused else self._log.info
+            say("peer_stream_failed", error=failure)
+
     async def _run_once(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            transport, received = await connect(self.url, node=self._node, peer_key=self._peer_key)
+            transport, received = await connect(self.url, node=self._node, trust=self._trust)
         stream = PeerStream(transport, peer=self.peer, handlers=self._handlers, limits=self._limits)
         try:
             self._stream = stream
             self._connected.set()
             self._backoff.reset()
+            self._failure = ""
             if self._on_connected is not None:
                 self._on_connected()
             # Only now: what the peer sends must find the state of the new stream, not of the old one.

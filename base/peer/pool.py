@@ -1,7 +1,7 @@
 """The streams of one node to all nodes of a service, by the registry's word.
 
 Follows the service in the registry: a new instance gets a client, a changed address or a new life a fresh one, a node
-that left is closed. What a registry outage hides stays connected.
+that left is closed. What a registry outage hides stays connected, and what it lost stays so until it is there again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from base.log import logger
 from base.peer.client import PeerClient
 from base.peer.stream import Serve
 from base.peer.wire import Method
-from base.registry import follow
+from base.registry import follow_services
 from base.site import Site
 
 __all__ = ["PeerPool"]
@@ -79,13 +79,17 @@ class PeerPool:
         """Follow the service until cancelled; closes every stream at the end. It may be run again then."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                async for view in follow(
-                    self._site.registry.services, self._service, self._site.clock, on_outage=self._outage
+                async for instances in follow_services(
+                    self._site.registry,
+                    self._service,
+                    self._site.clock,
+                    keep_ms=self._site.config.registration_ttl_ms,
+                    on_outage=self._outage,
                 ):
-                    self._update(view.items, tasks)
+                    self._update(instances, tasks)
                     self._seen.set()
                     if self._on_change is not None:
-                        self._on_change(view.items)
+                        self._on_change(instances)
         finally:
             self._members.clear()
             self._nodes = ()
@@ -106,7 +110,7 @@ class PeerPool:
                     instance.url,
                     peer=node_id,
                     node=self._site.name,
-                    peer_key=self._site.peer_key,
+                    trust=self._site.trust,
                     on_connected=self._connected(node_id),
                 )
                 for method, handler in self._handlers.values():

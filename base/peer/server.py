@@ -1,4 +1,4 @@
-"""Accepts peer streams on a service's HTTP port, at `/peer`, from whoever knows the cluster's peer key."""
+"""Accepts peer streams on a service's HTTP port, at `/peer`, from the cluster's nodes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from base.errors import Unauthenticated
+from base.log import logger
 from base.peer import upgrade
 from base.peer.link import StreamLimits
 from base.peer.stream import PeerStream, Serve
 from base.peer.upgrade import PEER_PATH
 from base.peer.wire import Method
+from base.trust import Trust
 
 __all__ = ["PEER_PATH", "PeerServer"]
+
+NAME_CHARS = 64
+"""How much is logged of the name of who was refused."""
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
@@ -23,9 +29,9 @@ Rep = TypeVar("Rep")
 class PeerServer:
     """The serving end of a node. Declare methods with `serve`, then mount `handle` at PEER_PATH."""
 
-    def __init__(self, *, peer_key: str, limits: StreamLimits | None = None) -> None:
-        """`peer_key`: the cluster's shared secret; a stream without it is refused with 401."""
-        self._peer_key = peer_key
+    def __init__(self, *, trust: Trust, limits: StreamLimits | None = None) -> None:
+        """`trust`: what nodes must show to be let in; a stream of one that does not is refused with 401."""
+        self._trust = trust
         self._limits = limits or StreamLimits()
         self._handlers: dict[str, tuple[Method[Any, Any], Serve]] = {}
         self._streams: dict[str, list[PeerStream]] = {}  # by node, the newest last
@@ -41,7 +47,12 @@ class PeerServer:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """The aiohttp handler: authenticate, upgrade, let the stream live until it ends."""
-        peer = upgrade.authenticate(request, self._peer_key)
+        try:
+            peer = upgrade.authenticate(request, self._trust)
+        except Unauthenticated as error:
+            named = "".join(filter(str.isprintable, request.headers.get(upgrade.NODE_HEADER, "")))[:NAME_CHARS]
+            logger(peer=named, address=request.remote).warning("peer_stream_refused", error=str(error))
+            raise
         if not upgrade.is_wanted(request):
             return upgrade.refusal()
         response, transport = await upgrade.switch(request)

@@ -7,14 +7,16 @@
     X-Roadstead-Node: access-1
 
 The answer is 101 Switching Protocols, and what follows it, both ways, is frames (`base.peer.wire`). Until it has read
-the 101, the connecting side sends nothing. Without the key the answer is 401; without this very protocol it is 426,
-which names the one that is spoken here.
+the 101, the connecting side sends nothing. Without the key the answer is 401; if this very protocol is not among those
+that are asked for it is 426, which names the one that is spoken here.
+
+Over mutual TLS a key is not enough: the certificate of the asking node must name it, so that no node speaks for
+another.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -22,6 +24,8 @@ from aiohttp import HttpVersion11, web
 
 from base.errors import Code, PeerUnavailable, RemoteProtocolError, Unauthenticated
 from base.http import json_response
+from base.tls import names_of
+from base.trust import Trust
 
 __all__ = ["PEER_PATH", "PROTOCOL", "authenticate", "connect", "is_wanted", "refusal", "switch"]
 
@@ -29,6 +33,8 @@ PEER_PATH = "/peer"
 PROTOCOL = "roadstead.peer.v2"
 NODE_HEADER = "X-Roadstead-Node"
 HEAD_BYTES_MAX = 8 * 1024
+UNBELIEVED = ", perhaps since it does not believe this node's certificate"
+"""What it can mean that an upgrade over TLS was not answered: the alert that says so is seldom still sent."""
 
 _SWITCH = {"Connection": "Upgrade", "Upgrade": PROTOCOL}
 _HEAD_END = b"\r\n\r\n"
@@ -37,19 +43,32 @@ _HEAD_END = b"\r\n\r\n"
 # ---------------------------------------------------------------- the accepting side
 
 
-def authenticate(request: web.Request, peer_key: str) -> str:
-    """Return the name of the asking node. Raises Unauthenticated when it does not know the cluster's key."""
+def authenticate(request: web.Request, trust: Trust) -> str:
+    """Return the name of the asking node. Raises Unauthenticated when it does not prove to be one of the cluster."""
     offered = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(offered.encode(errors="surrogateescape"), peer_key.encode()):
+    if not trust.accepts(offered):
         raise Unauthenticated("a peer stream needs the cluster's peer key")
-    return request.headers.get(NODE_HEADER, "unnamed")
+    node = request.headers.get(NODE_HEADER, "unnamed")
+    if trust.server_ssl is not None:
+        proved = names_of(request.get_extra_info("ssl_object"))
+        if proved is None:
+            raise Unauthenticated("a peer stream needs a certificate of the cluster's CA")
+        if node not in proved:
+            raise Unauthenticated(f"the certificate is not of the node {node}", node=node)
+    return node
 
 
 def is_wanted(request: web.Request) -> bool:
     """Whether the request asks for an upgrade to this protocol."""
     tokens = {token.strip().lower() for token in request.headers.get("Connection", "").split(",")}
     is_upgrade = request.version >= HttpVersion11 and "upgrade" in tokens
-    return is_upgrade and request.headers.get("Upgrade", "").strip().lower() == PROTOCOL
+    # A newer node may speak several, and name them all: we answer with the one that is ours.
+    return is_upgrade and PROTOCOL in _protocols(request.headers.get("Upgrade", ""))
+
+
+def _protocols(field: str) -> list[str]:
+    """Return the protocols that an Upgrade field names, in lower case."""
+    return [protocol.strip().lower() for protocol in field.split(",")]
 
 
 def refusal() -> web.Response:
@@ -82,12 +101,12 @@ async def switch(request: web.Request) -> tuple[web.StreamResponse, asyncio.Tran
 # ---------------------------------------------------------------- the connecting side
 
 
-async def connect(url: str, *, node: str, peer_key: str) -> tuple[asyncio.Transport, bytes]:
+async def connect(url: str, *, node: str, trust: Trust) -> tuple[asyncio.Transport, bytes]:
     """Connect and upgrade; return the transport and what the peer sent after its 101. The caller bounds the time.
 
     Reading is paused, so that nothing is lost until another protocol is set; resume it then. Raises OSError when there
     is no connection, Unauthenticated or PeerUnavailable when the peer refuses or the URL is none, and
-    RemoteProtocolError when it does not speak HTTP.
+    RemoteProtocolError when it does not speak HTTP, or not this protocol.
     """
     try:
         parts = urlsplit(url + PEER_PATH)
@@ -97,15 +116,17 @@ async def connect(url: str, *, node: str, peer_key: str) -> tuple[asyncio.Transp
         raise PeerUnavailable(f"{url} is no URL: {error}") from error
     if not parts.netloc.isprintable():
         raise PeerUnavailable("a URL with control characters in it")
-    fields = {"Host": parts.netloc, **_SWITCH, "Authorization": f"Bearer {peer_key}", NODE_HEADER: node}
+    fields = {"Host": parts.netloc, **_SWITCH, "Authorization": f"Bearer {trust.peer_key}", NODE_HEADER: node}
     assert all(value.isprintable() for value in fields.values())
     head = f"GET {parts.path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     is_tls = parts.scheme == "https"
+    if trust.client_ssl is not None and not is_tls:
+        raise PeerUnavailable(f"{url} is served without TLS: a node that has it shows its key to no such peer")
     transport, asking = await asyncio.get_running_loop().create_connection(
         lambda: _Asking(url, (head + "\r\n").encode()),
         parts.hostname or "",
         port or (443 if is_tls else 80),
-        ssl=is_tls or None,
+        ssl=(trust.client_ssl or True) if is_tls else None,
     )
     try:
         rest = await asking.answer
@@ -144,23 +165,31 @@ class _Asking(asyncio.Protocol):
         if refused is None:
             self.answer.set_result(rest)
         else:
-            self.answer.set_exception(refused)
+            self._fail(refused)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.answer.done():
-            reason = exc or "closed without an answer"
-            self.answer.set_exception(PeerUnavailable(f"{self._url} broke off the upgrade: {reason}"))
+            reason = exc or ("closed without an answer" + (UNBELIEVED if self._url.startswith("https") else ""))
+            self._fail(PeerUnavailable(f"{self._url} broke off the upgrade: {reason}"))
+
+    def _fail(self, error: Exception) -> None:
+        self.answer.set_exception(error)
+        self.answer.exception()  # who connects may have given up meanwhile: then nobody asks for it
 
     def _check(self, head: bytes) -> Exception | None:
         status_line, *lines = head.decode("latin-1").split("\r\n")
         version, _, status = status_line.partition(" ")
         if not version.startswith("HTTP/1."):
             return RemoteProtocolError(f"{self._url} does not answer in HTTP/1")
-        if not status.startswith("101"):
-            kind = Unauthenticated if status.startswith("401") else PeerUnavailable
-            return kind(f"{self._url} refused the peer stream: {status}")
         fields = [line.partition(":") for line in lines]
-        spoken = [value.strip().lower() for name, _, value in fields if name.strip().lower() == "upgrade"]
-        if spoken != [PROTOCOL]:
-            return RemoteProtocolError(f"{self._url} upgraded to {spoken}, not to {PROTOCOL}")
-        return None
+        named = [value for name, _, value in fields if name.strip().lower() == "upgrade"]
+        spoken = [protocol for value in named for protocol in _protocols(value)]
+        if status.startswith("101"):
+            if spoken != [PROTOCOL]:
+                return RemoteProtocolError(f"{self._url} upgraded to {spoken}, not to {PROTOCOL}")
+            return None
+        reason = f"{self._url} refused the peer stream: {status}"
+        if status.startswith("426"):
+            theirs = ", ".join(spoken) or "no such thing"
+            return RemoteProtocolError(f"{reason}; it speaks {theirs}, this node speaks {PROTOCOL}")
+        return (Unauthenticated if status.startswith("401") else PeerUnavailable)(reason)

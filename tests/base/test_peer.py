@@ -29,6 +29,7 @@ from base.peer.link import StreamLimits
 from base.peer.server import PEER_PATH
 from base.peer.upgrade import PROTOCOL, connect
 from base.peer.wire import FRAME_BYTES_MAX, Push, Request
+from base.trust import Trust
 
 
 class Ask(msgspec.Struct, array_like=True):
@@ -61,7 +62,7 @@ class Served:
         self.entered = asyncio.Event()
         self.release = asyncio.Event()
         self.cancelled = asyncio.Event()
-        self.peers = PeerServer(peer_key="key", limits=limits)
+        self.peers = PeerServer(trust=Trust.of_key("key"), limits=limits)
         self.peers.serve(ECHO, lambda ask, peer: Answer(ask.text, peer))
         self.peers.serve(SLOW, self._slow)
         self.peers.serve(FAIL, self._fail)
@@ -116,7 +117,7 @@ async def serving(limits: StreamLimits | None = None, port: int = 0) -> AsyncIte
 async def connected(
     url: str, *, key: str = "key", limits: StreamLimits | None = None, run: bool = True
 ) -> AsyncIterator[PeerClient]:
-    client = PeerClient(url, peer="server", node="tester", peer_key=key, limits=limits)
+    client = PeerClient(url, peer="server", node="tester", trust=Trust.of_key(key), limits=limits)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(client.run() if run else asyncio.sleep(0))
         try:
@@ -134,7 +135,7 @@ async def test_a_call_gets_its_reply_and_the_callers_name_arrives() -> None:
 
 async def test_a_call_that_waits_for_a_peer_which_has_gone_fails_at_once() -> None:
     """It does not sit out its deadline: nothing was sent, and nothing will be."""
-    client = PeerClient("http://127.0.0.1:1", peer="server", node="tester", peer_key="key")
+    client = PeerClient("http://127.0.0.1:1", peer="server", node="tester", trust=Trust.of_key("key"))
     running = asyncio.ensure_future(client.run())
     call = asyncio.ensure_future(client.call(ECHO, Ask("hi"), deadline_ms=60_000))
     await asyncio.sleep(0)
@@ -216,7 +217,7 @@ async def test_a_connection_lost_during_the_upgrade_is_no_bug_of_ours(monkeypatc
     monkeypatch.setattr(web.StreamResponse, "prepare", lost)
     async with serving() as served:
         with pytest.raises(PeerUnavailable, match="503"):
-            await connect(served.url, node="n", peer_key="key")
+            await connect(served.url, node="n", trust=Trust.of_key("key"))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ async def test_a_connection_lost_during_the_upgrade_is_no_bug_of_ours(monkeypatc
 async def test_an_address_that_is_none_is_an_unreachable_peer(url: str) -> None:
     """Others registered it: who connects to many must not end by one."""
     with pytest.raises(PeerUnavailable):
-        await connect(url, node="n", peer_key="key")
+        await connect(url, node="n", trust=Trust.of_key("key"))
 
 
 async def test_a_stream_without_the_peer_key_is_refused() -> None:

@@ -22,6 +22,7 @@ from base.peer.link import SILENT_TICKS, STUCK_TICKS, StreamLimits
 from base.peer.server import PEER_PATH
 from base.peer.upgrade import HEAD_BYTES_MAX, PROTOCOL, connect
 from base.peer.wire import FRAME_BYTES_MAX, KEEPALIVE, FrameReader, encode_frame, encode_push, encode_request
+from base.trust import Trust
 
 ECHO = Method("test.echo", str, str)
 TELL = Method("test.tell", str, str)
@@ -102,7 +103,7 @@ class Serving:
     def __init__(self, limits: StreamLimits | None) -> None:
         self.told: list[str] = []
         self.url = ""
-        self.peers = PeerServer(peer_key="key", limits=limits)
+        self.peers = PeerServer(trust=Trust.of_key("key"), limits=limits)
         self.peers.serve(ECHO, lambda text, _peer: text)
         self.peers.serve(TELL, lambda text, _peer: self.told.append(text))
 
@@ -120,7 +121,7 @@ class Serving:
 
     async def echoes(self) -> bool:
         """Whether a stream that means well is served."""
-        client = PeerClient(self.url, peer="server", node="other", peer_key="key")
+        client = PeerClient(self.url, peer="server", node="other", trust=Trust.of_key("key"))
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(client.run())
             reply = await client.call(ECHO, "fine", deadline_ms=5_000)
@@ -211,7 +212,12 @@ def test_two_that_have_nothing_to_say_stay_connected(new_loop: NewLoop) -> None:
         ups: list[None] = []
         async with serving(QUICK) as served, asyncio.TaskGroup() as tasks:
             client = PeerClient(
-                served.url, peer="s", node="n", peer_key="key", limits=QUICK, on_connected=lambda: ups.append(None)
+                served.url,
+                peer="s",
+                node="n",
+                trust=Trust.of_key("key"),
+                limits=QUICK,
+                on_connected=lambda: ups.append(None),
             )
             running = tasks.create_task(client.run())
             await client.call(ECHO, "", deadline_ms=5_000)
@@ -299,7 +305,9 @@ async def answering(answer: bytes, *, limits: StreamLimits | None = None) -> Asy
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     try:
-        yield PeerClient(f"http://127.0.0.1:{port}", peer="server", node="tester", peer_key="key", limits=limits)
+        yield PeerClient(
+            f"http://127.0.0.1:{port}", peer="server", node="tester", trust=Trust.of_key("key"), limits=limits
+        )
     finally:
         for writer in held:
             writer.transport.abort()
@@ -324,7 +332,7 @@ def test_a_refused_upgrade_says_why(new_loop: NewLoop, answer: bytes, said: str)
     async def scenario() -> None:
         async with answering(answer) as client:
             with pytest.raises(RoadsteadError, match=said):
-                await connect(client.url, node="n", peer_key="key")
+                await connect(client.url, node="n", trust=Trust.of_key("key"))
 
     run(new_loop, scenario())
 
@@ -337,7 +345,7 @@ def test_a_server_that_hangs_up_is_told_apart(new_loop: NewLoop) -> None:
         server = await asyncio.start_server(lambda _reader, writer: writer.transport.abort(), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(PeerUnavailable, match="broke off"):
-            await connect(f"http://127.0.0.1:{port}", node="n", peer_key="key")
+            await connect(f"http://127.0.0.1:{port}", node="n", trust=Trust.of_key("key"))
         server.close()
 
     run(new_loop, scenario())
@@ -351,7 +359,7 @@ def test_what_comes_with_the_101_finds_the_new_streams_state(new_loop: NewLoop) 
         seen: list[str] = []
         async with answering(SWITCHED + encode_frame([encode_push(TELL.name, "early")])) as plain, asyncio.timeout(5):
             client = PeerClient(
-                plain.url, peer="s", node="n", peer_key="key", on_connected=lambda: seen.append("connected")
+                plain.url, peer="s", node="n", trust=Trust.of_key("key"), on_connected=lambda: seen.append("connected")
             )
             told = asyncio.Event()
             client.serve(TELL, lambda text, _peer: (seen.append(text), told.set()))

@@ -24,6 +24,7 @@ from base.registry import Registry, ServiceInstance, View, follow
 from base.registry.memory import MemoryRegistry
 from base.registry.remote import CALL_DEADLINE_MS, WAITING_MAX, RegistryServer, RemoteRegistry
 from base.registry.sqlite import SqliteRegistry
+from base.trust import Trust
 
 CLOCK = SystemClock()
 
@@ -35,12 +36,12 @@ class Process:
         self.registry = registry
         self.port = 0
         self.url = ""
-        self.peers = PeerServer(peer_key="key")
+        self.peers = PeerServer(trust=Trust.of_key("key"))
         self._http: HttpServer | None = None
 
     async def start(self, registry: Registry | None = None) -> None:
         self.registry = registry or self.registry
-        self.peers = PeerServer(peer_key="key")
+        self.peers = PeerServer(trust=Trust.of_key("key"))
         RegistryServer(self.registry).serve(self.peers)
         self._http = HttpServer("registry-1", Metrics("registry-1"), statistics=dict)
         self._http.app.router.add_get(PEER_PATH, self.peers.handle)
@@ -100,7 +101,7 @@ async def using(
     used = RemoteRegistry(
         process.url,
         node="tester",
-        peer_key="key",
+        trust=Trust.of_key("key"),
         call_deadline_ms=call_deadline_ms,
         waiting_max=waiting_max,
         poll_ms=poll_ms,

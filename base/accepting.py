@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 
-from access.metrics import AccessMetrics
 from base.core.proxy_protocol import HEADER_BYTES_MAX, Header, parse
 
 __all__ = ["TLS_SHUTDOWN_S", "Acceptor"]
@@ -48,27 +47,27 @@ class Acceptor:
         arrive: Callable[[str | None], asyncio.Protocol],
         context: ssl.SSLContext | None,
         *,
-        proxies: Iterable[str],
         deadline_s: float,
         is_full: Callable[[], bool],
-        metrics: AccessMetrics,
+        dropped: Callable[[str, str], None],
+        proxies: Iterable[str] = (),
     ) -> None:
         """Nothing is opened yet.
 
         Args:
             arrive: makes the protocol of a connection from an address; None: the socket's own (a health check's).
             context: for TLS, None without.
-            proxies: networks from which connections are taken, with a header; none: from everywhere, without one.
             deadline_s: how long a connection may take to its header, and again to the end of its TLS handshake.
             is_full: whether too many are on their way for one more.
-            metrics: counts who is dropped.
+            dropped: told why somebody is, in one word and in a sentence.
+            proxies: networks from which connections are taken, with a header; none: from everywhere, without one.
         """
         self._arrive = arrive
         self._proxies = tuple(map(ip_network, proxies))
         self._context = context
         self._deadline_s = deadline_s
         self._is_full = is_full
-        self._metrics = metrics
+        self._dropped = dropped
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._pending: dict[socket.socket, _Pending] = {}
@@ -122,7 +121,7 @@ class Acceptor:
             accepted.setblocking(False)
             reason = self._refusal(peer[0])
             if reason is not None:
-                self._metrics.dropped.inc(reason)
+                self._dropped(reason, f"from {peer[0]}")
                 accepted.close()
             elif not self._proxies:
                 self._begin(accepted, None)
@@ -176,7 +175,7 @@ class Acceptor:
         self._pending.pop(accepted).deadline.cancel()
 
     def _drop(self, accepted: socket.socket, reason: str) -> None:
-        self._metrics.dropped.inc(reason)
+        self._dropped(reason, "before the end of its header")
         self._end(accepted)
         accepted.close()
 
@@ -190,6 +189,7 @@ class Acceptor:
 
     async def _start(self, accepted: socket.socket, address: str | None) -> None:
         has_tls = self._context is not None
+        peer = address or _peer_of(accepted)
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._arrive(address),
@@ -198,6 +198,14 @@ class Acceptor:
                 ssl_handshake_timeout=self._deadline_s if has_tls else None,
                 ssl_shutdown_timeout=TLS_SHUTDOWN_S if has_tls else None,
             )
-        except OSError:  # that of TLS is one
-            self._metrics.dropped.inc("tls" if has_tls else "gone")
+        except OSError as error:  # that of TLS is one
+            reason = str(error) or type(error).__name__
+            self._dropped("tls" if has_tls else "gone", f"from {peer}: {reason}")
             accepted.close()
+
+
+def _peer_of(accepted: socket.socket) -> str:
+    try:
+        return str(accepted.getpeername()[0])
+    except OSError:
+        return "somebody who has gone"
