@@ -54,7 +54,8 @@ class Inboxes(RefusingBroker):
         self._config = config
         self._im = im
         self._metrics = metrics
-        self._epoch: str | None = None
+        self._epochs: dict[int, str] = {}
+        """Of the timelines, by shard of the message services."""
         self._fetching: set[Reader[Client]] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._log = logger(node=node)
@@ -169,7 +170,10 @@ class Inboxes(RefusingBroker):
 
     def deliver(self, deliver: Deliver, _peer: str) -> Delivered:
         """Take entries from the message services (peer method)."""
-        self._take_epoch(deliver.epoch)
+        # What has a place in a timeline is of one shard; what is of the moment goes to users of any.
+        placed = next((entry.user for entry in deliver.entries if entry.offset), None)
+        if placed is not None:
+            self._take_epoch(placed, deliver.epoch)
         hub = self.hub
         absent = []
         written = 0
@@ -248,13 +252,16 @@ class Inboxes(RefusingBroker):
 
     async def _read(self, user: str, since: int, limit: int) -> TimelinePage:
         page = await self._im.timeline(user, since=since, limit=limit, bytes_max=self._config.recovery_bytes_max)
-        self._take_epoch(page.epoch)
+        self._take_epoch(user, page.epoch)
         return page
 
-    def _take_epoch(self, epoch: str) -> None:
-        if self._epoch not in (None, epoch):
-            # The store lost its past or was replaced: every position here is void. Clients come back and are told.
-            self._log.warning("epoch_changed", epoch=epoch)
-            for client in self.hub.clients():
+    def _take_epoch(self, user: str, epoch: str) -> None:
+        shard = self._im.shard_of(user)
+        if self._epochs.setdefault(shard, epoch) == epoch:
+            return
+        # The store lost its past or was replaced: every position in it is void. Clients come back and are told.
+        self._epochs[shard] = epoch
+        self._log.warning("epoch_changed", shard=shard, epoch=epoch)
+        for client in self.hub.clients():
+            if self._im.shard_of(client.user) == shard:
                 client.connection.close(Close.INSUFFICIENT_STATE)
-        self._epoch = epoch

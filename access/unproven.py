@@ -58,12 +58,13 @@ class UnprovenSessions:
             await asyncio.sleep(GATHER_S)  # many end together
             batch = [(user, self._users.pop(user)) for user in list(self._users)[:UNPROVEN_MAX]]
             try:
-                await self._im.unproven(batch)
+                untold = await self._im.unproven(batch)
             except RoadsteadError as error:
                 self._log.info("unproven_failed", sessions=len(batch), error=str(error))
-                if error.retry is not Retry.NEVER:
-                    for user, offset in batch:
-                        self._add(user, offset)
+                untold = [] if error.retry is Retry.NEVER else batch
+            if untold:
+                for user, offset in untold:
+                    self._add(user, offset)
                 await asyncio.sleep(RETRY_S)
             if not self._users:
                 self._is_some.clear()

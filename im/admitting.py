@@ -10,7 +10,7 @@ from base.errors import BadRequest, Overloaded, RateLimited
 from im.config import ImConfig
 from im.core.arguments import cid_of
 from im.core.overload import Overload, OverloadSettings, Work
-from im.core.quotas import Quotas, QuotaSettings
+from im.core.quotas import Quotas
 from im.methods import Caller, Cost
 from im.metrics import ImMetrics
 from im.writer import GROUP_MAX, GroupCommit
@@ -18,33 +18,24 @@ from im.writer import GROUP_MAX, GroupCommit
 __all__ = ["Admission"]
 
 OBSERVE_MS = 100
-KEYS_MAX = 100_000
 
 
 class Admission:
     """What stands before the methods. `run` watches how much waits."""
 
-    def __init__(self, config: ImConfig, clock: Clock, writer: GroupCommit, metrics: ImMetrics) -> None:
+    def __init__(
+        self, config: ImConfig, clock: Clock, writer: GroupCommit, metrics: ImMetrics, *, quotas: Quotas
+    ) -> None:
         self._clock = clock
         self._writer = writer
         self._metrics = metrics
-        self._quotas = Quotas(
-            QuotaSettings(
-                user_rate=config.user_calls_per_second,
-                user_burst=config.user_calls_burst,
-                device_rate=config.device_calls_per_second,
-                device_burst=config.device_calls_burst,
-                conversation_rate=config.conversation_calls_per_second,
-                conversation_burst=config.conversation_calls_burst,
-                keys_max=KEYS_MAX,
-            )
-        )
+        self._quotas = quotas
         self._overload = Overload(
             OverloadSettings(
                 waiting_max=config.append_queue_max, group_max=GROUP_MAX, wait_ms_max=config.append_wait_max_ms
             )
         )
-        metrics.dropped_work.set_function(lambda: self._overload.dropped or 0)
+        self.forget = metrics.dropped_work.add(lambda: self._overload.dropped or 0)
 
     async def run(self) -> None:
         """Observe until cancelled."""

@@ -1,10 +1,10 @@
 """Wire types of the message services.
 
-Peer methods, all from access nodes: `im.rpc` carries a client's call as it came, `im.timeline` reads a user's timeline,
-`im.heads` asks how far timelines go; `im.conversation` and `im.conversation_heads` do the same for conversations, and
-`im.follow` says which conversations' messages the asking node wants pushed to it, and `im.unproven` which sessions
-ended without a sign that they got all that was written to them. Publications are JSON, encoded once here and passed on
-as they are.
+Peer methods, all from access nodes, which ask the process that has the shard of the user or of the conversation:
+`im.rpc` carries a client's call as it came, `im.timeline` reads a user's timeline, `im.heads` asks how far timelines
+go; `im.conversation` and `im.conversation_heads` do the same for conversations, and `im.follow` says to all processes
+which conversations' messages the asking node wants pushed to it, and `im.unproven` which sessions ended without a sign
+that they got all that was written to them. Publications are JSON, encoded once here and passed on as they are.
 
 A conversation is named by its `cid` in decimal digits, the number that its messages carry in `cid`.
 """
@@ -58,6 +58,9 @@ class Rpc(msgspec.Struct, array_like=True, frozen=True, gc=False):
     device: str
     method: str
     data: bytes
+    is_backend: bool = False
+    is_forwarded: bool = False
+    """By another im node, which was asked in its stead: it is not forwarded again."""
 
 
 class RpcReply(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -84,7 +87,7 @@ class TimelinePage(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Heads(msgspec.Struct, array_like=True, frozen=True):
-    """Ask for the newest timeline offset of up to 1,000 users."""
+    """Ask for the newest timeline offset of up to 1,000 users, all of one shard."""
 
     users: list[str]
 
@@ -126,7 +129,7 @@ class ConversationReply(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ConversationHeads(msgspec.Struct, array_like=True, frozen=True):
-    """Ask for the newest seq of up to 1,000 conversations."""
+    """Ask for the newest seq of up to 1,000 conversations, all of one shard."""
 
     cids: list[str]
 
@@ -157,7 +160,7 @@ UNPROVEN_MAX = 1_000
 
 
 class Unproven(msgspec.Struct, array_like=True, frozen=True):
-    """Sessions that ended by silence or an abnormal close: (user, timeline offset), at most 1,000.
+    """Sessions of one shard's users that ended by silence or an abnormal close: (user, timeline offset), at most 1,000.
 
     Up to that offset the session is known to have got what was written to it, since it gave a sign of life later.
     """

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from base.core.registry import ServiceInstance
-from base.errors import PeerUnavailable, RoadsteadError
+from base.errors import Retry, RoadsteadError
 from base.log import logger
 from base.peer import PeerClient, PeerPool
 from base.peer.stream import Done
@@ -23,6 +23,7 @@ from im.api import (
     SERVICE,
     TIMELINE,
     UNPROVEN,
+    UNPROVEN_MAX,
     Conversation,
     ConversationHeads,
     ConversationReply,
@@ -36,10 +37,14 @@ from im.api import (
 )
 from im.core.arguments import cid_of
 from im.core.following import Following, Told
+from im.core.shards import shard_of_call, shard_of_text, shard_of_user
+from im.tables import ShardTables
 
 __all__ = ["Ends", "ImClient"]
 
 DEADLINE_MS = 5_000
+
+Item = TypeVar("Item")
 
 
 class Ends(NamedTuple):
@@ -58,6 +63,7 @@ class ImClient:
     def __init__(self, site: Site) -> None:
         self._clock = site.clock
         self._pool = PeerPool(site, SERVICE, on_change=self._changed, on_connected=self._connected)
+        self._tables = ShardTables(site)
         self._following = Following()
         self._is_due = asyncio.Event()
         self._log = logger(node=site.name)
@@ -66,15 +72,18 @@ class ImClient:
         """Keep the streams until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._pool.run())
+            tasks.create_task(self._tables.run())
             tasks.create_task(self._restate())
 
     async def wait_ready(self) -> None:
         """Return once the registry was read."""
         await self._pool.wait_ready()
+        await self._tables.wait_looked()
 
     async def rpc(self, user: str, device: str, method: str, data: bytes) -> bytes:
         """Carry out a client's call and return its JSON result. Calls leave in the order they are made."""
-        reply = await self._stream().call(RPC, Rpc(user, device, method, data), deadline_ms=DEADLINE_MS)
+        stream = self._stream_of_call(user, method, data)
+        reply = await stream.call(RPC, Rpc(user, device, method, data), deadline_ms=DEADLINE_MS)
         return reply.data
 
     def ask(self, user: str, device: str, method: str, data: bytes, *, done: Done) -> None:
@@ -82,33 +91,51 @@ class ImClient:
 
         Raises PeerUnavailable when no stream is up: this never waits for one.
         """
-        self._stream().ask(RPC, Rpc(user, device, method, data), deadline_ms=DEADLINE_MS, done=done)
+        self._stream_of_call(user, method, data).ask(
+            RPC, Rpc(user, device, method, data), deadline_ms=DEADLINE_MS, done=done
+        )
 
     # ---------------------------------------------------------------- timelines
+
+    def shard_of(self, user: str) -> int:
+        """Return which shard the user's timeline is in: all timelines of a shard have the same epoch."""
+        return shard_of_user(user, self._tables.known.shards)
 
     async def timeline(self, user: str, *, since: int, limit: int, bytes_max: int) -> TimelinePage:
         """Read a user's timeline after `since`."""
         request = Timeline(user, since, limit, bytes_max)
-        return await self._stream().call(TIMELINE, request, deadline_ms=DEADLINE_MS)
+        return await self._stream(shard_of_user(user, self._tables.known.shards)).call(
+            TIMELINE, request, deadline_ms=DEADLINE_MS
+        )
 
     async def heads(self, users: Sequence[str]) -> Ends:
-        """Return how far each user's timeline goes, and what stands for everything else that is told."""
+        """Return how far each user's timeline goes, and what stands for everything else that is told.
+
+        Users whose shards do not answer are left out; it raises what the first one raised if none does.
+        """
         heads: dict[str, int] = {}
         versions: dict[str, int] = {}
-        for start in range(0, len(users), HEADS_USERS_MAX):
-            batch = list(users[start : start + HEADS_USERS_MAX])
-            reply = await self._stream().call(HEADS, Heads(batch), deadline_ms=DEADLINE_MS)
+
+        async def ask(stream: PeerClient, batch: list[str]) -> None:
+            reply = await stream.call(HEADS, Heads(batch), deadline_ms=DEADLINE_MS)
             heads.update(zip(batch, reply.heads, strict=True))
             versions.update(pair for pair in zip(batch, reply.versions, strict=bool(reply.versions)) if pair[1])
-            await asyncio.sleep(0)  # a long audit gives way to messages between its pages
+
+        shards = self._tables.known.shards
+        await self._ask_each(_pages(users, lambda user: shard_of_user(user, shards), HEADS_USERS_MAX), ask)
         return Ends(heads, versions)
 
-    async def unproven(self, sessions: Sequence[tuple[str, int]]) -> None:
+    async def unproven(self, sessions: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
         """Tell of sessions that ended in silence: user, and offset up to which the session had everything.
 
-        At most 1,000 of them.
+        Return those whose shards do not answer, to be told again; it raises what the first one raised if none does.
         """
-        await self._stream().call(UNPROVEN, Unproven(list(sessions)), deadline_ms=DEADLINE_MS)
+
+        async def tell(stream: PeerClient, batch: list[tuple[str, int]]) -> None:
+            await stream.call(UNPROVEN, Unproven(batch), deadline_ms=DEADLINE_MS)
+
+        shards = self._tables.known.shards
+        return await self._ask_each(_pages(sessions, lambda one: shard_of_user(one[0], shards), UNPROVEN_MAX), tell)
 
     # ---------------------------------------------------------------- conversations
 
@@ -120,17 +147,23 @@ class ImClient:
             BadRequest: `cid` or a number is malformed.
         """
         request = Conversation(cid, user, since, limit, bytes_max)
-        return await self._stream().call(CONVERSATION, request, deadline_ms=DEADLINE_MS)
+        return await self._stream(shard_of_text(cid, self._tables.known.shards)).call(
+            CONVERSATION, request, deadline_ms=DEADLINE_MS
+        )
 
     async def conversation_heads(self, cids: Sequence[str]) -> dict[str, int]:
-        """Return the newest seq of each conversation, 0 where there is none. Raises BadRequest for a malformed cid."""
+        """Return the newest seq of each conversation, 0 where there is none. Raises BadRequest for a malformed cid.
+
+        Those whose shards do not answer are left out, as in `heads`.
+        """
         heads: dict[str, int] = {}
-        for start in range(0, len(cids), CONVERSATIONS_MAX):
-            batch = list(cids[start : start + CONVERSATIONS_MAX])
-            request = ConversationHeads(batch)
-            reply = await self._stream().call(CONVERSATION_HEADS, request, deadline_ms=DEADLINE_MS)
+
+        async def ask(stream: PeerClient, batch: list[str]) -> None:
+            reply = await stream.call(CONVERSATION_HEADS, ConversationHeads(batch), deadline_ms=DEADLINE_MS)
             heads.update(zip(batch, reply.heads, strict=True))
-            await asyncio.sleep(0)  # as in `heads`
+
+        shards = self._tables.known.shards
+        await self._ask_each(_pages(cids, lambda cid: shard_of_text(cid, shards), CONVERSATIONS_MAX), ask)
         return heads
 
     def follow(self, cids: Iterable[str]) -> None:
@@ -153,11 +186,45 @@ class ImClient:
 
     # ---------------------------------------------------------------- inside
 
-    def _stream(self) -> PeerClient:
-        nodes = self._pool.nodes()
-        if not nodes:
-            raise PeerUnavailable("no message service is registered", retry_after_ms=500)
-        return self._pool.get(nodes[0])
+    async def _ask_each(
+        self, pages: Iterable[tuple[int, list[Item]]], ask: Callable[[PeerClient, list[Item]], Awaitable[None]]
+    ) -> list[Item]:
+        """Ask page after page, and return what was not answered.
+
+        A process that does not answer is asked once, and holds up the shards of no other one. Raises what the first one
+        raised if nobody answered, or if asking again would not help.
+        """
+        failures: dict[str, RoadsteadError] = {}
+        unanswered: list[Item] = []
+        is_any_answered = False
+        for shard, page in pages:
+            owner = self._tables.known.owners[shard]
+            if owner in failures:
+                unanswered += page
+                continue
+            try:
+                await ask(self._pool.get(owner), page)
+            except RoadsteadError as failure:
+                if failure.retry is Retry.NEVER:
+                    raise
+                failures[owner] = failure
+                unanswered += page
+            else:
+                is_any_answered = True
+            await asyncio.sleep(0)  # a long audit gives way to messages between its pages
+        if failures and not is_any_answered:
+            raise next(iter(failures.values()))
+        for owner, why in failures.items():
+            self._log.info("service_does_not_answer", service=owner, error=str(why))
+        return unanswered
+
+    def _stream_of_call(self, user: str, method: str, data: bytes) -> PeerClient:
+        shards = self._tables.known.shards
+        return self._stream(shard_of_call(user, method.partition(".")[2], data, shards) if shards > 1 else 0)
+
+    def _stream(self, shard: int) -> PeerClient:
+        """Return the stream to the process that has a shard. Raises Unavailable, PeerUnavailable."""
+        return self._pool.get(self._tables.known.owners[shard])
 
     def _changed(self, instances: tuple[ServiceInstance, ...]) -> None:
         self._following.keep({instance.id for instance in instances})
@@ -205,3 +272,13 @@ class ImClient:
             return
         self._following.failed(self._clock.monotonic(), service, message.number)
         self._is_due.set()
+
+
+def _pages(items: Iterable[Item], shard_of: Callable[[Item], int], page_max: int) -> Iterator[tuple[int, list[Item]]]:
+    """Sort items by shard; yield them in pages, each of one shard."""
+    by_shard: dict[int, list[Item]] = {}
+    for item in items:
+        by_shard.setdefault(shard_of(item), []).append(item)
+    for shard, found in by_shard.items():
+        for start in range(0, len(found), page_max):
+            yield shard, found[start : start + page_max]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -11,13 +12,36 @@ from im.core.book import LedgerSettings
 from im.core.fan_out import PRESETS, FanOutPolicy
 from im.core.ids import MessageIdKind
 from im.core.lanes import LaneKey
+from im.core.quotas import QuotaSettings
+from im.core.shards import SHARDS_MAX
 
 __all__ = ["ImConfig"]
+
+QUOTA_KEYS_MAX = 100_000
 
 
 class ImConfig(Section, frozen=True, kw_only=True):
     """The `[im]` section."""
 
+    data: Annotated[
+        str, Meta(description="Folder of a process' own shards. `roadstead up` has them in its data folder.")
+    ] = ""
+    shards: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=SHARDS_MAX,
+            description="How many shards the system's messages are in. It counts when the system first starts, and "
+            "stays: take more than there will be im processes.",
+        ),
+    ] = 1
+    first_nodes: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Names of the im processes that share the shards when the system first starts, the same for "
+            "all; without any, the first one to start has all of them."
+        ),
+    ] = ()
     preset: Annotated[
         Literal["hybrid", "wechat", "qq", "dingtalk"],
         Meta(
@@ -60,7 +84,11 @@ class ImConfig(Section, frozen=True, kw_only=True):
         int, Meta(ge=0, description="How long after sending a message its sender may edit it (ms).")
     ] = 900_000
     groups_of_user_max: Annotated[
-        int, Meta(ge=1, description="Groups that one user may be in; a list of conversations is read as a whole.")
+        int,
+        Meta(
+            ge=1,
+            description="Groups that one user may be in, of each shard; a list of conversations is read as a whole.",
+        ),
     ] = 1_000
     timeline_keep: Annotated[
         int,
@@ -150,13 +178,34 @@ class ImConfig(Section, frozen=True, kw_only=True):
         """Whether small conversations have read fan-out, so that their users need sync versions."""
         return self.policy.single == "read" or self.policy.write_members_max == 0
 
+    def problems(self) -> Iterable[str]:
+        """Not all goes with several shards."""
+        if self.shards > 1 and self.policy.single == "read":
+            yield f"preset {self.preset} needs shards = 1: nobody would tell a user of a new conversation"
+        if self.shards > 1 and self.conversation_ids != "counted":
+            yield f"conversation_ids {self.conversation_ids} needs shards = 1: a cid must name its shard"
+
     @property
-    def ledger_settings(self) -> LedgerSettings:
-        """What the store decides by."""
+    def quota_settings(self) -> QuotaSettings:
+        """How often one may call."""
+        return QuotaSettings(
+            user_rate=self.user_calls_per_second,
+            user_burst=self.user_calls_burst,
+            device_rate=self.device_calls_per_second,
+            device_burst=self.device_calls_burst,
+            conversation_rate=self.conversation_calls_per_second,
+            conversation_burst=self.conversation_calls_burst,
+            keys_max=QUOTA_KEYS_MAX,
+        )
+
+    def ledger_settings(self, shard: int = 0, shards: int = 1) -> LedgerSettings:
+        """What the store of a shard decides by."""
         return LedgerSettings(
             policy=self.policy,
             conversation_ids=self.conversation_ids,
             recall_window_ms=self.recall_window_ms,
             edit_window_ms=self.edit_window_ms,
             groups_of_user_max=self.groups_of_user_max,
+            shard=shard,
+            shards=shards,
         )

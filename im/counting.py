@@ -7,7 +7,7 @@ defect of ours, which is counted, told in the log, and mended on the spot.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from base.errors import RoadsteadError
 from base.log import logger
@@ -27,10 +27,22 @@ class Counting:
     """The counters of one message service."""
 
     def __init__(
-        self, store: MessageStore, metrics: ImMetrics, *, settle: Callable[[], Awaitable[None]], interval_ms: int
+        self,
+        store: MessageStore,
+        metrics: ImMetrics,
+        *,
+        settle: Callable[[], Awaitable[None]],
+        interval_ms: int,
+        is_caching: bool = True,
     ) -> None:
-        """`settle` returns when all that can be read now is `committed`; `interval_ms`: from one comparison to the next
-        one.
+        """Count in the store's conversations.
+
+        Args:
+            store: has the pointers.
+            metrics: what is counted.
+            settle: returns when all that can be read now is `committed`.
+            interval_ms: from one comparison to the next one.
+            is_caching: whether all that changes the counters is told to `committed`. Else each asking reads.
         """
         self._store = store
         self._settle = settle
@@ -41,7 +53,8 @@ class Counting:
         self._reads = 0
         """Users that are being read from the store: what is committed meanwhile is wanted then."""
         self._log = logger()
-        metrics.counted.set_function(lambda: len(self._counters))
+        self._is_caching = is_caching
+        self.forget = metrics.counted.add(lambda: len(self._counters))
 
     def committed(self, executed: Executed) -> None:
         """Apply what became durable."""
@@ -59,6 +72,8 @@ class Counting:
 
     async def unread(self, user: str) -> list[Unread]:
         """Return what the user has not read of each conversation."""
+        if not self._is_caching:
+            return _unread([pointers_of(one) for one in await self._store.conversations(user)])
         self._recent[user] = None
         while len(self._recent) > RECENT_MAX:
             del self._recent[next(iter(self._recent))]
@@ -72,7 +87,7 @@ class Counting:
             self._counters.learn(user, parts, since=since)
         finally:
             self._reads -= 1
-        return [Unread(part.cid, unread(part), part.is_muted) for part in parts]
+        return _unread(parts)
 
     async def run(self) -> None:
         """Compare one user after the other until cancelled."""
@@ -94,6 +109,10 @@ class Counting:
         if drift:
             self._metrics.drift.inc(drift)
             self._log.error("unread_drifted", user=user, conversations=drift)
+
+
+def _unread(parts: Iterable[Pointers]) -> list[Unread]:
+    return [Unread(part.cid, unread(part), part.is_muted) for part in parts]
 
 
 def pointers_of(one: Listed) -> Pointers:

@@ -33,23 +33,19 @@ BYTES_PER_PUSH = 1_048_576
 class Followed:
     """Who follows what, and the pushes to them."""
 
-    def __init__(
-        self, site: Site, pool: PeerPool, *, peers: PeerServer, epoch: str, pairs_max: int, metrics: ImMetrics
-    ) -> None:
+    def __init__(self, site: Site, pool: PeerPool, *, peers: PeerServer, pairs_max: int, metrics: ImMetrics) -> None:
         """Serve `im.follow`.
 
         Args:
             site: this node.
             pool: streams to the access nodes, run by the caller.
             peers: where access nodes say what they follow; who has no stream there any more follows nothing.
-            epoch: the store's, told with each delivery.
             pairs_max: pairs of an access node and a conversation that it follows; more are refused.
             metrics: what is counted.
         """
         self._clock = site.clock
         self._pool = pool
         self._peers = peers
-        self._epoch = epoch
         self._metrics = metrics
         self._followers = Followers(pairs_max=pairs_max)
         self._log = logger(node=site.name)
@@ -68,8 +64,11 @@ class Followed:
             if self._peers.stream_of(node) is None:
                 self._followers.forget(node)
 
-    def push(self, deliveries: Iterable[tuple[Delivery, bytes]], tasks: asyncio.TaskGroup) -> None:
-        """Push committed entries, each with its publication, to the nodes that follow their conversations."""
+    def push(self, deliveries: Iterable[tuple[Delivery, bytes]], tasks: asyncio.TaskGroup, *, epoch: str) -> None:
+        """Push committed entries of one store, each with its publication, to the nodes that follow their conversations.
+
+        `epoch`: the store's, which is told with them.
+        """
         self.forget_gone()
         if not self._followers:
             return
@@ -84,10 +83,10 @@ class Followed:
         for node, entries in by_node.items():
             for part in parts(entries):
                 # A task each, whose first step queues the call: a slow node delays nobody, and order is kept.
-                tasks.create_task(self._deliver(node, part))
+                tasks.create_task(self._deliver(node, epoch, part))
 
-    async def _deliver(self, node: str, entries: list[ConversationEntry]) -> None:
-        request = DeliverConversations(self._epoch, entries)
+    async def _deliver(self, node: str, epoch: str, entries: list[ConversationEntry]) -> None:
+        request = DeliverConversations(epoch, entries)
         try:
             await self._pool.get(node).call(DELIVER_CONVERSATION, request, deadline_ms=DELIVER_DEADLINE_MS)
         except RoadsteadError as error:

@@ -10,7 +10,7 @@ GET  /v1/offline?cursor=&limit=&wait_ms=        messages that found their receiv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from base.errors import BadRequest
+from base.errors import BadRequest, PeerError, Unavailable
 from base.http import Credentials, Role, json_body, json_response, query_param
 from base.ids import checked_id
 from im.core.arguments import USERS_MAX, ChangeGroupArguments, Send
@@ -26,10 +26,14 @@ from im.core.commands import GroupAction
 from im.core.model import EVERYBODY
 from im.core.offline import Missed, OfflineFeed
 from im.core.publications import shown, without_body
-from im.methods import METHODS, Caller, Methods
-from im.ports import MessageStore
+from im.core.shards import shard_of_cid
+from im.gathering import Shards, elsewhere
+from im.methods import METHODS, Caller
 
 __all__ = ["ConversationChange", "ImApi", "OfflineItem", "OfflinePage", "ServerSend"]
+
+Call = Callable[[Caller, str, bytes], Awaitable[bytes]]
+"""Carries out a client's method for a caller: its name, its arguments as JSON; the result is JSON, too."""
 
 DEVICE = "server"
 """What messages that a backend sent name as their device."""
@@ -72,17 +76,25 @@ class ImApi:
 
     def __init__(
         self,
-        methods: Methods,
+        call: Call,
         *,
         offline: OfflineFeed,
-        store: MessageStore,
+        shards: Shards,
         credentials: Credentials,
         has_previews: Callable[[], bool],
     ) -> None:
-        """`has_previews`: whether the offline feed shows what messages say just now."""
-        self._methods = methods
+        """Answer requests.
+
+        Args:
+            call: carries out a method, wherever its shard is.
+            offline: what was missed by users of shards of this process.
+            shards: have what became of that.
+            credentials: the API keys.
+            has_previews: whether the offline feed shows what messages say just now.
+        """
+        self._call = call
         self._offline = offline
-        self._store = store
+        self._shards = shards
         self._credentials = credentials
         self._has_previews = has_previews
         self._more = asyncio.Event()
@@ -104,19 +116,20 @@ class ImApi:
         self._credentials.require(request, Role.BACKEND)
         body = await json_body(request, ServerSend)
         caller = Caller(checked_id(body.sender, "from"), DEVICE, is_backend=True)
-        return _answer(await self._methods.run(caller, "send", body))
+        return _answer(await self._call(caller, "send", await request.read()))
 
     async def _get_timeline(self, request: web.Request) -> web.Response:
+        caller = self._user_of(request)
         arguments = {
             "since": _integer(query_param(request, "since", "0"), "since"),
             "limit": _integer(query_param(request, "limit", "100"), "limit"),
             "epoch": query_param(request, "epoch", ""),
         }
-        return _answer(await self._methods.call(self._user_of(request), "sync", msgspec.json.encode(arguments)))
+        return _answer(await self._call(caller, "sync", msgspec.json.encode(arguments)))
 
     async def _post_call(self, name: str, request: web.Request) -> web.Response:
         caller = self._user_of(request)
-        return _answer(await self._methods.call(caller, name, await request.read()))
+        return _answer(await self._call(caller, name, await request.read()))
 
     async def _post_change(self, request: web.Request) -> web.Response:
         self._credentials.require(request, Role.BACKEND)
@@ -124,7 +137,8 @@ class ImApi:
         if body.action == "fan_out":
             self._credentials.require(request, Role.OPERATOR)
         arguments = ChangeGroupArguments(request.match_info["cid"], body.action, body.users, body.value, body.settings)
-        return _answer(await self._methods.run(Caller("", DEVICE, is_backend=True), "group_change", arguments))
+        caller = Caller("", DEVICE, is_backend=True)
+        return _answer(await self._call(caller, "group_change", msgspec.json.encode(arguments)))
 
     def _user_of(self, request: web.Request) -> Caller:
         self._credentials.require(request, Role.BACKEND)
@@ -154,11 +168,23 @@ class ImApi:
             pass
 
     async def _to_notify(self, items: Sequence[Missed]) -> list[OfflineItem]:
-        """Leave out what its user muted and is not mentioned in, has read meanwhile, or what was recalled."""
+        """Leave out what its user muted and is not mentioned in, has read meanwhile, or what was recalled.
+
+        What cannot be looked up, since its process does not answer, is told without what it says.
+        """
         chosen: list[OfflineItem] = []
+        silent: set[int] = set()
         for user, message in items:
-            listed = await self._store.listed(user, [message.cid])
-            page = await self._store.messages(message.cid, [message.seq])
+            shard = shard_of_cid(message.cid, self._shards.count)
+            try:
+                if shard in silent:
+                    raise elsewhere(shard)
+                listed = await self._shards.listed(user, [message.cid])
+                page = await self._shards.messages(message.cid, [message.seq])
+            except (PeerError, Unavailable):
+                silent.add(shard)
+                chosen.append(OfflineItem(user, without_body(shown(message, None))))
+                continue
             overlay = page.overlays.get((message.cid, message.seq))
             if not listed or (overlay is not None and overlay.is_recalled):
                 continue

@@ -21,7 +21,7 @@ from im.core.publications import receipt, typing
 from im.reading import Reading
 from im.writing import Writing, sent
 
-__all__ = ["METHODS", "Caller", "Method", "Methods"]
+__all__ = ["METHODS", "Caller", "Method", "Methods", "require_method"]
 
 Cost = Literal["send", "read", "moment"]
 """Which quota a call is counted on, and what is shed first: `moment` is of no worth a second later."""
@@ -126,9 +126,8 @@ class Methods:
             BadRequest: the arguments are malformed; the message names the field.
             RoadsteadError: what the method raises.
         """
-        if name not in _BY_NAME:
-            raise UnknownMethod(f"there is no method im.{name}; there are {', '.join(sorted(_BY_NAME))}")
-        return self.run(caller, name, self._decode(name, data))
+        require_method(name)
+        return self._run_decoded(caller, name, self._decode(name, data))
 
     def draft(self, caller: Caller, data: bytes) -> Draft:
         """Return what an `im.send` asks to be stored: most calls are such, and need no task to be carried out.
@@ -151,8 +150,7 @@ class Methods:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"bad argument: {error}") from error
 
-    def run(self, caller: Caller, name: str, arguments: msgspec.Struct) -> Awaitable[bytes]:
-        """Begin a call whose arguments are decoded already; as `call`."""
+    def _run_decoded(self, caller: Caller, name: str, arguments: msgspec.Struct) -> Awaitable[bytes]:
         self._admit(caller, _BY_NAME[name].cost, getattr(arguments, "cid", ""))
         return _encoded(self._run[name](caller, arguments))
 
@@ -178,6 +176,12 @@ class Methods:
     async def _others(self, cid: int, user: str) -> list[str]:
         """Return whom something of the moment is told: the others, if they are few. Raises NotMember."""
         return [other for other in await self._reading.users(cid, user, at_most=DIRECT_MAX) if other != user]
+
+
+def require_method(name: str) -> None:
+    """Raises UnknownMethod if there is no such method."""
+    if name not in _BY_NAME:
+        raise UnknownMethod(f"there is no method im.{name}; there are {', '.join(sorted(_BY_NAME))}")
 
 
 async def _encoded(result: Awaitable[msgspec.Struct]) -> bytes:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from im.core.commands import Command, Executed
+from im.core.commands import Command, Executed, Outgoing
 from im.core.model import Conversation, Member, Message, Overlay, View
 
 __all__ = ["ConversationPage", "Listed", "MessageStore", "Page", "TimelineEntry", "Visible"]
@@ -145,6 +145,13 @@ class MessageStore(Protocol):
 
     async def log(self, *, after: int, limit: int) -> list[Message]:
         """Return committed entries of all conversations, in the order of `n`, after `after`; no notes."""
+        ...
+
+    async def outgoing(self, shard: int, *, after: int, limit: int) -> list[Outgoing]:
+        """Return committed entries for timelines of another shard, behind the position `after`, ascending.
+
+        They are there until `Sent` says that they were taken over.
+        """
         ...
 
     async def close(self) -> None:

@@ -19,20 +19,17 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from access.api import DELIVER, Deliver, InboxEntry
-from access.api import SERVICE as ACCESS_SERVICE
 from base.errors import RoadsteadError
 from base.log import logger
-from base.peer import PeerPool, PeerServer
-from base.site import Site
 from im.config import ImConfig
 from im.core.commands import Delivery
 from im.core.model import Form, Message
 from im.core.publications import publication, with_version
 from im.core.versions import Versions
-from im.followed import Followed, parts
+from im.followed import parts
 from im.metrics import ImMetrics
+from im.outlet import Outlet
 from status.api import UserStatus
-from status.client import StatusLookups
 
 __all__ = ["Pusher"]
 
@@ -44,16 +41,15 @@ RETRY_BATCH = 5_000
 
 
 class Pusher:
-    """The outgoing side of one message service."""
+    """The outgoing side of one shard."""
 
     def __init__(
         self,
         config: ImConfig,
-        site: Site,
+        outlet: Outlet,
         *,
+        node: str,
         epoch: str,
-        statuses: StatusLookups,
-        peers: PeerServer,
         metrics: ImMetrics,
         versions: Versions,
         on_offline: Callable[[str, Message], None],
@@ -63,10 +59,9 @@ class Pusher:
 
         Args:
             config: bounds and intervals.
-            site: this node.
+            outlet: where pushes leave; run by its owner.
+            node: this node.
             epoch: the store's, told with each delivery.
-            statuses: run by this pusher.
-            peers: serve `im.follow`.
             metrics: what is counted.
             versions: the sync versions of users, which this pusher counts on.
             on_offline: told of each message of another user that finds its receiver offline.
@@ -75,14 +70,12 @@ class Pusher:
         self._config = config
         self._epoch = epoch
         self._metrics = metrics
-        self._statuses = statuses
+        self._statuses = outlet.statuses
         self._versions = versions
         self._on_offline = on_offline
         self._on_unheard = on_unheard
-        self._pool = PeerPool(site, ACCESS_SERVICE)
-        self._followed = Followed(
-            site, self._pool, peers=peers, epoch=epoch, pairs_max=config.followed_max, metrics=metrics
-        )
+        self._pool = outlet.pool
+        self._followed = outlet.followed
         self._queue: list[tuple[Delivery, Sequence[int | None]]] = []
         """With the sync versions of its members."""
         self._wake = asyncio.Event()
@@ -97,17 +90,12 @@ class Pusher:
         """How far the timeline goes of who is to be told so."""
         self._unheard: dict[str, int] = {}
         """Of each user who is behind, or about to be told so, the first offset that could not be pushed."""
-        self._log = logger(node=site.name)
+        self._log = logger(node=node)
 
     @property
     def behind(self) -> int:
         """How many users wait to be told again."""
         return len(self._behind)
-
-    @property
-    def followed(self) -> int:
-        """How many conversations access nodes follow, each counted once a node."""
-        return len(self._followed)
 
     def committed(self, deliveries: Iterable[Delivery], tell: Callable[[], None] | None = None) -> None:
         """Take what was just made durable, in order of commit. Never waits.
@@ -146,8 +134,6 @@ class Pusher:
     async def run(self) -> None:
         """Push until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._statuses.run())
-            tasks.create_task(self._pool.run())
             tasks.create_task(self._push_entries(tasks))
             tasks.create_task(self._retry(tasks))
             while True:
@@ -157,16 +143,11 @@ class Pusher:
                 untold, self._untold = self._untold, []
                 # Encoded once, for the timelines and for whoever follows the conversation.
                 encoded = [(delivery, publication(delivery.message)) for delivery, _ in batch]
-                self._followed.push(encoded, tasks)
+                self._followed.push(encoded, tasks, epoch=self._epoch)
                 for (delivery, data), (_, versions) in zip(encoded, batch, strict=True):
                     self._add_entries(delivery, data, versions)
                 self._telling += untold
                 self._has_entries.set()
-
-    async def wait_ready(self) -> None:
-        """Return once statuses can be looked up."""
-        await self._statuses.wait_ready()
-        await self._pool.wait_ready()
 
     # ------------------------------------------------------------ inside
 

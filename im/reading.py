@@ -9,10 +9,11 @@ entry is in each page, however long it is.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from base.errors import BadRequest, NotFound, NotMember, PositionLost
+from base.errors import BadRequest, NotFound, NotMember, PeerError, PositionLost, Unavailable
 from im.core.arguments import (
     Conversations,
     ConversationsArguments,
@@ -48,6 +49,7 @@ READERS_MAX = 100
 RECEIPT_MEMBERS_MAX = 1_000
 PAGE_BYTES_MAX = 524_288
 """Of bodies and what is around them. Access nodes close a client for which more than twice that waits."""
+NOTHING_KNOWN = -1
 AROUND_BYTES = 400
 """About as much as a publication has beside its body."""
 
@@ -73,13 +75,24 @@ class Reading:
         *,
         sync_entries_max: int,
         has_previews: Callable[[], bool],
+        has_direct: bool = True,
     ) -> None:
-        """`sync_entries_max`: of one page; `has_previews`: whether lists show the newest messages just now."""
+        """Read from the store.
+
+        Args:
+            store: has everything that the users of its shard may read.
+            search: finds in the store's logs.
+            counting: counts what is unread.
+            sync_entries_max: of one page.
+            has_previews: whether lists show the newest messages just now.
+            has_direct: see `LedgerSettings`.
+        """
         self._store = store
         self._search = search
         self._counting = counting
         self._sync_entries_max = sync_entries_max
         self._has_previews = has_previews
+        self._has_direct = has_direct
 
     # ------------------------------------------------------------ timelines and logs
 
@@ -108,17 +121,32 @@ class Reading:
         return SyncResult(epoch, page.head, has_more=reached < page.head, too_old=False, entries=entries)
 
     async def overlays_for(self, user: str, overlays: Overlays) -> Overlays:
-        """Return those of a page of the user's timeline that the user may see."""
+        """Return those of a page of the user's timeline that the user may see.
+
+        Of a conversation whose process does not answer no edit is applied: who may see one has its entry as well.
+        """
         edited = {cid for (cid, _), one in overlays.items() if not one.is_recalled}
-        for cid in edited:
+        if not edited:
+            return overlays
+        async with asyncio.TaskGroup() as tasks:
+            asked = {cid: tasks.create_task(self._last_seq(cid, user)) for cid in edited}
+        ends = {cid: end for cid, task in asked.items() if (end := task.result())}
+        if not ends:
+            return overlays
+        # What takes a body away is always shown.
+        return {
+            place: one
+            for place, one in overlays.items()
+            if (not one.body if (end := ends.get(place[0], 0)) == NOTHING_KNOWN else _may_be_told(one, end))
+        }
+
+    async def _last_seq(self, cid: int, user: str) -> int:
+        """Return the last entry that the user may see; 0: to the end, `NOTHING_KNOWN` if that cannot be found out."""
+        try:
             visible = await self._store.membership(cid, user)
-            if visible is not None and visible.last_seq:
-                overlays = {
-                    place: one
-                    for place, one in overlays.items()
-                    if place[0] != cid or _may_be_told(one, visible.last_seq)
-                }
-        return overlays
+        except (PeerError, Unavailable):
+            return NOTHING_KNOWN
+        return visible.last_seq if visible is not None else 0
 
     async def history(self, user: str, arguments: HistoryArguments) -> Entries:
         """Return a stretch of a conversation, as far as the user may see it.
@@ -217,7 +245,7 @@ class Reading:
         return Conversations(
             self._store.epoch,
             timeline,
-            sync_version(timeline, listed),
+            sync_version(timeline, listed) if self._has_direct else timeline,
             total,
             [self._view(user, one, has_preview=has_previews) for _, one in chosen],
             _encoded(chosen[-1][0]) if len(pages) > len(chosen) else "",
@@ -235,7 +263,7 @@ class Reading:
     def _view(self, user: str, one: Listed, *, has_preview: bool) -> ConversationView:
         conversation, member, group = one.conversation, one.member, one.conversation.group
         pointed = pointers_of(one)
-        is_direct = conversation.fan_out == "write" or one.members <= DIRECT_MAX
+        is_direct = conversation.fan_out == "write" or (one.members <= DIRECT_MAX and self._has_direct)
         last = None
         if one.head is not None and has_preview:
             last_seq = member.leave_seq if member is not None else 0

@@ -1,25 +1,29 @@
-"""The message services of one process: the shell around a store.
+"""One process of the message services: its shards, and the way to all others.
 
-A send is acknowledged when it is durable, never before; pushes come after and may fail without harm. Start: open the
-store, listen, register. Run: commit in groups, push, heartbeat. Drain: not ready, refuse new sends, commit what
-waits. Stop: deregister, close the store.
+A send is acknowledged when it is durable, never before; pushes come after and may fail without harm. Any process takes
+any call: what is of a shard that it has not, it passes on to the process that has it, once.
+
+Start: listen, learn the shard table (the first process of a system makes it), open the shards, register. Run: commit in
+groups, push, heartbeat. Drain: not ready, refuse new sends, commit what waits. Stop: deregister, close the stores.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-from base.errors import BadRequest, LimitExceeded, RoadsteadError, UnknownMethod
+from base.errors import ConfigError, LimitExceeded, RoadsteadError, Unavailable, UnknownMethod
 from base.ids import entropy, new_epoch
 from base.log import logger
 from base.node import Node
-from base.site import Site
-from im.admitting import Admission
+from base.peer import PeerPool
+from base.site import REGISTERED_AGAIN_MS, Site
+from im.admin import ShardsAdmin
 from im.api import (
     CONVERSATION,
-    CONVERSATION_ENTRIES_MAX,
     CONVERSATION_HEADS,
     CONVERSATIONS_MAX,
     HEADS,
@@ -42,303 +46,374 @@ from im.api import (
     Unproven,
 )
 from im.config import ImConfig
-from im.core.arguments import cid_of
-from im.core.commands import Appended, KeyConflict, Outcome
-from im.core.model import Form, Message, Overlay
+from im.core.book import LedgerSettings
+from im.core.model import Message
 from im.core.offline import OfflineFeed
-from im.core.overload import Work
-from im.core.publications import publication
-from im.core.versions import Versions
-from im.counting import Counting
+from im.core.quotas import Quotas
+from im.core.shards import ShardTable, shard_of_call, shard_of_text, shard_of_user
+from im.gathering import Shards, elsewhere
 from im.http import ImApi
-from im.methods import Caller, Methods
+from im.methods import Caller, require_method
 from im.metrics import ImMetrics
+from im.moving import Moving
+from im.outlet import Outlet
 from im.ports import MessageStore
-from im.pusher import Pusher
-from im.reading import Reading, overlays_told, sync_version
 from im.search.search import Search
-from im.trimming import Trimming
+from im.shard import Shard, Shared
+from im.shards_api import (
+    CONVERSATIONS_OF,
+    LISTED,
+    MEMBERSHIP,
+    MESSAGES,
+    TAKE_OVER,
+    ConversationsOf,
+    ListedOf,
+    ListedReply,
+    MembershipOf,
+    MembershipReply,
+    MessagesOf,
+    MessagesReply,
+    TakenOver,
+    TakeOver,
+)
+from im.tables import ShardTables
 from im.workers import MessageNumbers
-from im.writer import Commit, GroupCommit
-from im.writing import Writing
 from status.client import StatusLookups
 
-__all__ = ["MessageService"]
+__all__ = ["MessageService", "OpenShard", "Opened"]
 
-OFFSET_MAX = 2**63 - 1
-UNPROVEN_ENTRIES_MAX = 100
-"""Entries after a proven position that are looked at: who misses more has been told already."""
-VERSIONS_LOADED_MAX = 100
-"""Sync versions that one call reads from the store; the others are told by a later one."""
+FORWARD_DEADLINE_MS = 4_000
+FIRST_EPOCH = 1
+"""Of the table that a system starts with: its shards' files are made. Those of later ones are somewhere."""
+
+
+class Opened(NamedTuple):
+    """The files of a shard, which the service closes."""
+
+    store: MessageStore
+    search: Search
+
+
+class OpenShard(Protocol):
+    """Opens the files of a shard."""
+
+    async def __call__(self, shard: int, shards: int, settings: LedgerSettings, /, *, may_make: bool) -> Opened:
+        """Return the files, which are made if they are missing and `may_make`.
+
+        Raises:
+            ConfigError: they cannot be used.
+            StoreError: they are missing, or a newer release wrote them.
+        """
+        ...
 
 
 class MessageService:
     """One process of the message services on its HTTP port."""
 
     def __init__(
-        self, config: ImConfig, site: Site, *, store: MessageStore, search: Search, statuses: StatusLookups
+        self,
+        config: ImConfig,
+        site: Site,
+        *,
+        open_shard: OpenShard,
+        statuses: StatusLookups,
+        folder: Path | None = None,
     ) -> None:
-        """`store` and `search` are open, and closed by `stop`; `search` finds in the store; `statuses` finds the
-        receivers' access nodes, and is run by this service.
+        """`statuses` finds the receivers' access nodes, and is run by this service; shards can be moved from and to the
+        `folder` that `open_shard` has its files in.
         """
         self.node = Node(site, SERVICE, statistics=self.statistics)
-        self._clock = site.clock
+        self._config = config
+        self._open_shard = open_shard
         self._log = logger(node=site.name)
-        self._store = store
-        self._search = search
-        self._metrics = metrics = ImMetrics(self.node.metrics, behind=lambda: self._pusher.behind)
-        metrics.search_lag.set_function(lambda: search.lag)
-        self._versions = Versions(is_on=config.has_small_read_fan_out)
+        self._metrics = metrics = ImMetrics(self.node.metrics)
         self._offline = OfflineFeed(new_epoch(), items_max=config.offline_items_max)
-        self._ids = MessageNumbers(config.message_ids, site, entropy=entropy())
-        peers = self.node.peers
-        self._pusher = Pusher(
+        self._tables = ShardTables(site, folder=folder, on_change=self._table_changed)
+        self._ids = MessageNumbers(config.message_ids, site, entropy=entropy(), others=self._tables.others_in_doubt)
+        self._pool = PeerPool(site, SERVICE)
+        self._here: dict[int, Shard] = {}
+        self._shards = Shards(site.name, self._pool, self._tables, self._here)
+        self._outlet = Outlet(config, site, statuses=statuses, peers=self.node.peers, metrics=metrics)
+        self._shared = Shared(
             config,
-            site,
-            epoch=store.epoch,
-            statuses=statuses,
-            peers=peers,
-            metrics=metrics,
-            versions=self._versions,
-            on_offline=self._missed,
-            on_unheard=self._unheard,
+            site.name,
+            site.clock,
+            self._ids,
+            self._outlet,
+            metrics,
+            Quotas(config.quota_settings),
+            self._shards,
+            self._missed,
         )
-        self._writer = GroupCommit(
-            store,
-            self._clock,
-            on_committed=self._committed,
-            lane_key=config.ingress_key,
-            waiting_max=config.append_queue_max,
-            lane_max=config.append_lane_max,
-        )
-        self._admission = Admission(config, self._clock, self._writer, metrics)
-        self._counting = Counting(store, metrics, settle=self._writer.settle, interval_ms=config.unread_compare_ms)
-
-        def has_previews() -> bool:
-            return self._admission.does(Work.PREVIEWS)
-
-        self._reading = Reading(
-            store, search, self._counting, sync_entries_max=config.sync_entries_max, has_previews=has_previews
-        )
-        self._writing = Writing(self._clock, self._ids, self._writer, body_bytes_max=config.body_bytes_max)
-        self._methods = Methods(
-            self._reading,
-            self._writing,
-            admit=self._admission.admit,
-            type_to=self._admission.shedding(self._pusher.tell, Work.TYPING),
-            receipt_to=self._admission.shedding(self._pusher.tell, Work.RECEIPTS),
-        )
-        self._trimming = Trimming(self._writer, keep=config.timeline_keep)
+        self._tasks: asyncio.TaskGroup | None = None
+        self._running: dict[int, asyncio.Task[None]] = {}
+        """Of each shard that is here."""
+        self._opening: set[int] = set()
+        self._is_open = False
+        """Whether `start` has opened what was ours then."""
+        self._moving = None
+        if folder is not None and config.shards > 1:
+            self._moving = Moving(
+                site,
+                folder=folder,
+                pool=self._pool,
+                peers=self.node.peers,
+                tables=self._tables,
+                seal=self._close_shard,
+                unseal=self._reopen,
+            )
+        metrics.shards.set_function(lambda: len(self._here))
         self._api = ImApi(
-            self._methods, offline=self._offline, store=store, credentials=site.credentials, has_previews=has_previews
+            self.call,
+            offline=self._offline,
+            shards=self._shards,
+            credentials=site.credentials,
+            has_previews=lambda: all(shard.has_previews() for shard in self._here.values()),
         )
         self._api.add_to(self.node.http.app.router)
+        ShardsAdmin(
+            site.name,
+            self._tables,
+            self._moving,
+            site.credentials,
+            begin=self._begin_move,
+            here=self._statistics_by_shard,
+        ).add_to(self.node.http.app.router)
+        self._serve()
+
+    def _serve(self) -> None:
+        peers = self.node.peers
         peers.serve(RPC, self._rpc)
         peers.serve(TIMELINE, self._timeline)
         peers.serve(HEADS, self._heads)
         peers.serve(CONVERSATION, self._conversation)
         peers.serve(CONVERSATION_HEADS, self._conversation_heads)
         peers.serve(UNPROVEN, self._unproven)
+        peers.serve(TAKE_OVER, self._take_over)
+        peers.serve(CONVERSATIONS_OF, self._conversations_of)
+        peers.serve(LISTED, self._listed)
+        peers.serve(MEMBERSHIP, self._membership)
+        peers.serve(MESSAGES, self._messages)
 
     async def start(self) -> None:
-        """Listen, join, and wait until receivers can be looked up."""
+        """Listen, open this process' shards, join, and wait until receivers can be looked up.
+
+        Raises:
+            ConfigError: the port cannot be bound, or the system has another number of shards.
+            StoreError: the registry does not answer, or a shard's files cannot be used.
+        """
+        site = self.node.site
         await self.node.listen()
-        await self._pusher.wait_ready()
-        await self._ids.acquire()
+        table = await self._tables.make(
+            self._config.first_nodes or (site.name,),
+            self._config.shards,
+            look_ms=REGISTERED_AGAIN_MS if site.config.name else 0,
+        )
+        if table.shards != self._config.shards:
+            raise ConfigError([f"im.shards is {self._config.shards} here and {table.shards} in the system"])
+        self._tables.learn(table)
+        for shard in table.owned_by(site.name):
+            await self._open(shard, table)
+        self._is_open = True
+        self._table_changed(self._tables.known)
+        await self._outlet.wait_ready()
+        try:
+            await self._ids.acquire()
+        except Unavailable as error:  # it is tried again while this runs; sends are refused meanwhile
+            self._log.error("no_worker_number", error=str(error))
         await self.node.join()
 
     async def run(self) -> None:
         """Serve until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._writer.run())
-            tasks.create_task(self._pusher.run())
-            tasks.create_task(self._trimming.run())
-            tasks.create_task(self._counting.run())
-            tasks.create_task(self._admission.run())
-            tasks.create_task(self._search.run(lambda: not self._admission.does(Work.TYPING)))
+            tasks.create_task(self._outlet.run())
             tasks.create_task(self._ids.run())
+            tasks.create_task(self._tables.run())
             tasks.create_task(self.node.run())
+            if self._config.shards > 1:
+                tasks.create_task(self._pool.run())
+            self._tasks = tasks
+            for number, shard in self._here.items():
+                self._running[number] = tasks.create_task(shard.run())
 
     async def drain(self) -> None:
-        """Refuse new commands and commit what waits."""
+        """Refuse new commands, commit what waits, and let other processes have what is for their users."""
         self.node.http.is_ready = False
-        self._writing.is_draining = True
-        await self._writer.close()
+        async with asyncio.TaskGroup() as tasks:
+            for shard in self._here.values():
+                tasks.create_task(shard.drain())
+        async with asyncio.TaskGroup() as tasks:
+            for shard in self._here.values():
+                tasks.create_task(shard.settle())
 
     async def stop(self) -> None:
         """Deregister and close."""
         await self.node.close()
         await self._ids.release()
-        await self._search.close()
-        await self._store.close()
+        while self._here:
+            _, shard = self._here.popitem()
+            await shard.close()
 
     def statistics(self) -> dict[str, Any]:
         """Return a snapshot for `/debug/statistics`."""
+        table = self._tables.table
         return {
-            "epoch": self._store.epoch,
-            "is_draining": self._writing.is_draining,
-            "push_behind": self._pusher.behind,
-            "followed": self._pusher.followed,
+            "table_epoch": table.epoch if table is not None else 0,
+            "shards": self._statistics_by_shard(),
+            "followed": len(self._outlet.followed),
             "offline_items": len(self._offline),
-            "sync_versions": len(self._versions),
             "streams": self.node.peers.statistics(),
         }
 
-    def _committed(self, commit: Commit) -> bool:
-        executed = commit.executed
-        deliveries = executed.deliveries
-        if commit.commands:
-            self._metrics.batches.observe(commit.commands)
-            self._metrics.repeats.inc(sum(isinstance(one, Appended) and not one.is_new for one in executed.outcomes))
-            self._metrics.conflicts.inc(sum(isinstance(one, KeyConflict) for one in executed.outcomes))
-        self._admission.committed(commit.took_ms)
-        self._counting.committed(executed)
-        self._pusher.committed(deliveries, commit.tell)
-        self._trimming.committed(deliveries)
-        stored = 0
-        for delivery in deliveries:
-            form = delivery.message.form
-            if form == Form.MESSAGE:
-                stored += delivery.is_first
-            elif form == Form.EVENT:
-                for user, _ in delivery.positions:
-                    self._versions.forget(user)
-        self._metrics.stored.inc(stored)
-        return True  # by the pusher
+    def _statistics_by_shard(self) -> dict[str, Any]:
+        return {str(number): self._here[number].statistics() for number in sorted(self._here)}
+
+    # ------------------------------------------------------------ shards that come and go
+
+    def _begin_move(self, shard: int, to: str) -> None:
+        assert self._tasks is not None, "the service runs"
+        self._tasks.create_task(self._move(shard, to))
+
+    async def _move(self, shard: int, to: str) -> None:
+        assert self._moving is not None
+        with suppress(RoadsteadError):  # told in the log, and by the status of the move
+            await self._moving.move(shard, to)
+
+    async def _open(self, number: int, table: ShardTable) -> None:
+        settings = self._config.ledger_settings(number, table.shards)
+        opened = await self._open_shard(number, table.shards, settings, may_make=table.epoch == FIRST_EPOCH)
+        shard = Shard(self._shared, number, table.shards, store=opened.store, search=opened.search)
+        self._here[number] = shard
+        if self._tasks is not None:
+            self._running[number] = self._tasks.create_task(shard.run())
+
+    def _table_changed(self, table: ShardTable) -> None:
+        """Open what has become ours. What was ours has been given away by ourselves."""
+        if not self._is_open or self._tasks is None:
+            return
+        for number in table.owned_by(self.node.site.name):
+            if number not in self._here and number not in self._opening:
+                self._opening.add(number)
+                self._tasks.create_task(self._take_on(number, table))
+
+    async def _take_on(self, number: int, table: ShardTable) -> None:
+        try:
+            await self._open(number, table)
+            self._log.info("shard_opened", shard=number, table=table.epoch)
+        except RoadsteadError as error:
+            self._log.error("shard_not_opened", shard=number, error=str(error))
+        finally:
+            self._opening.discard(number)
+
+    async def _close_shard(self, number: int) -> None:
+        """Take a shard out of service: what it has begun is committed, and its files are closed."""
+        self._opening.add(number)  # by nobody: until `_reopen`, or until the table names another process
+        shard = self._here.pop(number)
+        await shard.drain()
+        running = self._running.pop(number)
+        running.cancel()
+        await asyncio.wait([running])
+        await shard.close()
+        self._opening.discard(number)
+
+    async def _reopen(self, number: int) -> None:
+        self._opening.add(number)
+        await self._take_on(number, self._tables.known)
 
     def _missed(self, user: str, message: Message) -> None:
         self._offline.add(user, message)
         self._metrics.missed.inc()
         self._api.offline_grew()
 
-    async def _unheard(self, user: str, first: int) -> None:
-        try:
-            await self._missed_from(user, first)
-        except RoadsteadError as error:
-            self._log.info("missed_not_told", user=user, error=str(error))
+    # ------------------------------------------------------------ clients' calls
 
-    async def _missed_from(self, user: str, first: int) -> None:
-        """Hold that the user missed what is in the timeline from an offset on."""
-        page = await self._store.timeline(user, since=max(0, first - 1), limit=UNPROVEN_ENTRIES_MAX)
-        for entry in page.entries:
-            message = entry.message
-            if message.form == Form.MESSAGE and message.sender != user:
-                self._missed(user, message)
+    def call(self, caller: Caller, name: str, data: bytes) -> Awaitable[bytes]:
+        """Begin a call, wherever its shard is; what is awaited is its result as JSON. Raises as `Methods.call`."""
+        require_method(name)
+        number = shard_of_call(caller.user, name, data, self._config.shards)
+        shard = self._here.get(number)
+        return shard.call(caller, name, data) if shard is not None else self._forward(number, caller, name, data)
 
-    # ---------------------------------------------------------------- peer methods
+    async def _forward(self, number: int, caller: Caller, name: str, data: bytes) -> bytes:
+        self._metrics.forwarded.inc()
+        method = f"{SERVICE}.{name}"
+        request = Rpc(caller.user, caller.device, method, data, is_backend=caller.is_backend, is_forwarded=True)
+        return (await self._shards.call(number, RPC, request, deadline_ms=FORWARD_DEADLINE_MS)).data
 
     def _rpc(self, rpc: Rpc, _peer: str) -> Awaitable[RpcReply]:
         service, _, name = rpc.method.partition(".")
         if service != SERVICE:
             raise UnknownMethod(f"there is no method {rpc.method}")
-        caller = Caller(rpc.user, rpc.device)
-        if name == "send":
-            return self._send(caller, rpc.data)
-        return self._answer(self._methods.call(caller, name, rpc.data))
+        caller = Caller(rpc.user, rpc.device, rpc.is_backend)
+        number = shard_of_call(rpc.user, name, rpc.data, self._config.shards)
+        shard = self._here.get(number)
+        if shard is not None and name == "send":
+            return shard.send(caller, rpc.data)
+        if shard is None and rpc.is_forwarded:
+            raise elsewhere(number)
+        return _as_reply(self.call(caller, name, rpc.data))
 
-    def _send(self, caller: Caller, data: bytes) -> asyncio.Future[RpcReply]:
-        reply: asyncio.Future[RpcReply] = asyncio.get_running_loop().create_future()
-        started = self._clock.stopwatch()
+    # ------------------------------------------------------------ access nodes' calls
 
-        def told(outcome: Outcome | RoadsteadError) -> None:
-            if reply.done():
-                return  # nobody waits any more
-            try:
-                reply.set_result(RpcReply(self._methods.sent(outcome)))
-            except RoadsteadError as error:
-                reply.set_exception(error)
-            else:
-                self._metrics.sends.observe(self._clock.stopwatch() - started)
+    def _of_user(self, user: str) -> Shard:
+        return self._shard(shard_of_user(user, self._config.shards))
 
-        self._writer.enqueue(self._methods.draft(caller, data), told)
-        return reply
+    def _of_cid(self, cid: str) -> Shard:
+        return self._shard(shard_of_text(cid, self._config.shards))
 
-    async def _answer(self, call: Awaitable[bytes]) -> RpcReply:
-        started = self._clock.stopwatch()
-        result = await call
-        self._metrics.calls.observe(self._clock.stopwatch() - started)
-        return RpcReply(result)
+    def _shard(self, number: int) -> Shard:
+        shard = self._here.get(number)
+        if shard is None:
+            raise elsewhere(number)
+        return shard
 
     async def _timeline(self, request: Timeline, _peer: str) -> TimelinePage:
-        _require_range(request)
-        if request.limit == 0:
-            (head,) = await self._store.heads([request.user])
-            return TimelinePage(self._store.epoch, head, [])
-        page = await self._store.timeline(request.user, since=request.since, limit=request.limit)
-        if request.since < page.floor:
-            return TimelinePage(self._store.epoch, page.head, [])  # what would follow was trimmed: not recovered
-        numbered = ((entry.offset, entry.message) for entry in page.entries)
-        overlays = await self._reading.overlays_for(request.user, page.overlays)
-        return TimelinePage(self._store.epoch, page.head, _encoded(numbered, overlays, request.bytes_max))
+        return await self._of_user(request.user).timeline(request)
 
     async def _heads(self, request: Heads, _peer: str) -> HeadsReply:
         if len(request.users) > HEADS_USERS_MAX:
             raise LimitExceeded("too many users in one call", what="users", limit=HEADS_USERS_MAX)
-        heads = await self._store.heads(request.users)
-        return HeadsReply(self._store.epoch, heads, await self._known_versions(request.users))
-
-    async def _known_versions(self, users: list[str]) -> list[int]:
-        """Return sync versions, 0 for those that are not known yet; some of them are read for the next call."""
-        if not self._versions.is_on:
-            return []
-        versions = {user: self._versions.known(user) for user in users}
-        read: dict[str, tuple[int, int]] = {}
-        for user in [user for user, version in versions.items() if version is None][:VERSIONS_LOADED_MAX]:
-            ticket = self._versions.begin(user)
-            (head,) = await self._store.heads([user])
-            read[user] = (sync_version(head, await self._store.conversations(user)), ticket)
-        if read:
-            await self._writer.settle()  # whatever was read has been told to the versions then
-            versions.update({user: self._versions.loaded(user, *loaded) for user, loaded in read.items()})
-        return [versions[user] or 0 for user in users]
+        if not request.users:
+            return HeadsReply("", [])
+        return await self._of_user(request.users[0]).heads(request)
 
     async def _conversation(self, request: Conversation, _peer: str) -> ConversationReply:
-        cid = cid_of(request.cid)
-        _require_range(request)
-        visible = await self._reading.visible(cid, request.user)
-        since = max(request.since, visible.first_seq - 1)
-        if request.limit == 0:
-            (head,) = await self._store.conversation_heads([cid])
-            return ConversationReply(self._store.epoch, min(head, visible.last_seq or head), [], visible.last_seq)
-        limit = min(request.limit, CONVERSATION_ENTRIES_MAX)
-        page = await self._store.conversation(cid, since=since, limit=limit)
-        visible = await self._reading.visible_still(cid, request.user, visible)
-        head = min(page.head, visible.last_seq or page.head)
-        seen = range(visible.first_seq, head + 1)
-        numbered = ((message.seq, message) for message in page.messages if message.seq in seen)
-        entries = _encoded(numbered, overlays_told(page.overlays, visible.last_seq), request.bytes_max)
-        return ConversationReply(self._store.epoch, head, entries, visible.last_seq)
+        return await self._of_cid(request.cid).conversation(request)
 
     async def _conversation_heads(self, request: ConversationHeads, _peer: str) -> HeadsReply:
         if len(request.cids) > CONVERSATIONS_MAX:
             raise LimitExceeded("too many conversations in one call", what="conversations", limit=CONVERSATIONS_MAX)
-        heads = await self._store.conversation_heads([cid_of(cid) for cid in request.cids])
-        return HeadsReply(self._store.epoch, heads)
+        if not request.cids:
+            return HeadsReply("", [])
+        return await self._of_cid(request.cids[0]).conversation_heads(request)
 
     async def _unproven(self, request: Unproven, _peer: str) -> Taken:
         """Hold that users missed what was written to them after their last sign of life."""
         if len(request.sessions) > UNPROVEN_MAX:
             raise LimitExceeded("too many sessions in one call", what="sessions", limit=UNPROVEN_MAX)
         for user, offset in request.sessions:
-            await self._missed_from(user, offset + 1)
+            await self._of_user(user).missed_from(user, offset + 1)
         return Taken()
 
+    # ------------------------------------------------------------ other processes' calls
 
-def _require_range(request: Timeline | Conversation) -> None:
-    if not 0 <= request.since <= OFFSET_MAX or request.limit < 0:
-        raise BadRequest("since or limit is out of range")
+    async def _take_over(self, request: TakeOver, _peer: str) -> TakenOver:
+        return TakenOver(await self._shard(request.target).take_over(request.source, request.entries))
+
+    async def _conversations_of(self, request: ConversationsOf, _peer: str) -> ListedReply:
+        return await self._shards.page_here(request)
+
+    async def _listed(self, request: ListedOf, _peer: str) -> ListedReply:
+        shard = self._of_cid(str(request.cids[0])) if request.cids else None
+        return ListedReply(await shard.store.listed(request.user, request.cids) if shard is not None else [])
+
+    async def _membership(self, request: MembershipOf, _peer: str) -> MembershipReply:
+        return MembershipReply(await self._of_cid(str(request.cid)).store.membership(request.cid, request.user))
+
+    async def _messages(self, request: MessagesOf, _peer: str) -> MessagesReply:
+        page = await self._of_cid(str(request.cid)).store.messages(request.cid, request.seqs)
+        return MessagesReply(page.head, page.messages, tuple(page.overlays.values()))
 
 
-def _encoded(
-    numbered: Iterable[tuple[int, Message]], overlays: Mapping[tuple[int, int], Overlay], bytes_max: int
-) -> list[tuple[int, bytes]]:
-    """Return the publications that fit, with their numbers: one at least if there is any."""
-    entries: list[tuple[int, bytes]] = []
-    size = 0
-    for number, message in numbered:
-        data = publication(message, overlays.get((message.cid, message.seq)) if overlays else None)
-        size += len(data)
-        if size > bytes_max and entries:
-            break
-        entries.append((number, data))
-    return entries
+async def _as_reply(result: Awaitable[bytes]) -> RpcReply:
+    return RpcReply(await result)

@@ -6,7 +6,7 @@ The rules are `im.core.workers`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -18,24 +18,41 @@ from base.registry import Entry, Registry
 from base.site import Site
 from im.core.ids import MessageIdKind, MessageIds, message_ids
 from im.core.snowflake import ClockWentBack, Entropy
-from im.core.workers import TERM_MS, Mark, WorkerTerm, free_workers
+from im.core.workers import TERM_MS, Mark, WorkerTerm, free_workers, must_wait
 
 __all__ = ["LeasedIds", "MessageNumbers", "WorkerLease"]
 
 PREFIX = "im/worker/"
 RENEW_MS = TERM_MS // 10
 RETRY_MS = 1_000
+LOOK_MS = 1_000
+"""How soon a registry that lost the mark has it again."""
 
 
 class WorkerLease:
     """A standing claim to a worker number. `run` belongs into the service's TaskGroup."""
 
     def __init__(
-        self, registry: Registry, clock: Clock, *, node: str, on_taken: Callable[[int, Timestamp], None]
+        self,
+        registry: Registry,
+        clock: Clock,
+        *,
+        node: str,
+        on_taken: Callable[[int, Timestamp], None],
+        others: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`on_taken` gets each number that is taken, and the first time that its ids may have: number anew from then
-        on. The number is another one after the first was lost.
+        """Nothing is taken yet.
+
+        Args:
+            registry: has the marks.
+            clock: what ids are numbered by.
+            node: this process, for people.
+            on_taken: gets each number that is taken, and the first time that its ids may have: number anew from then
+                on. The number is another one after the first was lost.
+            others: who must have marked their numbers before one is taken here, since the registry may have lost marks.
         """
+        self._others = others
+        self._began = clock.monotonic()
         self._registry = registry
         self._clock = clock
         self._node = node
@@ -71,6 +88,9 @@ class WorkerLease:
         view = await self._registry.scan(PREFIX)
         entries = {int(entry.key.removeprefix(PREFIX)): entry for entry in view.items}
         marks = {number: _mark_of(entry) for number, entry in entries.items()}
+        waited_ms = self._clock.monotonic() - self._began
+        if must_wait(marks, self._others(), waited_ms=waited_ms):
+            raise Unavailable("the registry lost who has which worker number", retry_after_ms=RETRY_MS)
         now = self._clock.realtime()
         for number in free_workers(marks, now):
             term = WorkerTerm(number, marks.get(number), now)
@@ -88,11 +108,13 @@ class WorkerLease:
 
     async def run(self) -> None:
         """Keep the number until cancelled, and take another one if it is lost."""
+        renew_at = self._clock.monotonic()
         while True:
-            wait_ms = RENEW_MS
+            wait_ms = LOOK_MS
             try:
-                if self._term is not None:
+                if self._term is not None and (self._clock.monotonic() >= renew_at or await self._is_lost(self._term)):
                     await self._renew(self._term)
+                    renew_at = Instant(self._clock.monotonic() + RENEW_MS)
                 if self._term is None:
                     await self.acquire()
             except (StoreError, Unavailable) as error:
@@ -108,6 +130,11 @@ class WorkerLease:
                 await self._mark(term, term.used_through(), expect=self._index)
             except StoreError as error:  # the number rests until its mark is past
                 self._log.debug("worker_not_released", worker=term.worker, error=str(error))
+
+    async def _is_lost(self, term: WorkerTerm) -> bool:
+        """Return whether the registry has no mark of the number, or another one than ours."""
+        entry = await self._registry.get(_key(term.worker))
+        return entry is None or entry.index != self._index
 
     async def _renew(self, term: WorkerTerm) -> None:
         through = term.next_through(self._clock.realtime())
@@ -135,11 +162,19 @@ class WorkerLease:
 class LeasedIds:
     """Snowflakes, for as long as `lease` is valid. Implements `MessageIds`."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, node: str, entropy: Entropy) -> None:
-        """`lease` is to be acquired, run and released by the owner."""
+    def __init__(
+        self,
+        registry: Registry,
+        clock: Clock,
+        *,
+        node: str,
+        entropy: Entropy,
+        others: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        """`lease` is to be acquired, run and released by the owner; `others` as of `WorkerLease`."""
         self._entropy = entropy
         self._ids: MessageIds | None = None
-        self.lease = WorkerLease(registry, clock, node=node, on_taken=self._taken)
+        self.lease = WorkerLease(registry, clock, node=node, on_taken=self._taken, others=others)
 
     def next(self, now_ms: Timestamp, /) -> int | str | ClockWentBack:
         """Return the next id.
@@ -158,12 +193,14 @@ class LeasedIds:
 class MessageNumbers:
     """Ids of messages, of the kind that is configured; those that need a worker number hold one. A `MessageIds`."""
 
-    def __init__(self, kind: MessageIdKind, site: Site, *, entropy: Entropy) -> None:
-        """`acquire` comes before the first id."""
+    def __init__(
+        self, kind: MessageIdKind, site: Site, *, entropy: Entropy, others: Callable[[], Collection[str]] = tuple
+    ) -> None:
+        """`acquire` comes before the first id; `others` as of `WorkerLease`."""
         self._lease: WorkerLease | None = None
         self._ids: MessageIds
         if kind == "snowflake":
-            leased = LeasedIds(site.registry, site.clock, node=site.name, entropy=entropy)
+            leased = LeasedIds(site.registry, site.clock, node=site.name, entropy=entropy, others=others)
             self._ids, self._lease = leased, leased.lease
         else:
             self._ids = message_ids(kind, entropy=entropy, worker=0)

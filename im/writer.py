@@ -68,6 +68,7 @@ class GroupCommit:
         clock: Clock,
         *,
         on_committed: Callable[[Commit], bool | None],
+        on_unsure: Callable[[], None] = lambda: None,
         lane_key: LaneKey = "sender",
         group_max: int = GROUP_MAX,
         waiting_max: int = 10_000,
@@ -81,6 +82,7 @@ class GroupCommit:
             clock: to time commits by.
             on_committed: gets each group; it must not block, and what it raises ends `run`. If it returns true, it has
                 the callers told a little later, by `Commit.tell`: what they are told then leaves with other things.
+            on_unsure: called when it is not known whether a group was committed, before the next one is begun.
             lane_key: what has commands keep their order, see `core/lanes`.
             group_max: commands in one `execute`.
             waiting_max: commands that may wait, beside those in the running one.
@@ -92,6 +94,7 @@ class GroupCommit:
         self._store = store
         self._clock = clock
         self._on_committed = on_committed
+        self._on_unsure = on_unsure
         self._group_max = group_max
         self._waiting_max = waiting_max
         self._retry_after_ms = retry_after_ms
@@ -195,6 +198,7 @@ class GroupCommit:
             commit = Commit(group, executed, self._clock.monotonic() - began_at)
             is_told_later = self._on_committed(commit)
         except StoreUnavailable as error:
+            self._on_unsure()
             _fail(group, error)
             return False
         finally:

@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +24,7 @@ from im.core.facts import Changes, ConversationFacts, Facts, Pair
 from im.core.fan_out import PRESETS, FanOutPolicy
 from im.core.model import EVERYBODY, Conversation, Form, Member, Message, Pending
 from im.core.pair_ids import COUNTED_MAX, pair_cid
+from im.core.shards import CID_STRIDE
 from im.core.timelines import Timelines
 
 __all__ = ["DIRECT_MAX", "Book", "LedgerSettings", "Log"]
@@ -42,6 +43,21 @@ class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True):
     groups_of_user_max: int = 1_000
     remembered_max: int = 100_000
     """Conversations, and half of the users, of which the ends stay in memory: about 400 bytes each."""
+    shard: int = 0
+    shards: int = 1
+
+    @property
+    def counted_max(self) -> int:
+        """The greatest cid that is counted: of one shard those above may be computed."""
+        return COUNTED_MAX if self.shards == 1 else (1 << 63) - 1
+
+    @property
+    def has_direct(self) -> bool:
+        """Whether the messages of small conversations with read fan-out are pushed to each member.
+
+        Their users would find what was lost by their sync version, which nobody knows who has one shard alone.
+        """
+        return self.shards == 1
 
 
 @dataclass(slots=True)
@@ -74,12 +90,21 @@ class Book:
     """See the module. `facts`, `changes` and `fresh` are the batch's."""
 
     def __init__(
-        self, settings: LedgerSettings, *, last_n: int, last_cid: int, pendings: Iterable[tuple[Pending, Message]]
+        self,
+        settings: LedgerSettings,
+        *,
+        last_n: int,
+        last_cid: int,
+        pendings: Iterable[tuple[Pending, Message]],
+        last_out: int,
+        received: Mapping[int, int],
     ) -> None:
         self.settings = settings
         self.logs: dict[int, Log] = {}
         self.singles: dict[Pair, Log] = {}
-        self.timelines = Timelines(pendings)
+        self.timelines = Timelines(pendings, shard=settings.shard, shards=settings.shards, last_out=last_out)
+        self.received = dict(received)
+        """By shard: the position up to which everything from it was taken over."""
         self.facts = Facts()
         self.changes = Changes()
         self.fresh: dict[tuple[int, int], Message] = {}
@@ -93,7 +118,7 @@ class Book:
         self.changes = Changes()
         self.fresh = {}
         most = self.settings.remembered_max
-        if len(self.logs) > most or len(self.timelines.heads) > 2 * most:
+        if len(self.logs) > most or self.timelines.known > 2 * most:
             self.logs.clear()
             self.singles.clear()
             self.timelines.forget()
@@ -143,8 +168,12 @@ class Book:
 
     def next_cid(self) -> int:
         """Return the id of a new conversation."""
-        self._last_cid += 1
-        assert self._last_cid <= COUNTED_MAX, "those above are computed"
+        shards = self.settings.shards
+        if shards == 1:
+            self._last_cid += 1
+        else:
+            self._last_cid = (self._last_cid // CID_STRIDE + 1) * CID_STRIDE + self.settings.shard
+        assert self._last_cid <= self.settings.counted_max, "those above are computed"
         return self._last_cid
 
     def message(self, log: Log, draft: Draft) -> Message:
@@ -220,9 +249,21 @@ class Book:
         if log.conversation.fan_out == "write":
             self.timelines.spread(entry, log.users, self.changes)
             return
-        members = log.users if len(log.users) <= DIRECT_MAX else ()
+        members = log.users if self.is_direct(log.users) else ()
         self.changes.messages.append((entry, ()))
         self.changes.deliveries.append(Delivery(entry, (), "read", members=members))
+
+    def is_direct(self, users: Sequence[str]) -> bool:
+        """Return whether these, who are all in a conversation with read fan-out, are told its messages directly."""
+        return len(users) <= DIRECT_MAX and self.settings.has_direct
+
+    def take_over(self, source: int, message: Message, users: Sequence[str]) -> None:
+        """Put an entry of another shard's log into timelines here."""
+        self._last_n += 1
+        message = msgspec.structs.replace(message, n=self._last_n, origin=source + 1)
+        positions = self.timelines.give(message, users, self.changes)
+        self.changes.messages.append((message, positions))
+        self.changes.deliveries.append(Delivery(message, positions, "write", is_first=False))
 
     def note(self, user: str, kind: str, body: bytes, *, cid: int, device: str, at: Timestamp) -> None:
         """Tell the user, and nobody else, something about the conversation."""
@@ -252,7 +293,7 @@ class Book:
     def _note(self, note: Message) -> Message:
         self._last_n += 1
         note = msgspec.structs.replace(note, n=self._last_n)
-        positions = self.timelines.give((note.sender,))
+        positions = self.timelines.give(note, (note.sender,), self.changes)
         self.changes.messages.append((note, positions))
         self.changes.deliveries.append(Delivery(note, positions, "write"))
         return note

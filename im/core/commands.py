@@ -29,9 +29,13 @@ __all__ = [
     "Mark",
     "Marked",
     "Outcome",
+    "Outgoing",
     "Queued",
+    "Receive",
+    "Received",
     "Refused",
     "Revise",
+    "Sent",
     "Trim",
     "Trimmed",
 ]
@@ -155,7 +159,31 @@ class Trim(msgspec.Struct, frozen=True, gc=False):
     through: int
 
 
-Command = Draft | Revise | Mark | CreateGroup | ChangeGroup | Trim
+class Outgoing(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An entry for timelines of another shard, which are told it in the order of `position`, each once."""
+
+    position: int
+    """Grows over all shards that something goes to."""
+    shard: int
+    message: Message
+    users: tuple[str, ...]
+
+
+class Receive(msgspec.Struct, frozen=True, gc=False):
+    """Take over what the shard `source` has for timelines here, ascending; what was taken before is passed over."""
+
+    source: int
+    entries: tuple[Outgoing, ...]
+
+
+class Sent(msgspec.Struct, frozen=True, gc=False):
+    """Forget what is outgoing to a shard up to a position, which it has taken over."""
+
+    shard: int
+    through: int
+
+
+Command = Draft | Revise | Mark | CreateGroup | ChangeGroup | Trim | Receive | Sent
 
 
 # -------------------------------------------------------------------- outcomes
@@ -234,7 +262,13 @@ class Trimmed(msgspec.Struct, frozen=True, gc=False):
     floor: int
 
 
-Outcome = Appended | KeyConflict | Refused | Queued | Marked | GroupChanged | Trimmed
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """Everything from the shard up to this position is in the timelines here, or is gone there."""
+
+    through: int
+
+
+Outcome = Appended | KeyConflict | Refused | Queued | Marked | GroupChanged | Trimmed | Received
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -259,3 +293,5 @@ class Executed(msgspec.Struct, frozen=True):
 
     outcomes: list[Outcome]
     deliveries: list[Delivery]
+    outgoing: list[Outgoing] = []
+    """What is durable now, and to be told to other shards."""

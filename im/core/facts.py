@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from im.core.commands import Delivery, Draft, Outcome
+from im.core.commands import Delivery, Draft, Outcome, Outgoing
 from im.core.model import Conversation, Member, Message, Overlay, Pending, View
 
 __all__ = ["Changes", "ConversationFacts", "Facts", "Key", "Needs", "Pair", "QueuedDraft"]
@@ -51,6 +51,8 @@ class Needs:
     """(cid, seq): the entry, and its overlay."""
     groups_of: list[str] = field(default_factory=list)
     """Users of whom it matters in how many groups they are."""
+    covered: list[tuple[int, int]] = field(default_factory=list)
+    """(cid, seq) of messages whose overlay is wanted, though their logs are in other shards."""
 
     def __bool__(self) -> bool:
         return bool(
@@ -62,6 +64,7 @@ class Needs:
             or self.members
             or self.messages
             or self.groups_of
+            or self.covered
         )
 
 
@@ -113,6 +116,11 @@ class Changes:
     """Drafts up to this position have become messages or failures; 0: none."""
     floors: dict[str, int] = field(default_factory=dict)
     """Users whose timelines are trimmed through these offsets."""
+    outgoing: list[Outgoing] = field(default_factory=list)
+    sent: dict[int, int] = field(default_factory=dict)
+    """By shard: what is outgoing to it up to this position is done."""
+    received: dict[int, int] = field(default_factory=dict)
+    """By shard: the position up to which everything from it has been taken over."""
     outcomes: list[Outcome] = field(default_factory=list)
     """One a command."""
     deliveries: list[Delivery] = field(default_factory=list)
@@ -130,4 +138,6 @@ class Changes:
             or self.queued
             or self.dequeued_through
             or self.floors
+            or self.sent
+            or self.received
         )

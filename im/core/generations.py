@@ -16,8 +16,8 @@ it finds every message in one of the two, however many merges end in between.
 Invariants:
     I1  The parts of a timeline (of a conversation) that are here follow each other without a hole, up to the newest
         committed offset (seq). Whatever is older is indexed.
-    I2  Each message that is here is found by its key, by its conversation and as its sender's newest one there, and
-        each single conversation that began here by its users.
+    I2  Each message that is here, and whose log is in this store, is found by its key, by its conversation and as its
+        sender's newest one there, and each single conversation that began here by its users.
     I3  Of a message that is here, what became of it is here too; of an entry that is here, that it was trimmed.
 """
 
@@ -83,6 +83,8 @@ class _Generation:
         """File messages, without timelines."""
         by_key, conversations, sent = self.by_key, self.conversations, self.sent  # every microsecond counts here
         for message, _ in stored:
+            if message.origin:
+                continue  # another shard's: there it is found by these
             sender, cid = message.sender, message.cid
             if client_msg_id := message.client_msg_id:
                 by_key[sender, client_msg_id] = message

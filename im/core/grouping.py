@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from im.core import groups
-from im.core.book import DIRECT_MAX, Book, Log
+from im.core.book import Book, Log
 from im.core.commands import Cause, ChangeGroup, CreateGroup, Delivery, GroupChanged, KeyConflict, Outcome, Refused
 from im.core.facts import ConversationFacts
 from im.core.groups import GroupChange
@@ -121,11 +121,11 @@ def _apply(book: Book, log: Log, decided: GroupChange, command: CreateGroup | Ch
     if is_as_before:
         book.tell(log, event)  # as a message is told, which may take several steps
         return GroupChanged(log.conversation, event, is_new=True, members=about)
-    is_small = len(log.users) <= DIRECT_MAX
+    is_small = book.is_direct(log.users)
     # A client that is not told where new messages come from now would wait for them where they used to come.
-    are_all_told = was_written or is_written or is_small != (len(before) <= DIRECT_MAX)
+    are_all_told = was_written or is_written or is_small != book.is_direct(before)
     told = {*before, *log.users} if are_all_told else {member.user for member in about}
-    positions = book.timelines.give(sorted(told))
+    positions = book.timelines.give(event, sorted(told), changes)
     directly = () if is_written or not is_small else tuple(user for user in log.users if user not in told)
     changes.messages.append((event, positions))
     changes.deliveries.append(Delivery(event, positions, decided.fan_out, members=directly, removed=decided.left))

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, Literal, TypeVar
 
-from im.core.commands import ChangeGroup, Command, CreateGroup, Draft, Mark, Trim
+from im.core.commands import ChangeGroup, Command, CreateGroup, Draft, Mark, Receive, Sent, Trim
 
 __all__ = ["LaneKey", "Lanes", "lane_of"]
 
@@ -55,19 +55,25 @@ def _by_sender(command: Command) -> Hashable:
         return command.user
     if isinstance(command, CreateGroup):
         return command.owner
+    if isinstance(command, Receive | Sent):
+        return _between(command)
     return command.by if isinstance(command, ChangeGroup) else command.sender
 
 
 def _by_recipient(command: Command) -> Hashable:
     if isinstance(command, Draft) and command.to:
         return command.to
-    return _by_sender(command) if isinstance(command, CreateGroup | Trim) else command.cid
+    return _by_sender(command) if isinstance(command, CreateGroup | Trim | Receive | Sent) else command.cid
 
 
 def _by_conversation(command: Command) -> Hashable:
     if isinstance(command, Draft) and command.to:
         return min(command.sender, command.to), max(command.sender, command.to)
     return _by_recipient(command)
+
+
+def _between(command: Receive | Sent) -> tuple[str, int]:
+    return ("from", command.source) if isinstance(command, Receive) else ("to", command.shard)
 
 
 _KEYS: Final[dict[LaneKey, Callable[[Command], Hashable]]] = {

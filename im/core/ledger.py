@@ -25,15 +25,16 @@ Invariants:
     I4  Only who is in a conversation at that point of its log gets the entry, and nobody else, but for those whom a
         group's event removed: it is the last one that they get.
     I5  A queued draft becomes exactly one of: an entry, a note of failure.
+    I6  What another shard has for timelines here is taken over once, in the order of its positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from im.core import grouping, sending, viewing
+from im.core import grouping, receiving, sending, viewing
 from im.core.book import DIRECT_MAX, Book, LedgerSettings
 from im.core.commands import (
     ChangeGroup,
@@ -44,8 +45,10 @@ from im.core.commands import (
     Mark,
     Outcome,
     Queued,
+    Receive,
     Refused,
     Revise,
+    Sent,
     Trim,
     Trimmed,
 )
@@ -68,11 +71,28 @@ class Ledger:
         last_cid: int,
         pendings: Iterable[tuple[Pending, Message]] = (),
         queued: Iterable[QueuedDraft] = (),
+        last_out: int = 0,
+        received: Mapping[int, int] | None = None,
     ) -> None:
-        """`last_n`, `last_cid`: the greatest ones given, of cids only counted ones; `pendings` in the order of their
-        messages, `queued` in that of their positions.
+        """Go on from what is durable.
+
+        Args:
+            settings: what decisions depend on.
+            last_n: the greatest one given.
+            last_cid: the greatest one counted.
+            pendings: fan-outs that go on, in the order of their messages.
+            queued: drafts, in the order of their positions.
+            last_out: the greatest position of what went out.
+            received: by shard, the position up to which everything from it was taken over.
         """
-        self._book = Book(settings, last_n=last_n, last_cid=last_cid, pendings=pendings)
+        self._book = Book(
+            settings,
+            last_n=last_n,
+            last_cid=last_cid,
+            pendings=pendings,
+            last_out=last_out,
+            received=received or {},
+        )
         self._queue = {(one.draft.sender, one.draft.client_msg_id): one for one in queued}
         """In the order of positions."""
         self._queuing = {sender for sender, _ in self._queue}
@@ -154,7 +174,8 @@ class Ledger:
 
     def _needs_of_direct(self, drafts: Iterable[Draft]) -> Needs:
         """Return what drafts to users need. Most drafts are such, and most need nothing: this is the quick way."""
-        singles, heads = self._book.singles, self._book.timelines.heads
+        singles, timelines = self._book.singles, self._book.timelines
+        heads = timelines.heads
         pairs: dict[Pair, None] = {}
         users: dict[str, None] = {}
         for draft in drafts:
@@ -162,9 +183,9 @@ class Ledger:
             pair = (sender, to) if sender < to else (to, sender)
             if pair not in singles:
                 pairs[pair] = None
-            if sender not in heads:
+            if sender not in heads and timelines.needs(sender):
                 users[sender] = None
-            if to not in heads:
+            if to not in heads and timelines.needs(to):
                 users[to] = None
         return Needs(pairs=list(pairs), users=list(users))
 
@@ -204,6 +225,10 @@ class Ledger:
                 self._need_heads(users, needs)
                 if command.action in ("invite", "join"):
                     needs.groups_of.extend(users)
+            case Receive():
+                receiving.need(self._book, command, needs)
+            case Sent():
+                pass
             case _:
                 assert isinstance(command, Trim)
                 self._need_heads((command.user,), needs)
@@ -249,8 +274,8 @@ class Ledger:
             needs.messages.append((mark.cid, mark.read_seq))
 
     def _need_heads(self, users: Iterable[str], needs: Needs) -> None:
-        heads = self._book.timelines.heads
-        needs.users.extend(user for user in users if user not in heads)
+        timelines = self._book.timelines
+        needs.users.extend(user for user in users if timelines.needs(user))
 
     # ------------------------------------------------------------ executing
 
@@ -293,6 +318,10 @@ class Ledger:
                 return grouping.create(self._book, command)
             case ChangeGroup():
                 return grouping.change(self._book, command)
+            case Receive():
+                return receiving.receive(self._book, command)
+            case Sent():
+                return receiving.sent(self._book, command)
             case _:
                 assert isinstance(command, Trim)
                 floors = self._book.changes.floors
@@ -344,6 +373,8 @@ def _who(command: Command) -> str:
             return command.user
         case CreateGroup():
             return command.owner
+        case Receive() | Sent():
+            return ""  # nobody's: a sender has a name
         case _:
             return command.by
 

@@ -63,7 +63,7 @@ class Role(IntEnum):
     OWNER = 2
 
 
-class Message(msgspec.Struct, frozen=True, gc=False):
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """An entry of a conversation's log, as it was stored. `n` is its place in the store's order of commits."""
 
     n: int
@@ -88,6 +88,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     mentions: bytes
     """JSON list of the users that are mentioned, `["*"]` for everybody; empty for none."""
     at: Timestamp
+    origin: int = 0
+    """0: of a log of this store. Else it is here for the timelines alone, and 1 + the shard that has the log."""
 
 
 class Overlay(msgspec.Struct, frozen=True, gc=False):

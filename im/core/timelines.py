@@ -1,5 +1,8 @@
 """Where each timeline ends, and the write fan-outs that take more than one transaction.
 
+An entry for a timeline that is in another shard is not given an offset here: it goes out, numbered over all that goes
+out, and gets its offset there.
+
 A message for a few users is put into their timelines at once. One for many goes on in *steps*, each a transaction's
 worth, so that nobody waits for a big group: conversations take turns, and within one its entries go in the order of
 their seqs. How far a fan-out is, is stored with each step, so that after a crash it goes on where it was.
@@ -10,6 +13,7 @@ Invariants:
         smaller seq: while one goes on, later entries of the conversation queue up behind it.
     I3  Who is in a conversation does not change while a fan-out of it goes on: whoever changes that calls `finish`.
         So the users that are left are the present members behind `Pending.after`, in this life or the next.
+    I4  Nobody is known to be here and in another shard.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from im.core.commands import Delivery
+from im.core.commands import Delivery, Outgoing
 from im.core.facts import Changes
 from im.core.model import Message, Pending
+from im.core.shards import shard_of_user
 
 __all__ = ["AT_ONCE_MAX", "STEP_MAX", "TURN_MAX", "Timelines"]
 
@@ -43,10 +48,29 @@ class _FanOut:
 class Timelines:
     """The ends of timelines that are known, and the fan-outs that go on."""
 
-    def __init__(self, pendings: Iterable[tuple[Pending, Message]] = ()) -> None:
-        """`pendings`: fan-outs of an earlier life, in the order of their messages. `resume` has to follow."""
+    def __init__(
+        self,
+        pendings: Iterable[tuple[Pending, Message]] = (),
+        *,
+        shard: int = 0,
+        shards: int = 1,
+        last_out: int = 0,
+    ) -> None:
+        """Know nothing yet of any timeline.
+
+        Args:
+            pendings: fan-outs of an earlier life, in the order of their messages. `resume` has to follow.
+            shard: of the timelines that are here, one of `shards`.
+            shards: how many there are.
+            last_out: the greatest position that an outgoing entry was given.
+        """
         self.heads: dict[str, int] = {}
         """The newest offset of each user that is known, 0 of a new one."""
+        self._away: dict[str, int] = {}
+        """The shard of each user that is known to be of another one."""
+        self._shard = shard
+        self._shards = shards
+        self._last_out = last_out
         self._going: dict[int, deque[_FanOut]] = {}
         self._resumed: dict[int, list[tuple[Pending, Message]]] = {}
         for pending, message in pendings:
@@ -81,23 +105,62 @@ class Timelines:
                 if later.users is not first.users:
                     yield from later.users
 
+    @property
+    def known(self) -> int:
+        """Of how many users something is remembered."""
+        return len(self.heads) + len(self._away)
+
     def forget(self) -> None:
         """Forget the heads. They can be asked for again."""
         self.heads.clear()
+        self._away.clear()
 
-    def give(self, users: Iterable[str]) -> tuple[tuple[str, int], ...]:
-        """Return an entry for each user, at its next offset. Their heads must be known."""
+    def needs(self, user: str) -> bool:
+        """Return whether the user's head must be asked for: it is not known, and the timeline is here."""
+        if user in self.heads or user in self._away:
+            return False
+        if self._shards == 1 or (shard := shard_of_user(user, self._shards)) == self._shard:
+            return True
+        self._away[user] = shard
+        return False
+
+    def give(self, message: Message, users: Iterable[str], changes: Changes) -> tuple[tuple[str, int], ...]:
+        """Give each user an entry: return those of timelines here, at their next offsets; the others go out.
+
+        `needs` must have been asked for each user, and what it wanted be known.
+        """
         heads = self.heads
         positions = []
+        away: list[str] = []
         for user in users:
-            offset = heads[user] = heads[user] + 1
-            positions.append((user, offset))
+            if (head := heads.get(user)) is not None:
+                offset = heads[user] = head + 1
+                positions.append((user, offset))
+            else:
+                away.append(user)
+        if away:
+            self._send_out(message, away, changes)
         return tuple(positions)
+
+    def gave(self, position: int) -> None:
+        """Go on behind a position: another shard has taken it over, though it was not known here.
+
+        Only a store that was put back to an older state hears of such a one.
+        """
+        self._last_out = max(self._last_out, position)
+
+    def _send_out(self, message: Message, users: Iterable[str], changes: Changes) -> None:
+        by_shard: dict[int, list[str]] = {}
+        for user in users:
+            by_shard.setdefault(self._away[user], []).append(user)
+        for shard, others in by_shard.items():
+            self._last_out += 1
+            changes.outgoing.append(Outgoing(self._last_out, shard, message, tuple(others)))
 
     def spread(self, message: Message, users: Sequence[str], changes: Changes) -> None:
         """Tell the users of a new message: at once if they are few, else beginning with the next step."""
         if len(users) <= AT_ONCE_MAX and message.cid not in self._going:
-            positions = self.give(users)
+            positions = self.give(message, users, changes)
         else:
             positions = ()
             self._going.setdefault(message.cid, deque()).append(_FanOut(message, users))
@@ -126,9 +189,10 @@ class Timelines:
         fan_out = waiting[0]
         message = fan_out.message
         users = fan_out.users[fan_out.done : fan_out.done + room]
-        positions = self.give(users)
+        positions = self.give(message, users, changes)
         changes.entries.extend((user, offset, message) for user, offset in positions)
-        changes.deliveries.append(Delivery(message, positions, "write", is_first=False))
+        if positions:
+            changes.deliveries.append(Delivery(message, positions, "write", is_first=False))
         fan_out.done += len(users)
         if fan_out.done == len(fan_out.users):
             waiting.popleft()
@@ -139,6 +203,7 @@ class Timelines:
 
     def check_invariants(self) -> None:
         """Assert what can be read off one state (I2, I3); tests call it after every step."""
+        assert self.heads.keys().isdisjoint(self._away), "I4"
         for cid, waiting in self._going.items():
             assert waiting, "what is done is not kept"
             seqs = [fan_out.message.seq for fan_out in waiting]

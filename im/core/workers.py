@@ -14,19 +14,21 @@ Invariants:
     I1  The times of two terms of one worker number have none in common.
     I2  While a `WorkerTerm` covers a time, every id that a `Snowflake` gives at that time is within the term.
 
-The registry must keep what it stored: one that lost its marks would give times away again.
+A registry that lost its marks would give times away again. Those who live mark their numbers anew within a second.
+Whoever starts then, and ran before, takes a number without a mark only when all others that number messages have theirs
+(`must_wait`), or when all times that were given away before it started are past.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
 from base.clock import Timestamp
 from im.core.snowflake import AHEAD_MS_MAX, EPOCH_MS, WORKER_MAX
 
-__all__ = ["TERM_MS", "Mark", "WorkerTerm", "free_workers"]
+__all__ = ["TERM_MS", "Mark", "WorkerTerm", "free_workers", "must_wait"]
 
 TERM_MS = 300_000
 
@@ -45,6 +47,17 @@ class Mark(msgspec.Struct, frozen=True):
 def free_workers(marks: Mapping[int, Mark], now: Timestamp) -> list[int]:
     """Return the numbers that could be used from now on, lowest first: whose mark is past, or that have none."""
     return [number for number in range(WORKER_MAX + 1) if number not in marks or marks[number].through_ms < now]
+
+
+def must_wait(marks: Mapping[int, Mark], others: Collection[str], *, waited_ms: int) -> bool:
+    """Return whether to take no number yet, in a registry that may have lost its marks.
+
+    Args:
+        marks: what it has.
+        others: who else numbers messages, by name.
+        waited_ms: since this process started.
+    """
+    return waited_ms < TERM_MS + AHEAD_MS_MAX and not {*others} <= {mark.node for mark in marks.values()}
 
 
 class WorkerTerm:

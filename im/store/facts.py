@@ -15,6 +15,7 @@ from im.store.reading import (
     find_conversations,
     find_heads,
     find_members,
+    find_overlays,
     find_pairs,
     find_views,
     read_members,
@@ -45,6 +46,8 @@ def facts_of(connection: sqlite3.Connection, newest: Newest, needs: Needs) -> Fa
     if needs.messages:
         messages, facts.overlays = messages_at(connection, newest, needs.messages)
         facts.messages = {(message.cid, message.seq): message for message in messages}
+    if needs.covered:
+        facts.overlays = facts.overlays | find_overlays(connection, needs.covered)
     if needs.groups_of:
         facts.groups_of = count_groups(connection, needs.groups_of)
     return facts

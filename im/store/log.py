@@ -32,7 +32,6 @@ from im.core.facts import Changes, QueuedDraft
 from im.core.generations import Entry, Generations, Stored
 from im.core.ledger import Ledger, LedgerSettings
 from im.core.model import Form, Message, Pending
-from im.core.pair_ids import COUNTED_MAX
 from im.store.facts import facts_of
 from im.store.merging import Merge, Range, prepare_plans
 from im.store.reading import find_floors, find_overlays
@@ -52,8 +51,10 @@ _READ_UNINDEXED = f"SELECT {MESSAGE}, sender_offset, recipient_offset FROM msg W
 _READ_UNINDEXED_FAN = f"SELECT user, offset, {MESSAGE} FROM fan CROSS JOIN msg USING (n) WHERE pos > ? ORDER BY pos"
 _READ_PENDING = f"SELECT {MESSAGE}, after FROM pending CROSS JOIN msg USING (n) ORDER BY n"
 _READ_LAST_CID = f"""SELECT max(
-    ifnull((SELECT max(cid) FROM conv WHERE cid <= {COUNTED_MAX}), 0),
-    ifnull((SELECT max(cid) FROM msg WHERE n > ? AND cid <= {COUNTED_MAX} AND form <> {Form.NOTE:d}), 0))"""
+    ifnull((SELECT max(cid) FROM conv WHERE cid <= :most), 0),
+    ifnull((SELECT max(cid) FROM msg WHERE n > :n AND cid <= :most AND form <> {Form.NOTE:d} AND origin = 0), 0))"""
+_READ_LAST_OUT = """SELECT max(
+    ifnull((SELECT max(position) FROM outbox), 0), ifnull((SELECT max(position) FROM sent), 0))"""
 
 
 class MessageLog:
@@ -112,7 +113,7 @@ class MessageLog:
             self._indexed = self._merge.reach.through
             self._merge = None
             self.generations.retire()
-        return Executed(changes.outcomes, changes.deliveries)
+        return Executed(changes.outcomes, changes.deliveries, changes.outgoing)
 
     def _decide(self, commands: Sequence[Command]) -> Changes:
         ledger, newest = self._ledger, self.generations.newest
@@ -151,12 +152,16 @@ class MessageLog:
         self._ledger = Ledger(
             self._settings,
             last_n=connection.execute("SELECT ifnull(max(n), 0) FROM msg").fetchone()[0],
-            last_cid=connection.execute(_READ_LAST_CID, self._indexed[:1]).fetchone()[0],
+            last_cid=connection.execute(
+                _READ_LAST_CID, {"n": self._indexed[0], "most": self._settings.counted_max}
+            ).fetchone()[0],
             pendings=[_pending(row) for row in connection.execute(_READ_PENDING)],
             queued=[
                 QueuedDraft(position, _decode_draft(draft))
                 for position, draft in connection.execute("SELECT position, draft FROM queued ORDER BY position")
             ],
+            last_out=connection.execute(_READ_LAST_OUT).fetchone()[0],
+            received=dict(connection.execute("SELECT shard, position FROM received").fetchall()),
         )
         self._data_version = version
 

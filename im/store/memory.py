@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from base.errors import StoreUnavailable
 from base.ids import new_epoch
-from im.core.commands import Command, Executed
+from im.core.commands import Command, Executed, Outgoing
 from im.core.facts import Changes, ConversationFacts, Facts, Key, Needs, Pair
 from im.core.ledger import Ledger, LedgerSettings
 from im.core.model import EVERYBODY, Conversation, Form, Member, Message, Overlay, Role, View
@@ -44,6 +44,7 @@ class MemoryMessageStore:
         self._views: dict[tuple[str, int], View] = {}
         self._overlays: dict[Place, Overlay] = {}
         self._mentions: set[tuple[int, str, int]] = set()
+        self._outgoing: list[Outgoing] = []
 
     @property
     def epoch(self) -> str:
@@ -70,7 +71,7 @@ class MemoryMessageStore:
             needs = self._ledger.more()
         changes = self._ledger.execute()
         self._write(changes)
-        return Executed(changes.outcomes, changes.deliveries)
+        return Executed(changes.outcomes, changes.deliveries, changes.outgoing)
 
     def _facts(self, needs: Needs) -> Facts:
         pairs = {(one.lo, one.hi): cid for cid, one in self._conversations.items() if one.group is None}
@@ -82,7 +83,9 @@ class MemoryMessageStore:
             views={place: self._views[place] for place in needs.views if place in self._views},
             members={place: self._members[place] for place in needs.members if place in self._members},
             messages={place: found for place in needs.messages if (found := self._message(*place)) is not None},
-            overlays={place: self._overlays[place] for place in needs.messages if place in self._overlays},
+            overlays={
+                place: self._overlays[place] for place in (*needs.messages, *needs.covered) if place in self._overlays
+            },
             groups_of={user: sum(one.user == user for one in self._present()) for user in needs.groups_of},
         )
 
@@ -103,6 +106,8 @@ class MemoryMessageStore:
             timeline.append(message)
             assert len(timeline) == offset, "a timeline has no hole"
         for message, _ in changes.messages:
+            if message.origin:
+                continue  # of another shard's log
             self._log.append(message)
             if message.client_msg_id:
                 self._keys[message.sender, message.client_msg_id] = message
@@ -112,6 +117,9 @@ class MemoryMessageStore:
         self._mentions.update(changes.mentions)
         for user, floor in changes.floors.items():
             self._floors[user] = max(floor, self._floors.get(user, 0))
+        self._outgoing += changes.outgoing
+        for shard, through in changes.sent.items():
+            self._outgoing = [one for one in self._outgoing if one.shard != shard or one.position > through]
 
     def _write_entry(self, message: Message) -> None:
         cid = message.cid
@@ -205,6 +213,12 @@ class MemoryMessageStore:
         assert limit > 0
         self._check_open()
         return [message for message in self._log if message.n > after and message.form != Form.NOTE][:limit]
+
+    async def outgoing(self, shard: int, *, after: int, limit: int) -> list[Outgoing]:
+        """Return committed entries that are to go to a shard, behind a position, ascending."""
+        assert limit > 0
+        self._check_open()
+        return [one for one in self._outgoing if one.shard == shard and one.position > after][:limit]
 
     def _listed(self, user: str, cid: int) -> Listed:
         conversation, member = self._conversations[cid], self._members.get((cid, user))

@@ -34,7 +34,8 @@ _PLANS = {
     "plan_conv": (
         "pos INTEGER PRIMARY KEY, cid INTEGER, seq INTEGER, n INTEGER",
         f"""INSERT INTO plan_conv (cid, seq, n)
-        SELECT cid, seq, n FROM msg WHERE n > :n_after AND n <= :n_through AND form <> {Form.NOTE:d} ORDER BY 1, 2""",  # noqa: S608 - constants
+        SELECT cid, seq, n FROM msg
+        WHERE n > :n_after AND n <= :n_through AND form <> {Form.NOTE:d} AND origin = 0 ORDER BY 1, 2""",  # noqa: S608 - constants
     ),
     "plan_pair": (
         "pos INTEGER PRIMARY KEY, lo TEXT, hi TEXT, cid INTEGER",
@@ -49,7 +50,8 @@ _PLANS = {
     "plan_key": (
         "pos INTEGER PRIMARY KEY, sender TEXT, client_msg_id TEXT, n INTEGER",
         """INSERT INTO plan_key (sender, client_msg_id, n)
-        SELECT sender, client_msg_id, n FROM msg WHERE n > :n_after AND n <= :n_through AND client_msg_id <> ''
+        SELECT sender, client_msg_id, n FROM msg
+        WHERE n > :n_after AND n <= :n_through AND client_msg_id <> '' AND origin = 0
         ORDER BY 1, 2""",
     ),
     "plan_tl": (
@@ -67,7 +69,8 @@ _PLANS = {
         "pos INTEGER PRIMARY KEY, user TEXT, cid INTEGER, seq INTEGER, cseq INTEGER",
         f"""INSERT INTO plan_sent (user, cid, seq, cseq)
         SELECT sender, cid, max(seq), seq - others FROM msg
-        WHERE n > :n_after AND n <= :n_through AND form = {Form.MESSAGE:d} GROUP BY sender, cid ORDER BY 1, 2""",  # noqa: S608 - constants
+        WHERE n > :n_after AND n <= :n_through AND form = {Form.MESSAGE:d} AND origin = 0
+        GROUP BY sender, cid ORDER BY 1, 2""",  # noqa: S608 - constants
     ),
 }
 

@@ -9,6 +9,9 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
+from im.core.commands import Outgoing
 from im.core.facts import Key, Pair
 from im.core.model import Conversation, Form, Member, Message, Overlay, View
 from im.store.bulk import Bulk
@@ -44,6 +47,7 @@ __all__ = [
     "read_conversation_before",
     "read_log",
     "read_members",
+    "read_outgoing",
     "read_timeline",
 ]
 
@@ -51,6 +55,8 @@ Place = tuple[int, int]
 """(cid, seq)"""
 Covered = tuple[list[Message], dict[Place, Overlay]]
 """Messages, and what became of them."""
+
+_decode_users = msgspec.json.Decoder(tuple[str, ...]).decode
 
 # ruff: noqa: S608 - all that is put into these texts are constants
 
@@ -68,7 +74,11 @@ _READ_CONVERSATION_BEFORE = f"""
 SELECT {COVERED} FROM conv {_COVERED_BY_N}
 WHERE conv.cid = ? AND conv.seq < ? ORDER BY conv.seq DESC LIMIT ?
 """
-_READ_LOG = f"SELECT {MESSAGE} FROM msg WHERE n > ? AND form <> {Form.NOTE:d} ORDER BY n LIMIT ?"
+_READ_LOG = f"SELECT {MESSAGE} FROM msg WHERE n > ? AND form <> {Form.NOTE:d} AND origin = 0 ORDER BY n LIMIT ?"
+_READ_OUTGOING = f"""
+SELECT outbox.position, outbox.shard, users, {MESSAGE} FROM outbox CROSS JOIN msg USING (n)
+WHERE outbox.shard = ? AND outbox.position > ? ORDER BY outbox.position LIMIT ?
+"""
 _READ_MEMBERS = f"SELECT {MEMBER} FROM member WHERE cid = ? AND user > ? AND leave_seq = 0 ORDER BY user LIMIT ?"
 # The first message names both; what the services say of a single conversation comes after it.
 _FIND_USERS = Bulk(
@@ -168,6 +178,14 @@ def read_conversation_before(connection: sqlite3.Connection, cid: int, *, before
 def read_log(connection: sqlite3.Connection, *, after: int, limit: int) -> list[Message]:
     """Return up to `limit` entries of all conversations with `after < n`, in order of `n`."""
     return [Message(*row) for row in connection.execute(_READ_LOG, (after, limit))]
+
+
+def read_outgoing(connection: sqlite3.Connection, shard: int, *, after: int, limit: int) -> list[Outgoing]:
+    """Return up to `limit` entries that are to go to the shard, behind a position, ascending."""
+    return [
+        Outgoing(position, to, Message(*columns), _decode_users(users))
+        for position, to, users, *columns in connection.execute(_READ_OUTGOING, (shard, after, limit))
+    ]
 
 
 def read_members(connection: sqlite3.Connection, cid: int, *, after: str, limit: int) -> list[Member]:

@@ -36,7 +36,7 @@ __all__ = [
     "view_of",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # A single conversation has a row in `conversation` only if it has, or had, read fan-out. `group_info` is JSON, NULL
 # for two users; `members` counts those present in a group. What is up to `floor.swept` is gone from `user_tl`, what is
@@ -92,6 +92,17 @@ ALTER TABLE msg ADD COLUMN ref INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE msg ADD COLUMN mentions BLOB NOT NULL DEFAULT x''
 """
 
+# What version 2 lacks. `outbox` has entries for timelines of other shards, `users` being JSON; `sent` and `received`
+# have, by shard, how far it has taken over what was in the outbox, and how far what it had was taken over here.
+_SHARD_TABLES = """
+ALTER TABLE msg ADD COLUMN origin INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE outbox (
+    shard INTEGER, position INTEGER, n INTEGER NOT NULL, users BLOB NOT NULL,
+    PRIMARY KEY (shard, position)) WITHOUT ROWID;
+CREATE TABLE sent (shard INTEGER PRIMARY KEY, position INTEGER NOT NULL);
+CREATE TABLE received (shard INTEGER PRIMARY KEY, position INTEGER NOT NULL)
+"""
+
 # What is derived from a version 1 file's messages, as far as they are indexed.
 _FILL = """
 INSERT INTO conv_pair_hi SELECT hi, lo, cid FROM conv_pair ORDER BY 1, 2;
@@ -128,6 +139,8 @@ def prepare_database(connection: sqlite3.Connection) -> str:
             _run(connection, _TABLES)
             _run(connection, _FILL)
             connection.execute("INSERT INTO meta VALUES ('fan_indexed_through', 0)")
+        if meta["schema_version"] < SCHEMA_VERSION:
+            _run(connection, _SHARD_TABLES)
             connection.execute("UPDATE meta SET value = ? WHERE name = 'schema_version'", (SCHEMA_VERSION,))
         connection.execute("COMMIT")
     finally:
@@ -147,7 +160,7 @@ def _run(connection: sqlite3.Connection, statements: str) -> None:
 # A `mid` that is text is kept as a blob: the column would take one that looks like a number for the number.
 MESSAGE = (
     "msg.n, msg.cid, msg.seq, msg.seq - others, CASE typeof(mid) WHEN 'blob' THEN CAST(mid AS TEXT) ELSE mid END,"
-    " msg.sender, device, recipient, msg.client_msg_id, form, kind, ref, msg.body, msg.mentions, at"
+    " msg.sender, device, recipient, msg.client_msg_id, form, kind, ref, msg.body, msg.mentions, at, origin"
 )
 """Columns of `msg`, in the order of a `Message`'s fields."""
 OVERLAY = "overlay.cid, overlay.seq, overlay.version, overlay.is_recalled, overlay.cseq, overlay.body, overlay.mentions"
@@ -188,6 +201,7 @@ def message_row(message: Message, sender_offset: int, recipient_offset: int) -> 
         message.form,
         message.ref,
         message.mentions,
+        message.origin,
     )
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from base.errors import StoreUnavailable
-from im.core.commands import Command, Executed
+from im.core.commands import Command, Executed, Outgoing
 from im.core.generations import Newest
 from im.core.ledger import LedgerSettings
 from im.core.model import Member, Message, Overlay, Role, View
@@ -40,6 +40,7 @@ from im.store.reading import (
     read_conversation_before,
     read_log,
     read_members,
+    read_outgoing,
     read_timeline,
 )
 from im.store.schema import prepare_database
@@ -280,6 +281,12 @@ class SqliteMessageStore:
         assert limit > 0
         self._newest()
         return await self._readers.run(lambda connection: read_log(connection, after=after, limit=limit))
+
+    async def outgoing(self, shard: int, *, after: int, limit: int) -> list[Outgoing]:
+        """Return committed entries that are to go to a shard, behind a position, ascending."""
+        assert limit > 0
+        self._check_open()
+        return await self._readers.run(lambda connection: read_outgoing(connection, shard, after=after, limit=limit))
 
     async def close(self) -> None:
         """Wait for what was begun, then close files and threads. Idempotent."""

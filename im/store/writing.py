@@ -19,8 +19,9 @@ from im.store.schema import conversation_row, message_row
 __all__ = ["write_changes"]
 
 _encode_draft = msgspec.msgpack.Encoder().encode
+_encode_users = msgspec.json.Encoder().encode
 
-_ADD_MESSAGES = Bulk("INSERT INTO msg VALUES {rows}", width=17)
+_ADD_MESSAGES = Bulk("INSERT INTO msg VALUES {rows}", width=18)
 _ADD_FAN = Bulk("INSERT INTO fan VALUES {rows}", width=4)
 _PUT_CONVERSATIONS = Bulk(
     """INSERT INTO conversation (cid, kind, fan_out, lo, hi, group_info) VALUES {rows}
@@ -41,6 +42,9 @@ _PUT_OVERLAYS = Bulk("INSERT OR REPLACE INTO overlay VALUES {rows}", width=7)
 _PUT_MENTIONS = Bulk("INSERT OR IGNORE INTO mention VALUES {rows}", width=3)
 _PUT_PENDINGS = Bulk("INSERT OR REPLACE INTO pending VALUES {rows}", width=4)
 _ADD_QUEUED = Bulk("INSERT INTO queued VALUES {rows}", width=2)
+_ADD_OUTGOING = Bulk("INSERT INTO outbox VALUES {rows}", width=4)
+_PUT_SENT = Bulk("INSERT OR REPLACE INTO sent VALUES {rows}", width=2)
+_PUT_RECEIVED = Bulk("INSERT OR REPLACE INTO received VALUES {rows}", width=2)
 _PUT_FLOORS = Bulk(
     """INSERT INTO floor (user, through) VALUES {rows}
     ON CONFLICT (user) DO UPDATE SET through = max(through, excluded.through)""",
@@ -92,6 +96,8 @@ def write_changes(connection: sqlite3.Connection, changes: Changes, *, last_pos:
         _ADD_QUEUED.run(connection, [(queued.position, _encode_draft(queued.draft)) for queued in changes.queued])
     if changes.floors:
         _PUT_FLOORS.run(connection, list(changes.floors.items()))
+    if changes.outgoing or changes.sent or changes.received:
+        _write_between_shards(connection, changes)
     return last_pos
 
 
@@ -118,7 +124,7 @@ def _write_log(connection: sqlite3.Connection, changes: Changes, last_pos: int) 
 def _made(changes: Changes, fan_out: FanOut) -> Iterable[Conversation]:
     """Yield the single conversations that begin with one of the messages."""
     for message, _ in changes.messages:
-        if message.seq == 1 and message.recipient:
+        if message.seq == 1 and message.recipient and not message.origin:
             yield Conversation(message.cid, "single", fan_out, *pair_of(message.sender, message.recipient))
 
 
@@ -131,6 +137,15 @@ def _write_members(connection: sqlite3.Connection, members: dict[tuple[int, str]
         growth[member.cid] += (not member.leave_seq) - was_present
     for cid, difference in growth.items():
         connection.execute("UPDATE conversation SET members = members + ? WHERE cid = ?", (difference, cid))
+
+
+def _write_between_shards(connection: sqlite3.Connection, changes: Changes) -> None:
+    outgoing = [(out.shard, out.position, out.message.n, _encode_users(out.users)) for out in changes.outgoing]
+    _ADD_OUTGOING.run(connection, outgoing)
+    for sent in changes.sent.items():
+        connection.execute("DELETE FROM outbox WHERE shard = ? AND position <= ?", sent)
+    _PUT_SENT.run(connection, list(changes.sent.items()))
+    _PUT_RECEIVED.run(connection, list(changes.received.items()))
 
 
 def _write_pendings(connection: sqlite3.Connection, pendings: dict[int, Pending | None]) -> None:

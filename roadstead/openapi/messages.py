@@ -13,11 +13,13 @@ import msgspec
 from base.errors import Code
 from base.http import Role
 from base.ids import ID_BYTES_MAX
+from im.admin import ShardMove, ShardsView
 from im.core.arguments import KIND_BYTES_MAX, MENTIONS_MAX
 from im.core.groups import SETTINGS
+from im.core.shards import SHARDS_MAX
 from im.http import LIMIT_MAX, WAIT_MS_MAX, ConversationChange, OfflinePage, ServerSend
 from im.methods import METHODS, Method
-from im.service import OFFSET_MAX
+from im.shard import OFFSET_MAX
 from roadstead.openapi.operations import Operation, query
 from roadstead.openapi.schemas import Schema, either, integer, many, obj, of_types, ref, text
 
@@ -76,7 +78,39 @@ def _call(method: Method) -> Operation:
     )
 
 
+_SHARD = {
+    "name": "shard",
+    "in": "path",
+    "required": True,
+    "description": "The shard's number.",
+    "schema": integer(most=SHARDS_MAX - 1),
+}
+
 MESSAGE_OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        method="get",
+        path="/v1/admin/im/shards",
+        name="getShards",
+        served_by="im",
+        summary="See which process has which shard",
+        description="The table as this process has it, its own shards, and its last move of one.",
+        key=Role.VIEWER,
+        answer=ref("ShardsView"),
+        errors=(Code.UNAVAILABLE,),
+    ),
+    Operation(
+        method="post",
+        path="/v1/admin/im/shards/{shard}/move",
+        name="moveShard",
+        served_by="im",
+        summary="Move a shard of this process to another one",
+        description="Answered when it has begun; what becomes of it is in `GET /v1/admin/im/shards`, in `move`.",
+        key=Role.OPERATOR,
+        parameters=(_SHARD,),
+        body="ShardMove",
+        answer=ref("ShardsView"),
+        errors=(Code.BAD_REQUEST, Code.NOT_FOUND, Code.CONFLICT, Code.UNAVAILABLE, Code.STORE_UNAVAILABLE),
+    ),
     Operation(
         method="post",
         path="/v1/messages",
@@ -146,7 +180,7 @@ MESSAGE_OPERATIONS: tuple[Operation, ...] = (
 def message_schemas() -> dict[str, Schema]:
     """Return the named schemas of the message services."""
     structs = [one for method in METHODS for one in (method.arguments, *method.results)]
-    made = of_types(dict.fromkeys([*structs, ServerSend, ConversationChange, OfflinePage]))
+    made = of_types(dict.fromkeys([*structs, ServerSend, ConversationChange, OfflinePage, ShardMove, ShardsView]))
     fields = {name: schema["properties"] for name, schema in made.items()}
     ids = many(ref("Id"))
     for properties in fields.values():

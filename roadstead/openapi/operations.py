@@ -26,6 +26,8 @@ JSON = "application/json"
 EVERY_NODE: Final = "every node"
 _CLUSTER_ONLY = "Needs the status backend `cluster`; with `redis` the answer is `not_found`."
 
+_VIEWED = "Takes an API key of the role viewer, unless the node listens on loopback or `security.open_metrics` is set."
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
@@ -101,9 +103,11 @@ _NODE: tuple[Operation, ...] = (
         name="getMetrics",
         served_by=EVERY_NODE,
         summary="Metrics for Prometheus",
+        description=_VIEWED,
         answer=text(),
         answer_type="text/plain",
         answer_meaning="The text format of Prometheus, version 0.0.4.",
+        errors=(Code.UNAUTHENTICATED, Code.PERMISSION_DENIED),
     ),
     Operation(
         method="get",
@@ -111,7 +115,9 @@ _NODE: tuple[Operation, ...] = (
         name="getStatistics",
         served_by=EVERY_NODE,
         summary="A snapshot of the node's state, for people",
+        description=_VIEWED,
         answer=ref("Statistics"),
+        errors=(Code.UNAUTHENTICATED, Code.PERMISSION_DENIED),
     ),
 )
 

@@ -33,10 +33,12 @@ from base.clock import SimClock
 from base.errors import RoadsteadError
 from base.http import Credentials
 from base.ids import Incarnation, NodeId
+from base.keys import KeyRing
 from base.metrics import Metrics
 from base.peer.stream import Done
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from im.api import TimelinePage
 from im.client import Ends, ImClient
 from scheduler.client import TicketVerifier
@@ -105,6 +107,8 @@ class FakeIm:
 
     def __init__(self) -> None:
         self.epoch = "e"
+        self.apart: dict[str, str] = {}
+        """Users whose timelines are in another shard, with its epoch."""
         self.head = 0
         self.floor = 0
         """Entries up to here were trimmed."""
@@ -112,6 +116,8 @@ class FakeIm:
         self.holds = False
         self.held: list[asyncio.Future[None]] = []
         self.told_unproven: list[list[tuple[str, int]]] = []
+        self.untold: list[tuple[str, int]] = []
+        """Sessions of shards that are away for one call."""
         self.failures: list[RoadsteadError] = []
         self.asked: list[tuple[str, str, str, bytes, Done]] = []
         self.waited: list[tuple[str, str, bytes]] = []
@@ -129,15 +135,20 @@ class FakeIm:
             raise self.refusal
         self.asked.append((user, device, method, data, done))
 
-    async def unproven(self, sessions: Sequence[tuple[str, int]]) -> None:
+    async def unproven(self, sessions: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
         self.told_unproven.append(list(sessions))
         if self.failures:
             raise self.failures.pop(0)
+        untold, self.untold = self.untold, []
+        return untold
+
+    def shard_of(self, user: str) -> int:
+        return int(user in self.apart)
 
     async def timeline(self, user: str, *, since: int, limit: int, bytes_max: int) -> TimelinePage:
-        del user, bytes_max
+        del bytes_max
         entries = [] if since < self.floor else [(n, b"1") for n in range(since + 1, self.head + 1)][:limit]
-        page = TimelinePage(self.epoch, self.head, entries)
+        page = TimelinePage(self.apart.get(user, self.epoch), self.head, entries)
         if self.holds:
             held: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self.held.append(held)
@@ -225,13 +236,15 @@ class ClientsNode:
             port=0,
             registry=MemoryRegistry(self.clock),
             clock=self.clock,
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials({}),
             config=NodeConfig(),
         )
         im = cast("ImClient", self.im)
         reports = cast("SessionReports", self.reports)
-        identities = Identities(TicketVerifier({"k1": TICKET_KEY}, node=site.name), token_key=config.token_key)
+        identities = Identities(
+            TicketVerifier(KeyRing.of({"k1": TICKET_KEY}), node=site.name), token_key=config.token_key
+        )
         self.inboxes = Inboxes(config, im, metrics, node=site.name)
         brokers = Brokers(
             inboxes=self.inboxes,

@@ -25,6 +25,7 @@ from base.node import Node
 from base.peer import PeerPool
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 
 SETTLE_S = 10.0
 ORIGIN = "https://app.example.com"
@@ -104,7 +105,7 @@ class HttpNode:
             port=0,
             registry=registry,
             clock=SystemClock(),
-            peer_key="key",
+            trust=Trust.of_key("key"),
             credentials=Credentials({}),
             config=NodeConfig(),
         )

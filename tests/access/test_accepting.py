@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from access import accepting
+from base import accepting
 from base.errors import ConfigError
 from tests.support.clients_port import TEXT, CertificateFiles, Port, RawClient, frame, get, listening, request, until
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from access.api import Deliver, InboxEntry
 from access.core.protocol import Close
 from access.core.session import Session
 from access.ports import Connection
@@ -252,6 +253,18 @@ async def test_a_client_whose_next_entries_were_trimmed_has_to_start_over(node: 
     await settle()
     assert ann.offsets() == []
     assert ann.closed == Close.INSUFFICIENT_STATE
+
+
+async def test_a_shard_that_has_another_past_sends_back_its_own_users_alone(node: ClientsNode) -> None:
+    """Positions of one shard say nothing about those of another; what is of the moment says nothing of positions."""
+    node.im.apart = {"bob": "b1", "ben": "b1"}
+    ann, bob = node.wire(), node.wire()
+    await ann.connect()
+    await bob.connect("bob")
+    await node.push(Deliver("e", [InboxEntry("bob", 0, b"1"), InboxEntry("ann", 1, b"1")]))
+    assert (ann.closed, bob.closed) == (None, None)
+    await node.push(Deliver("b2", [InboxEntry("ben", 1, b"1")]))
+    assert (ann.closed, bob.closed) == (None, Close.INSUFFICIENT_STATE)
 
 
 @pytest.mark.parametrize("fails", [True, False])

@@ -28,9 +28,11 @@ from base.core.registry import ServiceInstance
 from base.errors import NotFound
 from base.http import Credentials
 from base.ids import Incarnation, NodeId
+from base.keys import KeyRing
 from base.metrics import Metrics
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler.client import TicketSigner, TicketVerifier
 from status.api import Opened
 
@@ -107,12 +109,12 @@ class Node:
             port=0,
             registry=MemoryRegistry(self.clock),
             clock=self.clock,
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials({}),
             config=NodeConfig(),
         )
         self.redirects = Redirects(
-            site, region="local", version="", signer=TicketSigner("k1", KEY), app_of=lambda _: ""
+            site, region="local", version="", signer=lambda: TicketSigner("k1", KEY), app_of=lambda _: ""
         )
         self.drain = Drain(
             config,
@@ -176,7 +178,7 @@ async def test_a_move_has_a_ticket_for_its_target(node: Node) -> None:
     (move,) = wire.moves
     assert move["node"] == "access-2"
     assert move["url"] == "ws://access-2:80/connection/websocket"
-    ticket = TicketVerifier({"k1": KEY}, node="access-2").verify(move["ticket"], node.clock.realtime())
+    ticket = TicketVerifier(KeyRing.of({"k1": KEY}), node="access-2").verify(move["ticket"], node.clock.realtime())
     assert (ticket.sub, ticket.device, ticket.platform, ticket.nodes) == ("ann", "phone", "ios", ("access-2",))
     assert 10 <= ticket.exp - ticket.iat <= 60
 

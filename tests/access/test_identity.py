@@ -16,6 +16,7 @@ from access.identity import Identities, Identity, SubscriptionClaims
 from base.clock import Timestamp
 from base.errors import BadRequest, Overloaded, PermissionDenied, RoadsteadError, TokenExpired, Unauthenticated
 from base.ids import NodeId
+from base.keys import KeyRing
 from scheduler.api import Ticket
 from scheduler.client import LEEWAY_S, TicketVerifier, mint_ticket
 
@@ -27,7 +28,7 @@ IN_A_MINUTE = NOW_S + 60
 
 
 def identities(token_key: str = TOKEN_KEY) -> Identities:
-    return Identities(TicketVerifier({"k1": TICKET_KEY}, node=NodeId("access-1")), token_key=token_key)
+    return Identities(TicketVerifier(KeyRing.of({"k1": TICKET_KEY}), node=NodeId("access-1")), token_key=token_key)
 
 
 @pytest.fixture

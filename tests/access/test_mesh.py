@@ -27,6 +27,7 @@ from base.ids import Incarnation, NodeId
 from base.node import Node
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from tests.access.channel_cluster import FakeMember, verify
 
 NAMESPACE = Namespace(
@@ -53,7 +54,7 @@ class AccessNode:
             port=0,
             registry=registry,
             clock=SystemClock(),
-            peer_key="peer",
+            trust=Trust.of_key("peer"),
             credentials=credentials,
             config=NodeConfig(),
         )

@@ -29,6 +29,7 @@ from access.moves import Moves
 from access.redirect import Redirects
 from base.core.registry import ServiceInstance
 from base.errors import RemoteProtocolError
+from base.keys import KeyRing
 from scheduler.api import Ticket
 from scheduler.client import TicketSigner, TicketVerifier
 from tests.access.client_nodes import SETTLE_S, TICKET_KEY, ClientsNode, Wire, clients_node
@@ -43,7 +44,9 @@ class Node:
     def __init__(self, node: ClientsNode, signer: TicketSigner | None = SIGNER) -> None:
         self.node = node
         self.others: dict[str, ServiceInstance] = {}
-        self.redirects = Redirects(node.site, region="local", version="", signer=signer, app_of=node.clients.app_of)
+        self.redirects = Redirects(
+            node.site, region="local", version="", signer=lambda: signer, app_of=node.clients.app_of
+        )
         self.moves = Moves(
             node.site,
             clients=node.clients,
@@ -204,7 +207,9 @@ async def test_who_is_ordered_is_told_with_a_ticket_of_the_plan(node: Node) -> N
     assert told(ben) == []
     assert (move["node"], move["url"]) == ("access-2", "ws://access-2:80/connection/websocket")
     assert move["after_ms"] == GRACE_MS
-    ticket = TicketVerifier({"k1": TICKET_KEY}, node="access-2").verify(move["ticket"], node.node.clock.realtime())
+    ticket = TicketVerifier(KeyRing.of({"k1": TICKET_KEY}), node="access-2").verify(
+        move["ticket"], node.node.clock.realtime()
+    )
     assert (ticket.sub, ticket.device, ticket.platform, ticket.app) == ("ann", "phone", "ios", "5.1.0")
     assert (ticket.nodes, ticket.sid, ticket.arm) == (("access-2",), "rollout-7", "canary")
     assert ticket.exp * 1000 > node.node.clock.realtime() + GRACE_MS

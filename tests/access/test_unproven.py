@@ -164,3 +164,13 @@ async def test_who_is_being_given_its_start_is_told_nothing_beside_it(node: Clie
     await settle()
     assert "connect" in ann.told[0]
     assert len(ann.told) == 1
+
+
+async def test_what_could_not_be_told_is_told_again(node: ClientsNode) -> None:
+    """The process that has the user's shard is away for a moment; the others were told."""
+    ann = node.wire()
+    await ann.connect()
+    await node.push(node.im.store())
+    node.im.untold = [("ann", 0)]
+    ends(ann, 1006)
+    assert await told(node, 2) == [[("ann", 0)], [("ann", 0)]]

@@ -148,6 +148,27 @@ async def test_an_agent_that_hangs_is_waited_for_no_longer_than_the_deadline(age
         assert entry.value == b"3"
 
 
+async def test_a_read_that_waited_through_an_outage_tells_of_it(agent: ConsulAgent) -> None:
+    """It is answered at last as if nothing had been; but what it shows then is to be doubted, and read anew."""
+    async with registry_at(agent) as registry:
+        await registry.put("a/1", b"x")
+        before = await registry.scan("a/")
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(registry.scan("a/", after=before.index, wait_ms=20_000))
+            await asyncio.sleep(0.1)
+            agent.signal(signal.SIGSTOP)
+            with pytest.raises(StoreUnavailable, match="in time"):
+                await registry.get("a/1")
+            agent.signal(signal.SIGCONT)
+            await registry.put("a/1", b"y")
+            seen = await waiting
+        assert [entry.value for entry in seen.items] == [b"y"]
+        assert seen.index < before.index
+        again = await registry.scan("a/", after=seen.index, wait_ms=20_000)
+        assert again.items == seen.items
+        assert again.index < seen.index
+
+
 async def test_a_write_whose_answer_was_lost_is_no_conflict(consul: ConsulAgent) -> None:
     """The HTTP client sends a request again when its connection ends; the first one was carried out."""
     host, port = consul.url.removeprefix("http://").split(":")

@@ -15,6 +15,7 @@ from base.ids import Incarnation, NodeId
 from base.registry import ServiceInstance
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from status.api import OFFLINE, Closed, Opened, UserStatus
 from status.client import StatusClient, StatusPublisher
 from status.config import StatusConfig
@@ -45,7 +46,7 @@ class Backend(ABC):
             port=0,
             registry=self.registry,
             clock=SystemClock(),
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials({}),
             config=NodeConfig(registration_ttl_ms=3_000),
         )

@@ -21,8 +21,6 @@ from base.peer.server import PEER_PATH
 from base.registry.sqlite import SqliteRegistry
 from base.service import Service
 from im.methods import METHODS
-from im.search.search import Search
-from im.store.sqlite import SqliteMessageStore
 from roadstead.config import Config
 from roadstead.deployment import DataFolder, Endpoints
 from roadstead.openapi import document
@@ -60,13 +58,10 @@ async def built(folder: Path, config: Config) -> list[Service]:
     data = DataFolder(folder)
     data.claim()
     secrets, clock = data.make_secrets(), SystemClock()
-    registry, store = SqliteRegistry(clock, data.registry_db), await SqliteMessageStore.open(data.messages_db)
-    search = await Search.open(data.search_db, store, clock)
+    registry = SqliteRegistry(clock, data.registry_db)
     try:
-        return (await _Wiring(config, secrets, registry, clock).build(store, search)).in_order()
+        return (await _Wiring(config, secrets, registry, clock).build(data.path)).in_order()
     finally:
-        await search.close()
-        await store.close()
         await registry.close()
         data.release()
 
@@ -343,6 +338,9 @@ CALLS: list[tuple[str, str, str, str, Any]] = [
     ("post", "status", "/v1/admin/status/pause", "/v1/admin/status/pause", None),
     ("post", "status", "/v1/admin/status/resume", "/v1/admin/status/resume", {}),
     *((method, "im", path, target, body) for method, path, target, body in IM_CALLS),
+    ("get", "im", "/v1/admin/im/shards", "/v1/admin/im/shards", None),
+    ("post", "im", "/v1/admin/im/shards/{shard}/move", "/v1/admin/im/shards/0/move", {"to": "im-2"}),
+    ("post", "im", "/v1/admin/im/shards/{shard}/move", "/v1/admin/im/shards/first/move", {"to": "im-2"}),
     ("get", "access", "/v1/admin/access", "/v1/admin/access", None),
     ("get", "access", "/v1/admin/access/clients", "/v1/admin/access/clients?user=alice", None),
     ("get", "access", "/v1/admin/access/clients", "/v1/admin/access/clients", None),

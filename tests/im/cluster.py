@@ -29,10 +29,13 @@ from base.node import Node
 from base.peer import PeerClient
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from im.client import ImClient
 from im.config import ImConfig
+from im.core.book import LedgerSettings
 from im.search.search import Search
-from im.service import MessageService
+from im.service import MessageService, Opened
+from im.shard import Shard
 from im.store.memory import MemoryMessageStore
 from status.api import OFFLINE, UNKNOWN, SessionView, UserStatus
 
@@ -137,12 +140,17 @@ class Cluster:
         self.registry = MemoryRegistry(SystemClock())
         self.config = ImConfig(**{"push_retry_ms": 100, **NO_QUOTAS, **im})
         self._folder = folder
-        self.store = MemoryMessageStore(self.config.ledger_settings)
+        self.store = MemoryMessageStore(self.config.ledger_settings())
         self.statuses = Statuses()
         self.service: MessageService
         self._searches: list[Search] = []
         self._tasks = tasks
         self._running: dict[str, tuple[Node, list[asyncio.Task[None]]]] = {}
+
+    @property
+    def shard(self) -> Shard:
+        """The service's only shard."""
+        return self.service._here[0]
 
     def site(self, name: str, life: int, clock: Clock | None = None) -> Site:
         return Site(
@@ -152,7 +160,7 @@ class Cluster:
             port=0,
             registry=self.registry,
             clock=clock or SystemClock(),
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials(KEYS),
             config=NodeConfig(),
         )
@@ -161,7 +169,12 @@ class Cluster:
         site = self.site("im-1", life, clock)
         search = await Search.open(self._folder / f"search-{life}.db", self.store, SystemClock())
         self._searches.append(search)
-        self.service = MessageService(self.config, site, store=self.store, search=search, statuses=self.statuses)
+
+        async def open_shard(_shard: int, _shards: int, _settings: LedgerSettings, *, may_make: bool) -> Opened:
+            del may_make
+            return Opened(self.store, search)
+
+        self.service = MessageService(self.config, site, open_shard=open_shard, statuses=self.statuses)
         self._run("im-1", self.service.node, self.service.run())
         await self.service.start()
 
@@ -175,7 +188,7 @@ class Cluster:
 
     async def peer(self) -> PeerClient:
         """Connect a node that says whatever it is told to."""
-        client = PeerClient(self.service.node.http.url, peer="im-1", node="access-7", peer_key="peer-key")
+        client = PeerClient(self.service.node.http.url, peer="im-1", node="access-7", trust=Trust.of_key("peer-key"))
         self._running["peer"] = self.service.node, [self._tasks.create_task(client.run())]
         return client
 

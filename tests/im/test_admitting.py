@@ -17,6 +17,7 @@ from im.admitting import Admission
 from im.config import ImConfig
 from im.core.commands import Draft
 from im.core.overload import DROPPED_AT, Work
+from im.core.quotas import Quotas
 from im.methods import Caller
 from im.metrics import ImMetrics
 from im.store.memory import MemoryMessageStore
@@ -33,11 +34,11 @@ class Desk:
     def __init__(self, **settings: float) -> None:
         config = ImConfig(**{"append_queue_max": 100, "append_wait_max_ms": 1_000_000, **settings})  # type: ignore[arg-type]
         self.clock = SimClock()
-        self.metrics = ImMetrics(Metrics({}), behind=lambda: 0)
+        self.metrics = ImMetrics(Metrics({}))
         self.writer = GroupCommit(
             MemoryMessageStore(), self.clock, on_committed=lambda _: None, waiting_max=config.append_queue_max
         )
-        self.admission = Admission(config, self.clock, self.writer, self.metrics)
+        self.admission = Admission(config, self.clock, self.writer, self.metrics, quotas=Quotas(config.quota_settings))
         self._n = 0
 
     def fill(self, waiting: int) -> None:

@@ -214,12 +214,12 @@ async def test_a_large_batch_is_pushed_in_parts(cluster: Cluster):
     end.im.follow(["1", "2"])
     await cluster.followed(2)
     count = 2 * ENTRIES_PER_PUSH + 1
-    cluster.service._pusher.committed([delivery(seq) for seq in range(1, count + 1)])
+    cluster.shard._pusher.committed([delivery(seq) for seq in range(1, count + 1)])
     parts = [(await end.pushed()).entries for _ in range(3)]
     assert [len(part) for part in parts] == [ENTRIES_PER_PUSH, ENTRIES_PER_PUSH, 1]
     assert [entry.seq for part in parts for entry in part] == list(range(1, count + 1))
     sizes = [BYTES_PER_PUSH + 1, BYTES_PER_PUSH // 2, BYTES_PER_PUSH // 3, BYTES_PER_PUSH // 3]
-    cluster.service._pusher.committed(
+    cluster.shard._pusher.committed(
         [delivery(seq, cid=2, body=b'"%s"' % (b"x" * size)) for seq, size in enumerate(sizes, 1)]
     )
     assert [[entry.seq for entry in (await end.pushed()).entries] for _ in range(3)] == [[1], [2, 3], [4]]
@@ -289,7 +289,7 @@ async def test_a_node_that_fell_silent_is_forgotten(tmp_path: Path):
         peer = await cluster.peer()
         await peer.call(FOLLOW, Follow(1, ["1"], [], is_first=True, is_last=True), deadline_ms=5_000)
         clock.advance(LEASE_MS - 1)
-        cluster.service._pusher.committed([delivery(1)])
+        cluster.shard._pusher.committed([delivery(1)])
         assert cluster.service.statistics()["followed"] == 1
         clock.advance(1)
         await cluster.followed(0)
@@ -300,7 +300,7 @@ async def test_a_service_that_forgot_is_told_again(cluster: Cluster):
     end = await cluster.start_access()
     end.im.follow(["1", "2"])
     await cluster.followed(2)
-    cluster.service._pusher._followed._followers.forget("access-1")
+    cluster.shard._pusher._followed._followers.forget("access-1")
     end.im.follow(["3"])
     await cluster.followed(3)
 

@@ -49,7 +49,7 @@ class Desk:
 
     def __init__(self, interval_ms: int) -> None:
         self.store = CountedStore()
-        self.metrics = ImMetrics(Metrics({}), behind=lambda: 0)
+        self.metrics = ImMetrics(Metrics({}))
         self.writer = GroupCommit(self.store, SimClock(), on_committed=self._committed)
         self.counting = Counting(self.store, self.metrics, settle=self.writer.settle, interval_ms=interval_ms)
         self._n = 0

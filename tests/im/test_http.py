@@ -29,7 +29,7 @@ class Backend:
     def press(self, part: float) -> None:
         """Let the service see that its queue was full to this part, a moment ago."""
         waiting = round(part * self.cluster.config.append_queue_max)
-        self.cluster.service._admission._overload.observe(SystemClock().monotonic(), waiting=waiting, running_ms=0)
+        self.cluster.shard._admission._overload.observe(SystemClock().monotonic(), waiting=waiting, running_ms=0)
 
     async def ask(self, method: str, path: str, body: Any = None, *, key: str = "api-key") -> tuple[int, Any]:
         """Return the status and the document."""

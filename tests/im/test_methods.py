@@ -87,7 +87,7 @@ class Desk:
     def __init__(self) -> None:
         self.clock = SimClock()
         self.store = Store()
-        metrics = ImMetrics(Metrics({}), behind=lambda: 0)
+        metrics = ImMetrics(Metrics({}))
         self.writer = GroupCommit(self.store, self.clock, on_committed=lambda _: None)
         counting = Counting(self.store, metrics, settle=self.writer.settle, interval_ms=60_000)
         self.has_previews = True

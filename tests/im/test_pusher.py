@@ -75,7 +75,7 @@ async def test_who_cannot_be_looked_up_is_told_later_how_far_the_timeline_goes(c
     cluster.statuses.unknown = {"bob"}
     for n in range(3):
         await end.send("ann", "bob", f"k{n}")
-    await becomes(lambda: cluster.service.statistics()["push_behind"] == 1)
+    await becomes(lambda: cluster.shard.statistics()["push_behind"] == 1)
     cluster.statuses.online, cluster.statuses.unknown = {"bob": ("access-1",)}, set()
     assert (await end.inbox(1))[0] == InboxEntry("bob", 3, b"")
     assert missed(cluster) == []
@@ -92,13 +92,13 @@ async def test_who_could_not_be_looked_up_and_is_offline_is_in_the_feed(cluster:
     cluster.statuses.online, cluster.statuses.unknown = {}, {"bob"}
     for n in range(3):
         await end.send("ann", "bob", f"k{n}")
-        await becomes(lambda: cluster.service.statistics()["push_behind"] == 1)
+        await becomes(lambda: cluster.shard.statistics()["push_behind"] == 1)
     await end.send("bob", "ann", "own")
     await becomes(lambda: missed(cluster) == [("ann", "own")])
     cluster.statuses.unknown = set()
     await becomes(lambda: len(missed(cluster)) >= 4)
     assert missed(cluster)[1:] == [("bob", "k0"), ("bob", "k1"), ("bob", "k2")]
-    assert cluster.service.statistics()["push_behind"] == 0
+    assert cluster.shard.statistics()["push_behind"] == 0
 
 
 async def test_a_push_that_fails_is_told_again_until_it_is_taken(cluster: Cluster):
@@ -117,12 +117,12 @@ async def test_senders_are_told_when_the_pushes_have_left(cluster: Cluster):
     end = await cluster.start_access()
     cluster.statuses.online = {"bob": ("access-1",)}
     told: list[int] = []
-    cluster.service._pusher.committed([delivery(1, "bob")], lambda: told.append(1))
+    cluster.shard._pusher.committed([delivery(1, "bob")], lambda: told.append(1))
     assert told == []
     await end.inbox(1)
     await becomes(lambda: told[:1] == [1])
     cluster.statuses.is_stuck = True
-    cluster.service._pusher.committed([delivery(2, "bob")], lambda: told.append(2))
+    cluster.shard._pusher.committed([delivery(2, "bob")], lambda: told.append(2))
     await becomes(lambda: 2 in told)
 
 
@@ -131,7 +131,7 @@ async def test_what_does_not_fit_waits_nowhere(cluster: Cluster, monkeypatch: py
     monkeypatch.setattr(pusher, "QUEUE_MAX", 2)
     end = await cluster.start_access()
     cluster.statuses.online = {f"u{n}": ("access-1",) for n in range(6)}
-    cluster.service._pusher.committed([delivery(n, f"u{n}") for n in range(1, 6)])
+    cluster.shard._pusher.committed([delivery(n, f"u{n}") for n in range(1, 6)])
     found = {entry.user: entry for entry in await end.inbox(5)}
     assert [bool(found[f"u{n}"].data) for n in range(1, 6)] == [True, True, False, False, False]
 
@@ -147,7 +147,7 @@ async def test_a_large_batch_goes_in_parts(cluster: Cluster):
     """Else one call would be too long for a stream, and everybody in it behind."""
     end = await cluster.start_access()
     cluster.statuses.online = {f"u{n}": ("access-1",) for n in range(200)}
-    cluster.service._pusher.committed([delivery(n, f"u{n}", size=60_000) for n in range(200)])
+    cluster.shard._pusher.committed([delivery(n, f"u{n}", size=60_000) for n in range(200)])
     pushes = []
     while sum(map(len, pushes)) < 200:
         pushes.append((await end.inbox_push()).entries)
@@ -201,4 +201,4 @@ async def test_something_of_the_moment_goes_to_who_is_online_or_nowhere(cluster:
     await end.send("bob", "ann", "k2")
     await becomes(lambda: ("ann", "k2") in missed(cluster))
     assert missed(cluster) == [("bob", "k1"), ("ann", "k2")]
-    assert cluster.service.statistics()["push_behind"] == 0
+    assert cluster.shard.statistics()["push_behind"] == 0

@@ -169,7 +169,7 @@ async def versions_hold(cluster: Cluster, end: AccessEnd, *users: str) -> None:
     for user in users:
         told = (await end.im.heads([user])).versions.get(user, 0)
         assert told == (await end.call(user, "conversations"))["sync_version"], user
-        cluster.service._versions.forget(user)
+        cluster.shard._versions.forget(user)
         assert (await end.im.heads([user])).versions.get(user, 0) == told
 
 
@@ -215,7 +215,7 @@ async def test_an_operators_switch_to_reading_is_counted_from_then_on(cluster: C
     end = await cluster.start_access()
     await end.send("ann", "bob", "k1")
     change = ChangeGroup(1, "", "server", 1, "fan_out", Timestamp(1), value="read")
-    await cluster.service._writer.submit(change)
+    await cluster.shard._writer.submit(change)
     await end.send("ann", "bob", "k2")
     assert (await end.im.heads(["bob"])).versions == {"bob": 1 + 1 + 3}, "the message, the switch; and the log"
     await versions_hold(cluster, end, "ann", "bob")
@@ -306,4 +306,4 @@ async def test_a_draining_service_commits_what_waits_and_takes_nothing_new(clust
         with pytest.raises(Draining):
             await end.call("ann", method, **arguments)
     assert (await end.call("bob", "unread"))["total"] == 50
-    assert cluster.service.statistics()["is_draining"]
+    assert cluster.shard.statistics()["is_draining"]

@@ -495,6 +495,27 @@ async def test_a_file_of_the_first_release_is_brought_up_to_date(path: Path):
     await store.close()
 
 
+async def test_a_file_without_shards_is_brought_up_to_date(path: Path):
+    """It is the only shard's; nothing in it came from another one."""
+    store = await SqliteMessageStore.open(path, lag_max=3)
+    await append(store, *drafts(1, 9))
+    epoch = store.epoch
+    await store.close()
+    for statement in (
+        "DROP TABLE outbox", "DROP TABLE sent", "DROP TABLE received", "ALTER TABLE msg DROP COLUMN origin",
+        "UPDATE meta SET value = 2 WHERE name = 'schema_version'",
+    ):  # fmt: skip
+        change(path, statement)
+    store = await SqliteMessageStore.open(path, lag_max=3)
+    assert store.epoch == epoch
+    await append(store, draft(10))
+    assert await keys(store, "bob") == [f"k{n}" for n in range(1, 11)]
+    page = await store.conversation(1, since=0, limit=99)
+    assert {message.origin for message in page.messages} == {0}
+    await store.close()
+    assert inspect(path, "SELECT value FROM meta WHERE name = 'schema_version'") == [(SCHEMA_VERSION,)]
+
+
 async def test_a_change_of_the_policy_does_not_change_conversations(path: Path):
     """Two users keep the strategy that their conversation began with; others begin with the new one."""
     hybrid, qq = (LedgerSettings(policy=PRESETS[name], remembered_max=1) for name in ("hybrid", "qq"))

@@ -16,7 +16,7 @@ from base.registry import Entry, View
 from base.registry.memory import MemoryRegistry
 from im.core.snowflake import AHEAD_MS_MAX, EPOCH_MS, WORKER_MAX
 from im.core.workers import TERM_MS, Mark
-from im.workers import PREFIX, RENEW_MS, RETRY_MS, LeasedIds, WorkerLease
+from im.workers import LOOK_MS, PREFIX, RENEW_MS, RETRY_MS, LeasedIds, WorkerLease
 
 
 class Flaky(MemoryRegistry):
@@ -300,3 +300,37 @@ async def test_leased_ids_end_with_their_lease_and_come_back_with_the_next(regis
     assert isinstance(first, int)
     assert isinstance(second, int)
     assert second > first
+
+
+async def test_a_registry_that_lost_the_marks_has_them_again_soon(registry: Flaky, clock: SimClock):
+    """Long before the number would be marked the next time: others take those without a mark."""
+    holder = Holder(registry, clock)
+    await holder.lease.acquire()
+    async with running(holder):
+        await registry.delete(f"{PREFIX}0000")
+        clock.advance(LOOK_MS)
+        await settle()
+        assert (await mark(registry, 0)).node == "im-1"
+        assert holder.is_valid
+        assert len(holder.taken) == 1
+
+
+async def test_who_starts_in_a_registry_that_lost_its_marks_waits_for_those_of_the_others(
+    registry: Flaky, clock: SimClock
+):
+    """Two that live must not number under one number; and who is dead holds nobody up for longer than its time."""
+    taken: list[tuple[int, Timestamp]] = []
+
+    def waiting(*others: str) -> WorkerLease:
+        return WorkerLease(registry, clock, node="im-1", on_taken=lambda *one: taken.append(one), others=lambda: others)
+
+    lease = waiting("im-2")
+    with pytest.raises(Unavailable, match="lost"):
+        await lease.acquire()
+    await Holder(registry, clock, node="im-2").lease.acquire()
+    await lease.acquire()
+    assert lease.worker == 1
+    of_dead = waiting("im-3")
+    clock.advance(TERM_MS + AHEAD_MS_MAX)
+    await of_dead.acquire()
+    assert len(taken) == 2

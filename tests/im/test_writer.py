@@ -423,6 +423,33 @@ async def test_closing_commits_what_waits_and_refuses_the_rest():
         assert [place(outcome.result()) for outcome in (first, *waiting)] == [1, 2, 3, 4]
 
 
+async def test_whoever_counts_on_commits_hears_of_those_that_nobody_knows_of():
+    """Before the next one: what is durable of it is older."""
+    store, heard = GatedStore(), list[str]()
+    store.failures[2] = StoreUnavailable("was it written?")
+    writer = GroupCommit(
+        store,
+        SimClock(),
+        on_committed=lambda commit: heard.append(f"committed {commit.commands}"),
+        on_unsure=lambda: heard.append("unsure"),
+        group_max=1,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        sends = [tasks.create_task(writer.submit(draft(n))) for n in (1, 3)]
+        failing = tasks.create_task(refused(writer, draft(2)))
+        running = tasks.create_task(writer.run())
+        await asyncio.gather(*sends)
+        await failing
+        await writer.submit(draft(4))
+        running.cancel()
+    assert heard == ["committed 1", "committed 1", "unsure", "committed 1"]
+
+
+async def refused(writer: GroupCommit, command: Command) -> None:
+    with pytest.raises(StoreUnavailable, match="was it written"):
+        await writer.submit(command)
+
+
 async def test_a_writer_that_never_ran_answers_when_it_is_closed():
     """I4: nothing was written, and nobody waits for ever."""
     store = GatedStore()

@@ -43,8 +43,10 @@ SMALL = 3
 class Twin:
     """See the module."""
 
-    def __init__(self, settings: LedgerSettings) -> None:
+    def __init__(self, settings: LedgerSettings, *, small: int = SMALL) -> None:
+        """`small`: the most users whom a conversation with read fan-out tells directly."""
         self.settings = settings
+        self.small = small
         self.n = self.cid = 0
         self.logs: dict[int, list[Message]] = {}
         self.conversations: dict[int, Conversation] = {}
@@ -126,7 +128,7 @@ class Twin:
         users = self.users(entry.cid)
         if self.conversations[entry.cid].fan_out == "write":
             self.tell(entry, users)
-        elif len(users) <= SMALL:
+        elif len(users) <= self.small:
             self.directly[entry.n] = users
 
     def note(self, user: str, kind: str, said: object, cid: int, **fields: Any) -> Message:
@@ -321,11 +323,11 @@ class Twin:
         self.members |= {(cid, member.user): member for member in about}
         after = self.users(cid)
         told = {member.user for member in about}
-        are_told_directly = [len(users) <= SMALL for users in (before, after)]
+        are_told_directly = [len(users) <= self.small for users in (before, after)]
         if "write" in (one.fan_out, decided.fan_out) or are_told_directly in ([True, False], [False, True]):
             told = before | after
         self.tell(event, told)
-        if decided.fan_out == "read" and len(after) <= SMALL:
+        if decided.fan_out == "read" and len(after) <= self.small:
             self.directly[event.n] = after - told
         return GroupChanged(self.conversations[cid], event, True, tuple(about))
 

@@ -11,14 +11,24 @@ import pytest
 from msgspec.structs import replace
 
 from base.clock import Timestamp
-from im.core import book, grouping, ledger, timelines
-from im.core.commands import Appended, ChangeGroup, Command, CreateGroup, Draft, GroupChanged, Mark, Outcome, Revise
+from im.core import book, ledger, timelines
+from im.core.commands import (
+    Appended,
+    ChangeGroup,
+    Command,
+    CreateGroup,
+    Draft,
+    GroupChanged,
+    Mark,
+    Outcome,
+    Outgoing,
+    Revise,
+)
 from im.core.facts import Changes, ConversationFacts, Facts, Needs, QueuedDraft
 from im.core.ledger import Ledger, LedgerSettings
 from im.core.model import Conversation, Form, Member, Message, Overlay, Pending, View
 
 AT = Timestamp(1_000_000)
-COUNTED_MAX = 2**32 - 1
 
 
 @contextmanager
@@ -28,7 +38,7 @@ def small_bounds() -> Iterator[None]:
         patch.setattr(timelines, "AT_ONCE_MAX", 2)
         patch.setattr(timelines, "TURN_MAX", 2)
         patch.setattr(timelines, "STEP_MAX", 3)
-        for module in (book, grouping, ledger):
+        for module in (book, ledger):
             patch.setattr(module, "DIRECT_MAX", 3)
         yield
 
@@ -76,6 +86,9 @@ class World:
         self.pendings: dict[int, Pending] = {}
         self.queued: list[QueuedDraft] = []
         self.floors: dict[str, int] = {}
+        self.outbox: list[Outgoing] = []
+        self.sent: dict[int, int] = {}
+        self.received: dict[int, int] = {}
         self.asked: list[Needs] = []
         """Of the last batch."""
         self.changes = Changes()
@@ -87,9 +100,11 @@ class World:
         self.ledger = Ledger(
             self.settings,
             last_n=len(self.log),
-            last_cid=max((cid for cid in self.logs if cid <= COUNTED_MAX), default=0),
+            last_cid=max((cid for cid in self.logs if cid <= self.settings.counted_max), default=0),
             pendings=[(pending, self.log[n - 1]) for n, pending in sorted(self.pendings.items())],
             queued=self.queued,
+            last_out=max([*(one.position for one in self.outbox), *self.sent.values()], default=0),
+            received=self.received,
         )
 
     def run(self, *commands: Command) -> list[Outcome]:
@@ -143,7 +158,9 @@ class World:
             views={place: self.views[place] for place in needs.views if place in self.views},
             members={place: self.members[place] for place in needs.members if place in self.members},
             messages={place: self.logs[place[0]][place[1] - 1] for place in places},
-            overlays={place: self.overlays[place] for place in needs.messages if place in self.overlays},
+            overlays={
+                place: self.overlays[place] for place in (*needs.messages, *needs.covered) if place in self.overlays
+            },
             groups_of={
                 user: count for user in needs.groups_of if (count := sum(member.user == user for member in present))
             },
@@ -159,6 +176,8 @@ class World:
         for message, _ in changes.messages:
             self.log.append(message)
             assert len(self.log) == message.n
+            if message.origin:
+                continue  # of another shard's log
             if message.client_msg_id:
                 key = (message.sender, message.client_msg_id)
                 assert key not in self.keys, "I2"
@@ -181,10 +200,21 @@ class World:
         self.queued += changes.queued
         for user, floor in changes.floors.items():
             self.floors[user] = max(floor, self.floors.get(user, 0))
+        self._write_between_shards(changes)
         assert bool(changes) == bool(
             changes.messages or changes.entries or changes.views or changes.queued or changes.floors
-            or changes.dequeued_through
+            or changes.dequeued_through or changes.outgoing or changes.sent or changes.received
         )  # fmt: skip
+
+    def _write_between_shards(self, changes: Changes) -> None:
+        for entry in changes.outgoing:
+            assert entry.message == self.log[entry.message.n - 1], "what goes out is durable with it"
+            assert entry.position > max([0, *(one.position for one in self.outbox), *self.sent.values()])
+            self.outbox.append(entry)
+        for shard, through in changes.sent.items():
+            self.outbox = [one for one in self.outbox if one.shard != shard or one.position > through]
+            self.sent[shard] = through
+        self.received |= changes.received
 
     def _write_entry(self, message: Message) -> None:
         entries = self.logs.setdefault(message.cid, [])

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from im.core.book import Book, LedgerSettings, Log
+from im.core.commands import Delivery
 from im.core.facts import ConversationFacts
 from im.core.fan_out import PRESETS
 from im.core.ledger import Ledger
-from im.core.model import Conversation, Form, Member
+from im.core.model import Conversation, Form, Member, Message
 from im.core.pair_ids import COUNTED_MAX, pair_cid
+from im.core.shards import shard_of_cid, shard_of_user
 from tests.im.core.ledger_world import AT, World, change, draft, group, mark, small_bounds
 
 
 def book(last_cid: int = 0) -> Book:
-    return Book(LedgerSettings(), last_n=0, last_cid=last_cid, pendings=())
+    return Book(LedgerSettings(), last_n=0, last_cid=last_cid, pendings=(), last_out=0, received={})
 
 
 # ---------------------------------------------------------------- conversation ids
@@ -47,6 +50,29 @@ def test_the_counter_never_reaches_computed_ids():
     assert one.next_cid() == COUNTED_MAX
     with pytest.raises(AssertionError):
         one.next_cid()
+
+
+@pytest.mark.parametrize("shards", [2, 1_024])
+def test_a_shard_draws_numbers_that_name_it(shards: int):
+    """Each its own: no two shards draw the same, and a shard goes on behind the greatest that it drew."""
+    drawn: list[int] = []
+    for shard in range(2):
+        settings = LedgerSettings(shard=shard, shards=shards)
+        one = Book(settings, last_n=0, last_cid=0, pendings=(), last_out=0, received={})
+        mine = [one.next_cid() for _ in range(3)]
+        next_life = Book(settings, last_n=0, last_cid=mine[-1], pendings=(), last_out=0, received={})
+        mine.append(next_life.next_cid())
+        assert [shard_of_cid(cid, shards) for cid in mine] == [shard] * 4
+        assert mine == sorted(mine)
+        drawn += mine
+    assert len(set(drawn)) == 8
+
+
+def test_numbers_of_shards_may_be_larger_than_counted_ones():
+    """None is computed beside them."""
+    one = Book(LedgerSettings(shard=1, shards=2), last_n=0, last_cid=COUNTED_MAX, pendings=(), last_out=0, received={})
+    assert one.next_cid() > COUNTED_MAX
+    assert LedgerSettings(shards=2).counted_max == 2**63 - 1
 
 
 # ---------------------------------------------------------------- who is there
@@ -163,6 +189,29 @@ def test_a_large_conversation_with_read_fan_out_is_not_told_directly():
         assert [(one.fan_out, one.positions, one.members) for one in world.changes.deliveries] == [
             ("read", (), ("a", "b", "c")), ("read", (), ()), ("read", (), ("a", "b")),
         ]  # fmt: skip
+
+
+def test_no_shard_tells_a_conversation_with_read_fan_out_directly():
+    """However few are in it: nobody would find what was lost."""
+    of_many = book()
+    of_many.settings = LedgerSettings(shards=2)
+    assert [one.is_direct(("a", "b")) for one in (book(), of_many)] == [True, False]
+
+
+def test_what_is_taken_over_is_marked_and_told_to_those_it_names():
+    """With this store's place in the order of commits and nobody's first telling."""
+    settings = LedgerSettings(shard=0, shards=2)
+    near = next(name for name in map(str, range(99)) if shard_of_user(name, 2) == 0)
+    one = Book(settings, last_n=6, last_cid=0, pendings=(), last_out=0, received={1: 5})
+    assert one.timelines.needs(near)
+    one.timelines.heads[near] = 2
+    entry = Message(90, 1_025, 8, 4, 7, "x", "phone", near, "k", Form.MESSAGE, "text", 0, b"1", b"", AT)
+    one.take_over(1, entry, (near,))
+    taken = msgspec.structs.replace(entry, n=7, origin=2)
+    assert one.changes.messages == [(taken, ((near, 3),))]
+    assert one.changes.deliveries == [Delivery(taken, ((near, 3),), "write", is_first=False)]
+    assert not one.fresh
+    assert not one.facts.messages_by_key
 
 
 # ---------------------------------------------------------------- invariants

@@ -9,7 +9,7 @@ import pytest
 
 from im.core.facts import Changes, Needs
 
-WITH_A_MESSAGE = {"mentions", "outcomes", "deliveries"}
+BESIDE_OTHERS = {"mentions", "outcomes", "deliveries", "outgoing"}
 """What a transaction has only beside something else, or does not write."""
 
 
@@ -32,4 +32,4 @@ def test_each_need_is_one(name: str):
 def test_each_change_is_to_be_written(name: str):
     """A forgotten one would be lost."""
     assert not Changes()
-    assert bool(filled(Changes, name)) == (name not in WITH_A_MESSAGE)
+    assert bool(filled(Changes, name)) == (name not in BESIDE_OTHERS)

@@ -63,6 +63,23 @@ def test_reading_back_takes_the_last_ones(at: int):
             assert tail == ConversationTail(1, 5, expected)
 
 
+def test_what_came_from_another_shard_is_in_timelines_alone():
+    """I2: its log, its key and its users are found where its log is."""
+    generations = Generations()
+    foreign = replace(message(1, n=3), origin=2)
+    overlay = Overlay(1, 1, 2, False, 0, b"2", b"")
+    generations.commit([(foreign, (("bob", 4),))], overlays={(1, 1): overlay})
+    generations.check_invariants()
+    newest = generations.newest
+    assert newest.tail("bob", since=0, limit=9) == Tail(4, 4, 0, [(4, foreign)])
+    assert newest.overlays([foreign]) == {(1, 1): overlay}
+    assert newest.conversation_tail(1, since=0, limit=9) is newest.conversation_end(1) is newest.message(1, 1) is None
+    assert newest.by_keys([("ann", "1-1")]) == {}
+    assert newest.by_pair(("ann", "bob")) is newest.users_of(1) is newest.sent("ann", 1) is None
+    assert newest.singles("bob") == []
+    assert len(generations) == 1
+
+
 def test_nothing_is_known_of_what_is_not_here():
     """Then the indexes are asked."""
     newest = split(messages(2), 1).newest

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from base.clock import Timestamp
-from im.core.commands import ChangeGroup, CreateGroup, Draft, Mark, Revise, Trim
+from im.core.commands import ChangeGroup, CreateGroup, Draft, Mark, Receive, Revise, Sent, Trim
 from im.core.lanes import IDLE_LANES_MAX, LaneKey, Lanes, lane_of
 
 AT = Timestamp(0)
@@ -40,6 +40,8 @@ def tickets(group: list[tuple[Any, Any]]) -> list[Any]:
         (ChangeGroup(1, "bob", "phone", 7, "leave", AT), "bob", 7, 7),
         (CreateGroup(1, "bob", "phone", "k", "name", (), AT), "bob", "bob", "bob"),
         (Trim("bob", 5), "bob", "bob", "bob"),
+        (Receive(3, ()), ("from", 3), ("from", 3), ("from", 3)),
+        (Sent(3, 9), ("to", 3), ("to", 3), ("to", 3)),
     ],
 )
 def test_a_command_has_a_lane_by_each_key(command: Any, sender: Hashable, recipient: Hashable, conversation: Hashable):

@@ -18,22 +18,25 @@ from im.core.commands import (
     Cause,
     ChangeGroup,
     Command,
-    CreateGroup,
-    Draft,
     GroupChanged,
     KeyConflict,
     Outcome,
+    Outgoing,
     Queued,
+    Receive,
+    Received,
     Refused,
-    Revise,
+    Sent,
     Trim,
     Trimmed,
 )
 from im.core.fan_out import FanOutPolicy
 from im.core.ledger import LedgerSettings
 from im.core.model import Form, Message
+from im.core.shards import CID_STRIDE, shard_of_user
+from tests.im.core.ledger_commands import USERS, random_batch
 from tests.im.core.ledger_twin import Twin
-from tests.im.core.ledger_world import World, change, draft, edit, group, mark, recall, small_bounds
+from tests.im.core.ledger_world import AT, World, change, draft, edit, group, mark, recall, small_bounds
 
 POLICIES = {
     "write": FanOutPolicy(single="write", write_members_max=5, members_max=5),
@@ -52,66 +55,7 @@ def _small_bounds() -> Any:
         yield
 
 
-# ---------------------------------------------------------------- random commands
-
-USERS = "abcdef"
-ACTIONS = (
-    ("invite", "", 9), ("join", "", 5), ("leave", "", 5), ("kick", "", 5), ("role", "admin", 2), ("role", "member", 1),
-    ("mute", "2000000", 1), ("mute", "0", 1), ("mute_all", "true", 1), ("mute_all", "false", 2), ("transfer", "", 2),
-    ("rename", "new", 1), ("settings", "", 2), ("dissolve", "", 1), ("fan_out", "read", 2), ("fan_out", "write", 3),
-)  # fmt: skip
-MENTIONS = (b"", b"", b"", b'["a","b"]', b'["*","c"]')
-
-
-def random_command(draw: random.Random, twin: Twin) -> Command:
-    """Mostly what its user may do in a young conversation; else anything, with a key that may be used."""
-    cids = list(twin.conversations)[-5:] or [1]
-    kind = draw.randrange(100)
-    if kind >= 76:  # a change of a group
-        cids = [cid for cid, one in twin.conversations.items() if one.group and twin.users(cid)][-3:] or cids
-    user, other, cid = draw.choice(USERS), draw.choice(USERS), draw.choice(cids)
-    if draw.random() < 0.85 and (users := twin.users(cid)):
-        user, other = draw.choice(sorted(users)), draw.choice(sorted(users))
-    end = len(twin.logs.get(cid, ()))
-    seq = draw.choice((0, 1, end // 2, max(1, end - 1), end, end, end + 1, end + 9))
-    key = f"k{draw.randrange(8 if draw.random() < 0.15 else 10**9)}"
-    body = draw.choice("12")
-    if kind < 40:
-        ref = seq if draw.random() < 0.2 else 0
-        to = cid if draw.random() < 0.7 else other
-        return draft(user, to, key, body, ref=ref, mentions=draw.choice(MENTIONS), is_queued=draw.random() < 0.2)
-    if kind < 50:
-        return edit(user, cid, seq, key, body, mentions=draw.choice(MENTIONS))
-    if kind < 58:
-        return recall(user, cid, seq, key)
-    if kind < 70:
-        fields = ("read_seq", "delivered_seq", "is_marked_unread", "is_muted", "is_pinned", "is_hidden")
-        chosen = draw.sample(fields, draw.choice((1, 1, 2)))
-        return mark(user, cid, **{name: seq if name.endswith("seq") else draw.random() < 0.5 for name in chosen})
-    if kind < 74:
-        chosen_settings = {"who_joins": "anybody"} if draw.random() < 0.5 else {}
-        return group(user, draw.sample(USERS, draw.randrange(6)), key, body, **chosen_settings)
-    if kind < 76:
-        return Trim(user, seq)
-    action, value, _ = draw.choices(ACTIONS, [weight for *_, weight in ACTIONS])[0]
-    by = draw.choice(("", "", user, user, user))
-    chosen_settings = {"history": draw.choice(("all", "joined"))} if action == "settings" else {}
-    named = draw.sample(USERS, 1 if action == "transfer" else draw.choice((0, 1, 1, 2)))
-    return change(by, cid, action, *named, value=value, **chosen_settings)
-
-
-def random_batch(draw: random.Random, twin: Twin, sent: list[Command], size: int) -> list[Command]:
-    """Commands, some of which were sent before, or nearly; `sent` grows by them."""
-    for _ in range(size):
-        command = random_command(draw, twin)
-        if sent and draw.random() < 0.15:
-            command = draw.choice(sent[-20:])
-            if isinstance(command, Draft | Revise) and draw.random() < 0.4:
-                command = replace(command, body=b"3")
-            elif isinstance(command, CreateGroup) and draw.random() < 0.4:
-                command = replace(command, settings=(("history", "all"),))
-        sent.append(command)
-    return sent[len(sent) - size :]
+# ---------------------------------------------------------------- against the twin
 
 
 def same_outcome(one: Outcome, other: Outcome) -> bool:
@@ -495,6 +439,46 @@ def test_what_is_refused_changes_nothing():
     (appended,) = world.run(draft("x", "y", "k6"))
     assert isinstance(appended, Appended)
     assert (appended.message.cid, appended.message.n) == (3, 3)
+
+
+def test_what_comes_from_another_shard_is_taken_over_beside_what_is_said_here():
+    """I6: in one batch, in which what somebody queued is not carried out the sooner for it."""
+    near = [name for name in map(str, range(99)) if shard_of_user(name, 2) == 0][:2]
+    away = next(name for name in map(str, range(99)) if shard_of_user(name, 2) == 1)
+    world = World(LedgerSettings(shards=2))
+    cid = CID_STRIDE + 1
+    entry = Message(5, cid, 1, 1, 7, away, "phone", near[0], "k1", Form.MESSAGE, "text", 0, b"1", b"", AT)
+    outcomes = world.run(
+        draft(near[0], near[1], "k1", is_queued=True),
+        Receive(1, (Outgoing(4, 0, entry, (near[0],)),)),
+        draft(near[1], near[0], "k1"),
+        Sent(1, 9),
+    )
+    assert outcomes[1:2] + outcomes[3:] == [Received(4), Received(9)]
+    world.drain()
+    assert sorted(world.told(near[0])) == [(CID_STRIDE, 1), (CID_STRIDE, 2), (cid, 1)]
+    assert [one.sender for one in world.timelines[near[1]]] == [near[1], near[0]], "the queued one came later"
+    assert (world.received, world.sent) == ({1: 4}, {1: 9})
+
+
+def test_a_ledger_goes_on_with_the_positions_of_the_one_before():
+    """I6: neither is one given twice, nor is anything taken over twice."""
+    users = list(map(str, range(20)))
+    worlds = [World(LedgerSettings(shard=shard, shards=2)) for shard in (0, 1)]
+    owner = next(user for user in users if shard_of_user(user, 2) == 0)
+    worlds[0].run(group(owner, users))
+    positions = []
+    for n in range(4):
+        worlds[0].restart()
+        worlds[1].restart()
+        worlds[0].run(draft(owner, CID_STRIDE, f"k{n}"))
+        worlds[0].drain()
+        positions = [one.position for one in worlds[0].outbox]
+        worlds[1].run(Receive(0, tuple(worlds[0].outbox)))
+    assert positions == list(range(1, len(positions) + 1))
+    for user in users:
+        world = worlds[shard_of_user(user, 2)]
+        assert world.told(user) == [(CID_STRIDE, seq) for seq in range(1, 6)]
 
 
 def test_invariants_see_a_queue_out_of_order():

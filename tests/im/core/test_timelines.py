@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from base.clock import Timestamp
 from im.core.facts import Changes
 from im.core.model import Message, Pending
+from im.core.shards import shard_of_user
 from im.core.timelines import AT_ONCE_MAX, STEP_MAX, TURN_MAX, Timelines
 from tests.im.core.ledger_world import small_bounds
 
@@ -125,12 +127,69 @@ def test_forgotten_heads_are_asked_for_again():
         assert stepped(timelines) == [(1, 2), (1, 1)]
 
 
+# ---------------------------------------------------------------- other shards' timelines
+
+SHARDS = 3
+NEAR = [name for name in names(40) if shard_of_user(name, SHARDS) == 1]
+AWAY = [name for name in names(40) if shard_of_user(name, SHARDS) != 1]
+
+
+def test_what_is_for_other_shards_goes_out_by_shard_under_positions_of_its_own():
+    """In the order of names within each; nobody there is asked for, nor given an offset."""
+    timelines, changes = Timelines(shard=1, shards=SHARDS, last_out=7), Changes()
+    assert [user for user in names(40) if timelines.needs(user)] == NEAR
+    known(timelines, *NEAR)
+    users = [AWAY[0], NEAR[0], *AWAY[1:], NEAR[1]]
+    assert timelines.give(message(5), users, changes) == ((NEAR[0], 1), (NEAR[1], 1))
+    timelines.check_invariants()
+    assert sorted(one.shard for one in changes.outgoing) == [0, 2]
+    assert [one.position for one in changes.outgoing] == [8, 9]
+    for one in changes.outgoing:
+        assert one.users == tuple(user for user in AWAY if shard_of_user(user, SHARDS) == one.shard)
+    timelines.give(message(6), AWAY[:1], changes)
+    assert changes.outgoing[2].position == 10
+
+
+def test_positions_go_on_behind_what_others_know_of():
+    """Whatever this store remembers."""
+    timelines, changes = Timelines(shard=1, shards=SHARDS, last_out=7), Changes()
+    assert not timelines.needs(AWAY[0])
+    for known_there in (3, 20, 12):
+        timelines.gave(known_there)
+        timelines.give(message(5), AWAY[:1], changes)
+    assert [one.position for one in changes.outgoing] == [8, 21, 22]
+
+
+def test_of_whom_something_is_remembered_is_counted_and_forgotten():
+    """Those of other shards take room as well."""
+    timelines = Timelines(shard=1, shards=SHARDS)
+    for user in names(40):
+        if timelines.needs(user):
+            timelines.heads[user] = 0
+        assert not timelines.needs(user)
+    assert timelines.known == 40
+    timelines.forget()
+    assert timelines.known == 0
+    assert [user for user in names(40) if timelines.needs(user)] == NEAR
+
+
+def test_who_is_here_and_there_is_seen():
+    """I4."""
+    timelines = Timelines(shard=1, shards=SHARDS)
+    assert not timelines.needs(AWAY[0])
+    timelines.heads[AWAY[0]] = 1
+    with pytest.raises(AssertionError, match="I4"):
+        timelines.check_invariants()
+
+
 class TimelinesMachine(RuleBasedStateMachine):
     """Messages to three conversations of which the members change, and what each user is told."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.timelines = Timelines()
+    @initialize(shards=st.sampled_from((1, SHARDS)))
+    def begin(self, shards: int) -> None:
+        self.shards = shards
+        self.timelines = Timelines(shard=0, shards=shards)
+        self.last_out = 0
         self.n = 0
         self.members = {1: names(4), 2: names(7), 3: names(2)}
         self.told: dict[str, list[Message]] = {}
@@ -141,14 +200,24 @@ class TimelinesMachine(RuleBasedStateMachine):
     def know(self) -> None:
         for cid in self.timelines.to_resume():
             self.timelines.resume(cid, self.members[cid])
-        for user in (*names(8), *self.timelines.users_of_next_step()):
-            self.timelines.heads.setdefault(user, len(self.told.get(user, ())))
+        self.learn((*names(8), *self.timelines.users_of_next_step()))
+
+    def learn(self, users: Iterable[str]) -> None:
+        for user in users:
+            if self.timelines.needs(user):
+                self.timelines.heads[user] = len(self.told.get(user, ()))
 
     def write(self, changes: Changes) -> None:
         given = [(user, offset, one) for one, positions in changes.messages for user, offset in positions]
         for user, offset, one in sorted([*given, *changes.entries], key=lambda entry: entry[1]):
             self.told.setdefault(user, []).append(one)
             assert len(self.told[user]) == offset, "I1"
+        for out in changes.outgoing:
+            self.last_out += 1
+            assert out.position == self.last_out
+            for user in out.users:
+                assert shard_of_user(user, self.shards) == out.shard != 0
+                self.told.setdefault(user, []).append(out.message)
         for n, pending in changes.pendings.items():
             self.pendings.pop(n, None)
             if pending is not None:
@@ -178,16 +247,16 @@ class TimelinesMachine(RuleBasedStateMachine):
     def step(self) -> None:
         for cid in self.timelines.to_resume():
             self.timelines.resume(cid, self.members[cid])
-        for user in self.timelines.users_of_next_step():  # and nobody else
-            self.timelines.heads.setdefault(user, len(self.told.get(user, ())))
+        self.learn(self.timelines.users_of_next_step())  # and nobody else
         changes = Changes()
         self.timelines.step(changes)
-        assert 0 < len(changes.entries) <= 3
+        assert 0 < len(changes.entries) + sum(len(out.users) for out in changes.outgoing) <= 3
         self.write(changes)
 
     @rule()
     def crash(self) -> None:
-        self.timelines = Timelines([self.pendings[n] for n in sorted(self.pendings)])
+        pendings = [self.pendings[n] for n in sorted(self.pendings)]
+        self.timelines = Timelines(pendings, shard=0, shards=self.shards, last_out=self.last_out)
 
     @rule()
     def forget(self) -> None:
@@ -203,6 +272,8 @@ class TimelinesMachine(RuleBasedStateMachine):
             assert told == (meant[: len(told)] if cid in going else meant)
 
     def teardown(self) -> None:
+        if not hasattr(self, "timelines"):
+            return
         while self.timelines.has_work:
             self.step()
         self.users_are_told_in_order_and_once()

@@ -8,7 +8,7 @@ import pytest
 
 from base.clock import Timestamp
 from im.core.snowflake import AHEAD_MS_MAX, EPOCH_MS, WORKER_MAX, Snowflake
-from im.core.workers import TERM_MS, Mark, WorkerTerm, free_workers
+from im.core.workers import TERM_MS, Mark, WorkerTerm, free_workers, must_wait
 
 NOON = EPOCH_MS + 43_200_000
 
@@ -31,6 +31,15 @@ def test_all_numbers_may_be_held():
     """1,024 of them."""
     assert free_workers({}, at(NOON)) == list(range(WORKER_MAX + 1))
     assert not free_workers(dict.fromkeys(range(WORKER_MAX + 1), mark(NOON)), at(NOON))
+
+
+def test_in_a_registry_that_lost_marks_a_number_waits_for_those_of_the_others():
+    """Or until all times are past that they can have had when this process started."""
+    marks = {3: Mark("one", "im-1", NOON), 0: Mark("two", "im-3", NOON)}
+    last = TERM_MS + AHEAD_MS_MAX - 1
+    for others, is_sure in (([], True), (["im-1"], True), (["im-1", "im-3"], True), (["im-1", "im-2"], False)):
+        assert must_wait(marks, others, waited_ms=0) is must_wait(marks, others, waited_ms=last) is not is_sure
+        assert not must_wait(marks, others, waited_ms=last + 1)
 
 
 def test_a_term_begins_after_the_mark_that_it_replaces():

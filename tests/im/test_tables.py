@@ -1,0 +1,144 @@
+"""The shard table: made once, kept in a file, and put back into a registry that lost it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from base.clock import SystemClock
+from base.core.registry import Entry
+from base.errors import StoreError
+from base.ids import Incarnation
+from base.registry import ServiceInstance
+from bench.status_cluster import bench_site
+from im.core.shards import ShardTable
+from im.tables import TABLE_KEY, ShardTables, TableFile, make_table, read_table
+from tests.support.wiped_registry import WipedRegistry
+
+NODES = ("im-1", "im-2")
+NEWER = ShardTable(7, ("im-1", "im-2", "im-2", "im-3"))
+
+
+@pytest.fixture
+def registry() -> WipedRegistry:
+    return WipedRegistry(SystemClock())
+
+
+async def shown(registry: WipedRegistry) -> ShardTable | None:
+    return (await read_table(registry))[0]
+
+
+async def until(registry: WipedRegistry, table: ShardTable) -> None:
+    async with asyncio.timeout(5):
+        while await shown(registry) != table:  # noqa: ASYNC110 - others write it
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def following(registry: WipedRegistry, folder: Path | None) -> AsyncIterator[ShardTables]:
+    tables = ShardTables(bench_site(registry, "im-1", Incarnation(1)), folder=folder)
+    task = asyncio.create_task(tables.run())
+    try:
+        await tables.wait_looked()
+        yield tables
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_new_system_gets_a_table_and_all_keep_it(registry: WipedRegistry, tmp_path: Path) -> None:
+    """Whoever is first makes it."""
+    files = [TableFile(tmp_path / name) for name in NODES]
+    tables = await asyncio.gather(*(make_table(registry, NODES, 4, file=file) for file in files))
+    assert tables == [ShardTable(1, ("im-1", "im-2", "im-1", "im-2"))] * 2
+    assert [file.load() for file in files] == tables
+
+
+@pytest.mark.parametrize("there", [None, ShardTable(1, ("im-9",) * 4)])
+async def test_who_knows_a_newer_table_puts_it_back_and_makes_none(
+    registry: WipedRegistry, tmp_path: Path, there: ShardTable | None
+) -> None:
+    """Into an empty registry, or over what somebody made or a backup has."""
+    file = TableFile(tmp_path)
+    file.save(NEWER)
+    if there is not None:
+        await registry.put(TABLE_KEY, msgspec.json.encode(there))
+    assert await make_table(registry, NODES, 4, file=file) == NEWER
+    assert await shown(registry) == NEWER
+
+
+async def test_an_older_file_gives_way_to_the_registry(registry: WipedRegistry, tmp_path: Path) -> None:
+    """Shards moved while this process was not there."""
+    file = TableFile(tmp_path)
+    file.save(ShardTable(3, ("im-1",) * 4))
+    await registry.put(TABLE_KEY, msgspec.json.encode(NEWER))
+    assert await make_table(registry, NODES, 4, file=file) == NEWER
+    assert file.load() == NEWER
+
+
+@pytest.mark.parametrize("service", ["im", "access"])
+async def test_a_process_that_never_ran_makes_no_table_for_a_system_that_runs(
+    registry: WipedRegistry, service: str
+) -> None:
+    """It would have all shards, and none of their messages."""
+    making = asyncio.create_task(make_table(registry, ("im-9",), 4, look_ms=50))
+    await asyncio.sleep(0.01)
+    await registry.register(ServiceInstance(id="x", service=service, url="http://x", incarnation=1), ttl_ms=9_000)
+    await asyncio.sleep(0.3)
+    assert not making.done()
+    await registry.put(TABLE_KEY, msgspec.json.encode(NEWER), expect=0)
+    assert await making == NEWER
+
+
+async def test_a_registry_that_lost_the_table_gets_it_back(registry: WipedRegistry, tmp_path: Path) -> None:
+    """From whoever knows the newest one; a client only follows."""
+    await registry.put(TABLE_KEY, msgspec.json.encode(NEWER))
+    async with following(registry, tmp_path / "a") as one, following(registry, None) as client:
+        assert one.known == client.known == NEWER
+        await registry.start_over()
+        await until(registry, NEWER)
+        old = ShardTable(2, ("im-1",) * 4)
+        registry.go_away()
+        registry.come_back(is_empty=True, entries=[Entry(TABLE_KEY, msgspec.json.encode(old), 9)])
+        await until(registry, NEWER)
+        assert one.known == client.known == NEWER
+        newest = NEWER.moved(0, "im-2")
+        await registry.put(TABLE_KEY, msgspec.json.encode(newest))
+        async with asyncio.timeout(5):
+            while client.known != newest or one.known != newest:  # noqa: ASYNC110 - they follow the registry
+                await asyncio.sleep(0.005)
+        assert await shown(registry) == newest
+    assert TableFile(tmp_path / "a").load() == newest
+
+
+async def test_what_is_no_table_is_left_alone(registry: WipedRegistry, tmp_path: Path) -> None:
+    """A newer version may have written it; what is known stays good."""
+    await registry.put(TABLE_KEY, msgspec.json.encode(NEWER))
+    async with following(registry, tmp_path) as tables:
+        index = await registry.put(TABLE_KEY, b"[]")
+        await asyncio.sleep(0.05)
+        entry = await registry.get(TABLE_KEY)
+        assert entry is not None
+        assert (entry.value, entry.index, tables.known) == (b"[]", index, NEWER)
+        with pytest.raises(StoreError, match=TABLE_KEY):
+            await read_table(registry)
+
+
+def test_a_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    """To go on without it would be to forget whose the shards are."""
+    file = TableFile(tmp_path)
+    assert file.load() is None
+    (tmp_path / "table.json").write_text("{")
+    with pytest.raises(StoreError, match="no table"):
+        file.load()
+    (tmp_path / "table.json").unlink()
+    (tmp_path / "table.json").mkdir()
+    with pytest.raises(StoreError, match="cannot be read"):
+        file.load()
+    with pytest.raises(StoreError, match="cannot be written"):
+        file.save(NEWER)
