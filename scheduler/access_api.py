@@ -27,6 +27,7 @@ from base.cors import Cors
 from base.errors import BadRequest, NotReady, PermissionDenied, Unauthenticated
 from base.http import Credentials, Role, credential_of, json_body
 from base.ids import checked_id, entropy
+from base.keys import KeyList
 from scheduler.api import AccessAnswer, Backoff, Candidate, Probe
 from scheduler.config import SchedulerConfig
 from scheduler.core.access_head import PATH
@@ -79,11 +80,11 @@ class AccessApi:
         decider: Decider,
         locate: Locate,
         signer: Callable[[], TicketSigner],
-        user_key: str,
+        user_keys: KeyList,
         cors: Cors,
         metrics: SchedulerMetrics,
     ) -> None:
-        """`signer` gives the key to sign with now; `user_key` checks user tokens."""
+        """`signer` gives the key to sign with now; `user_keys` check user tokens."""
         self.address_header = config.address_header
         self._config = config
         self._clock = clock
@@ -91,7 +92,7 @@ class AccessApi:
         self._decider = decider
         self._locate = locate
         self._signer = signer
-        self._user_key = user_key
+        self._user_keys = user_keys
         self._cors = cors
         self._metrics = metrics
         self._proxies: tuple[Network, ...] = tuple(ipaddress.ip_network(network) for network in config.proxies)
@@ -175,7 +176,7 @@ class AccessApi:
             if not query.user:
                 raise BadRequest("the query parameter user is missing")
             return checked_id(query.user, "user"), True
-        user = user_of(credential, key=self._user_key, now=now)
+        user = user_of(credential, keys=self._user_keys.all, now=now)
         if query.user and query.user != user:
             raise BadRequest("the query parameter user differs from the user token's; leave it out")
         return user, False

@@ -5,18 +5,17 @@ They sign tickets themselves for clients that they send to each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from base.clock import Timestamp
-from base.core.jws import Refusal, Verifier, can_sign
+from base.core.jws import Refusal, Verifier
 from base.errors import BadRequest, PermissionDenied, TokenExpired, Unauthenticated
 from base.ids import NodeId, checked_id
+from base.keys import KeyRing
 from scheduler.api import TICKET_AUDIENCE, Ticket
-from scheduler.tokens import TicketSigner, mint_ticket
+from scheduler.tokens import TicketSigner, TicketSigners, mint_ticket
 
-__all__ = ["LEEWAY_S", "TicketSigner", "TicketVerifier", "mint_ticket", "signer_of"]
+__all__ = ["LEEWAY_S", "TicketSigner", "TicketSigners", "TicketVerifier", "mint_ticket"]
 
 LEEWAY_S = 2
 """How long after its expiry a ticket is still taken (seconds), for clocks that differ between machines."""
@@ -36,14 +35,14 @@ _read_ticket = msgspec.json.Decoder(Ticket).decode
 class TicketVerifier:
     """Verifies tickets for one access node with the keys that the scheduler signs with, by key id."""
 
-    def __init__(self, keys: Mapping[str, str], *, node: NodeId) -> None:
-        """`keys`: `kid` -> key's text, see `base.core.jws`. Several are valid at once while keys are rotated.
-
-        Raises ConfigError if one is malformed.
-        """
-        assert keys
-        self._verifier = Verifier(keys)
+    def __init__(self, keys: KeyRing, *, node: NodeId) -> None:
+        """`keys`: all that tickets may be signed with. Several are valid at once while keys are changed."""
+        self._keys = keys
         self._node = node
+        keys.on_change(self._take_keys)
+
+    def _take_keys(self) -> None:
+        self._verifier = Verifier(self._keys.keys)
 
     def is_ticket(self, token: str) -> bool:
         """Return whether a token claims to be a ticket: it names one of the keys. Nothing is proven by that."""
@@ -78,12 +77,3 @@ class TicketVerifier:
         if ticket.nodes and self._node not in ticket.nodes:
             raise PermissionDenied("the ticket is for another access node")
         return ticket
-
-
-def signer_of(keys: Mapping[str, str]) -> TicketSigner | None:
-    """Return who signs tickets for clients that are sent to another node: the last key that can.
-
-    None where all are public keys: then an access node can send clients to the scheduler only.
-    """
-    last = [(kid, key) for kid, key in keys.items() if can_sign(key)][-1:]
-    return TicketSigner(*last[0]) if last else None

@@ -16,12 +16,13 @@ from access.api import SERVICE as ACCESS_SERVICE
 from access.api import ClientEntry
 from base.core.origins import Origins
 from base.cors import Cors
-from base.errors import StoreError
+from base.errors import ConfigError, StoreError
 from base.ids import NodeId, entropy
+from base.keys import KeyList, KeyRing
 from base.node import Node
 from base.peer.pool import PeerPool
 from base.proxied import Proxied
-from base.registry import ServiceInstance, follow
+from base.registry import ServiceInstance, follow_services
 from base.site import Site
 from scheduler.access_api import AccessApi
 from scheduler.admin import SchedulerAdmin
@@ -45,7 +46,7 @@ from scheduler.orders import Orders
 from scheduler.promql import Prometheus
 from scheduler.rollouts import Rollouts
 from scheduler.targets import Targets
-from scheduler.tokens import TicketSigner
+from scheduler.tokens import TicketSigner, TicketSigners
 from scheduler.wishes import Wishes
 
 __all__ = ["SERVICE", "Scheduler"]
@@ -65,10 +66,24 @@ class Scheduler:
         config: SchedulerConfig,
         site: Site,
         *,
-        user_key: str,
-        ticket_key: tuple[str, str],
+        user_keys: KeyList,
+        ticket_keys: KeyRing,
     ) -> None:
-        """`user_key` checks user tokens; `ticket_key` is the (kid, key text) that tickets are signed with."""
+        """Build it.
+
+        Args:
+            config: its settings.
+            site: its place.
+            user_keys: check user tokens.
+            ticket_keys: sign tickets, the first that can.
+
+        Raises:
+            ConfigError: no key can sign, or the settings exclude each other.
+        """
+        if config.proxy_protocol and site.trust.server_ssl is not None:
+            raise ConfigError(
+                ["scheduler.proxy_protocol is for a port without TLS; let the proxies name clients in address_header"]
+            )
         self.node = Node(site, SERVICE, statistics=self.statistics)
         self._config = config
         self._registry = site.registry
@@ -105,8 +120,9 @@ class Scheduler:
         )
         self._wishes = Wishes(site, self.orders, self.rollouts, self.movers)
         self._agent: AgentCheck | None = None
-        self._signer = TicketSigner(*ticket_key)
-        self._user_key = user_key
+        ticket_keys.require_signing()
+        self._signers = TicketSigners(ticket_keys)
+        self._user_keys = user_keys
         self.orders.on_change(self._ordered)
         self._serve(site)
 
@@ -119,8 +135,8 @@ class Scheduler:
             credentials,
             decider=decider,
             locate=self._geography.locate,
-            signer=lambda: self._signer,
-            user_key=self._user_key,
+            signer=self._signer,
+            user_keys=self._user_keys,
             cors=cors,
             metrics=self._metrics,
         )
@@ -150,6 +166,11 @@ class Scheduler:
         if self._config.agent_check_port >= 0:
             self._agent = AgentCheck(nodes=self._nodes, weight=self._weight, proxies=self._config.agent_check_proxies)
 
+    def _signer(self) -> TicketSigner:
+        signer = self._signers.signer()
+        assert signer is not None, "the ring never has none"
+        return signer
+
     async def start(self) -> None:
         """Read the maps, listen and join."""
         await self._geography.open()
@@ -176,8 +197,11 @@ class Scheduler:
             tasks.create_task(self._count_schedulers())
             tasks.create_task(self._connect_while_moving())
             await self.orders.is_known.wait()  # or the canary's nodes would be anybody's until then
-            async for view in follow(self._registry.services, ACCESS_SERVICE, self._clock, on_outage=self._outage):
-                self._saw(view.items)
+            keep_ms = self.node.site.config.registration_ttl_ms
+            async for instances in follow_services(
+                self._registry, ACCESS_SERVICE, self._clock, keep_ms=keep_ms, on_outage=self._outage
+            ):
+                self._saw(instances)
 
     async def drain(self) -> None:
         """Take no new work: a decision is over as soon as it is made."""
@@ -251,8 +275,9 @@ class Scheduler:
         return Rules(rollouts, self.orders.policy, self.orders.lists, self._regions)
 
     async def _count_schedulers(self) -> None:
-        async for view in follow(self._registry.services, SERVICE, self._clock):
-            self._schedulers = max(1, len(view.items))
+        keep_ms = self.node.site.config.registration_ttl_ms
+        async for instances in follow_services(self._registry, SERVICE, self._clock, keep_ms=keep_ms):
+            self._schedulers = max(1, len(instances))
 
     async def _connect_while_moving(self) -> None:
         """Keep streams to the access nodes for as long as there is something to move, and no longer."""

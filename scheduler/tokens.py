@@ -6,6 +6,7 @@ required. A client shows it to ask for access; it never reaches an access node. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +16,10 @@ from base.clock import Timestamp
 from base.core.jws import Refusal, Signer, Verifier
 from base.errors import BadRequest, TokenExpired, Unauthenticated
 from base.ids import checked_id
+from base.keys import KeyRing
 from scheduler.api import ISSUER_BYTES_MAX, Ticket
 
-__all__ = ["TicketSigner", "mint_ticket", "mint_user_token", "user_of"]
+__all__ = ["TicketSigner", "TicketSigners", "mint_ticket", "mint_user_token", "user_of"]
 
 
 class TicketSigner:
@@ -38,6 +40,26 @@ class TicketSigner:
         return self._sign(self._encode(ticket))
 
 
+class TicketSigners:
+    """Signs with whatever key of a ring is to sign now."""
+
+    __slots__ = ("_keys", "_signer")
+
+    def __init__(self, keys: KeyRing) -> None:
+        """`keys`: those of tickets; the first that can signs."""
+        self._keys = keys
+        self._signer: TicketSigner | None = None
+        keys.on_change(self._take_key)
+
+    def signer(self) -> TicketSigner | None:
+        """Return who signs now; None where all keys only verify."""
+        return self._signer
+
+    def _take_key(self) -> None:
+        signing = self._keys.signing
+        self._signer = TicketSigner(*signing) if signing is not None else None
+
+
 def mint_ticket(ticket: Ticket, *, kid: str, key: str) -> str:
     """Sign one ticket with the key's text `key`, named `kid` in its header. Who signs many keeps a `TicketSigner`."""
     return TicketSigner(kid, key).sign(ticket)
@@ -46,6 +68,10 @@ def mint_ticket(ticket: Ticket, *, kid: str, key: str) -> str:
 def mint_user_token(user: str, *, key: str, expires_at: Timestamp) -> str:
     """Sign a user token, as an operator's backend does."""
     return Signer(key).sign(msgspec.json.encode({"sub": checked_id(user, "user"), "exp": expires_at // 1000}))
+
+
+_OTHER_KEY = frozenset({Refusal.SIGNATURE, Refusal.ALGORITHM})
+"""What a token that another key signed is refused with."""
 
 
 class _UserClaims(msgspec.Struct, frozen=True):
@@ -58,9 +84,16 @@ class _UserClaims(msgspec.Struct, frozen=True):
 _read_claims = msgspec.json.Decoder(_UserClaims).decode
 
 
-def user_of(token: str, *, key: str, now: Timestamp) -> str:
-    """Return the user that a user token speaks for; `key` is the key's text. Raises Unauthenticated or TokenExpired."""
-    payload = _verifier(key).verify(token)
+def user_of(token: str, *, keys: Sequence[str], now: Timestamp) -> str:
+    """Return the user that a user token speaks for. Raises Unauthenticated or TokenExpired.
+
+    `keys`: the keys' texts, at least one. A token names none of them, so each is tried, the newest first.
+    """
+    payload: bytes | Refusal = Refusal.UNKNOWN_KEY
+    for key in keys:
+        payload = _verifier(key).verify(token)
+        if payload not in _OTHER_KEY:
+            break
     if isinstance(payload, Refusal):
         raise Unauthenticated(f"the user token is not valid: {payload.value}")
     try:
@@ -78,6 +111,6 @@ def user_of(token: str, *, key: str, now: Timestamp) -> str:
     return user
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _verifier(key: str) -> Verifier:
     return Verifier({}, default=key)

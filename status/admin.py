@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from base.errors import CasConflict, NotReady
+from base.errors import BadRequest, CasConflict, NotReady
 from base.http import Role, json_body, json_response
 from base.ids import NodeId, name_order
 from base.site import Site
@@ -119,7 +119,15 @@ class ResizeApi:
         registered = await self._registered()
 
         def weighted(wish: Wish) -> Wish:
-            weights = weights_asked(asked, wanted_by(wish, self._known()), registered)
+            try:
+                weights = weights_asked(asked, wanted_by(wish, self._known()), registered)
+            except BadRequest as error:
+                if not self._known().is_filling:
+                    raise
+                raise NotReady(
+                    f"{error}; the registry started over, and not every node is registered again",
+                    retry_after_ms=RETRY_AFTER_MS,
+                ) from error
             return msgspec.structs.replace(wish, weights=dict(sorted(weights.items())))
 
         before = wanted_by(self._table.wish, self._known())

@@ -3,21 +3,26 @@
 Whoever holds the registry lock `status/leader` leads, for as long as its session was renewed in time, counted from when
 it *asked*. A leader that cannot renew stops leading by itself before the registry lets another one in.
 
-The leader writes the first table, once enough nodes are there. From then on it does what `status.core.migration`
-decides from the nodes' reports and the operators' wish, one write at a time, and gives serving leases.
+A registry that has no table, or an older one than somebody knows, is new or started over. Then the leader asks all
+status nodes what they know, and begins with the table that `status.core.restoring` decides on. Until then it gives no
+serving leases: nodes have them from each other. From then on it does what `status.core.migration` decides from the
+nodes' reports and the operators' wish, one write at a time, and gives serving leases.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from base.clock import Instant
 from base.core.lease import HeldLease
-from base.errors import CasConflict, SessionLost, StoreError
+from base.errors import CasConflict, RoadsteadError, SessionLost, StoreError
 from base.faultpoint import reach
-from base.ids import Epoch, NodeId, name_order
+from base.ids import Epoch, NodeId
 from base.log import logger
-from base.site import Site
+from base.peer import PeerPool
+from base.site import REGISTERED_AGAIN_MS, Site
 from status.api import SERVICE
 from status.core.faultpoints import crossed_by_all
 from status.core.migration import (
@@ -29,15 +34,16 @@ from status.core.migration import (
     Wished,
     WriteTable,
 )
-from status.core.partitions import PartitionTable, Stage, plan_table
-from status.core.serving import LeaderGrants
-from status.peers import Ask
-from status.table import LEADER_KEY, TABLE_KEY, TableFollower, decode_table, encode_table
+from status.core.partitions import PartitionTable, Stage
+from status.core.restoring import Answers, begun
+from status.core.serving import LEADER_MS, LeaderGrants
+from status.peers import KNOWN, Ask, KnownAsk
+from status.table import LEADER_KEY, TABLE_KEY, WISH_KEY, TableFollower, Wish, decode_table, encode_table
 
 __all__ = ["Leader"]
 
 RENEW_MS = 300
-SESSION_TTL_MS = 1_500
+SESSION_TTL_MS = LEADER_MS
 """How long the lock outlives its holder: part of the time for which a dead leader's partitions are unknown."""
 TICK_MS = 100
 IDLE_TICK_MS = 400
@@ -45,6 +51,11 @@ IDLE_TICK_MS = 400
 DECIDE_PAUSE_MS = 25
 """Between two decisions: the reports of this time are decided on together. Commits do not wait."""
 RETRY_MS = 100
+FIRST_MS = 20
+"""How often it is looked for a first table, without which nobody can be looked up."""
+KNOWN_DEADLINE_MS = 500
+LATER_ROLES = ("access", "im")
+"""They start when there is a table."""
 assert RENEW_MS * 3 < SESSION_TTL_MS
 
 
@@ -58,6 +69,10 @@ class Leader:
         self._node = site.name
         self._table = table
         self._bootstrap_nodes = bootstrap_nodes
+        # The nodes of `up`, which have no configured names, and their registry are one process.
+        self._look_ms = REGISTERED_AGAIN_MS if site.config.name else 0
+        self.pool = PeerPool(site, SERVICE)
+        """Streams to all status nodes, which the owner of the leader runs."""
         self._held = HeldLease()
         self._session: str | None = None
         self._grants: LeaderGrants | None = None
@@ -65,6 +80,10 @@ class Leader:
         self._table_index = 0
         self._to_write: WriteTable | None = None
         self._is_unread = False
+        # Whether this leader knows that the registry has the newest table; and since when it knows that it has not.
+        self._is_current = False
+        self._lost_at: Instant | None = None
+        self._spoken_of = Epoch(0)  # the greatest epoch that was heard of
         self._work = asyncio.Event()
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -83,7 +102,8 @@ class Leader:
         table = self._table.table
         if self._grants is None or table is None or not self.is_leading:
             return None
-        is_granted = self._grants.grant(now, ask.report.node, ask.epoch, table)
+        self._hear_of(max([ask.epoch, *ask.report.access.values()]), table)
+        is_granted = self._is_current and self._grants.grant(now, ask.report.node, ask.epoch, table)
         self._step(now, Reported(ask.report))
         ready = {move for move, progress in ask.report.progress.items() if progress is Progress.READY}
         if any(move.stage is Stage.SEAL and (move.partition, move.move_id) in ready for move in table.moves if ready):
@@ -110,7 +130,7 @@ class Leader:
             except StoreError as error:
                 self._log.warning("leader_round_failed", error=str(error))
             # While there is no table nobody can be looked up, so look again soon.
-            await _wait(self._vacant, RENEW_MS if self._table.table is not None else 20)
+            await _wait(self._vacant, RENEW_MS if self._table.table is not None else FIRST_MS)
             self._vacant.clear()
 
     async def _campaign(self) -> None:
@@ -129,14 +149,13 @@ class Leader:
             token = await self._registry.acquire(LEADER_KEY, self._session, self._node.encode())
             if token is not None:
                 self._elected(asked_at, Epoch(token))
-        if self.is_leading and self._table.table is None:
-            await self._write_first_table()
 
     def _elected(self, asked_at: Instant, term: Epoch) -> None:
         now = self._clock.monotonic()
         self._grants = LeaderGrants(now, term)
         self._migration = Migration(now, grants_over=self._grants.is_over)
         self._to_write, self._is_unread = None, True
+        self._is_current, self._lost_at = False, None
         self._held.granted(asked_at, term, SESSION_TTL_MS)
         self._work.set()
         self._log.info("leader_elected", term=term)
@@ -146,7 +165,7 @@ class Leader:
             self._log.warning("leader_deposed")
         self._session = None
         self._grants = self._migration = None
-        self._held.lost()
+        self._held = HeldLease()  # a registry that started over counts its tokens from the beginning
 
     async def _step_down(self) -> None:
         session, self._session = self._session, None
@@ -159,22 +178,6 @@ class Leader:
                 self._log.debug("leader_session_left_open", error=str(error))
 
     # ---------------------------------------------------------------- the table
-
-    async def _write_first_table(self) -> None:
-        if await self._registry.get(TABLE_KEY) is not None:
-            await self._table.read()
-            return
-        there = [NodeId(instance.id) for instance in (await self._registry.services(SERVICE)).items]
-        nodes = sorted(there, key=name_order)
-        if len(nodes) < self._bootstrap_nodes:
-            return
-        table = plan_table(dict.fromkeys(nodes[: self._bootstrap_nodes], 1))
-        try:
-            await self._registry.put(TABLE_KEY, encode_table(table), expect=0)
-        except CasConflict:
-            return  # another leader was first; its table is as good
-        self._table.offer(table)
-        self._log.info("table_written", epoch=table.epoch, nodes=table.nodes)
 
     def _step(self, now: Instant, event: Event) -> None:
         if self._migration is None or not self._held.is_valid(now):
@@ -229,13 +232,108 @@ class Leader:
 
     async def _read(self) -> None:
         entry = await self._registry.get(TABLE_KEY)
-        if entry is None:
-            await asyncio.sleep(RETRY_MS / 1000)
+        table = decode_table(entry.value) if entry is not None else None
+        index = entry.index if entry is not None else 0
+        mine = self._table.table
+        known = max(self._spoken_of, mine.epoch if mine is not None else 0)
+        if table is None or table.epoch < known:
+            self._is_current = False
+            if self.is_leading:
+                await self._begin_anew(index)
+            return
+        self._has_table(table, index)
+
+    def _hear_of(self, epoch: Epoch, table: PartitionTable) -> None:
+        """Take note of an epoch that a node spoke of: if it is newer than all tables, the registry lost one."""
+        if epoch > max(table.epoch, self._spoken_of):
+            self._spoken_of = epoch
+            self._is_unread = True
+            self._work.set()
+
+    def _has_table(self, table: PartitionTable, index: int) -> None:
+        """Go on from what the registry has at this index."""
+        self._table_index, self._to_write = index, None
+        self._is_unread, self._is_current, self._lost_at = False, True, None
+        self._known(table)
+
+    # ---------------------------------------------------------------- a registry without the newest table
+
+    async def _begin_anew(self, index: int) -> None:
+        """Ask who knows which table, and begin with one once that may be; `index` is what the registry has there."""
+        now = self._clock.monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+            if self._table.table is not None or index:
+                self._log.error("table_lost", spoken_of=self._spoken_of)
+        if self._grants is not None:
+            self._grants.distrust(self._lost_at)
+        answers = await self._ask_all()
+        table = begun(
+            answers,
+            at_s=self._clock.realtime() // 1000,
+            waited_ms=now - self._lost_at,
+            bootstrap_nodes=self._bootstrap_nodes,
+            look_ms=self._look_ms,
+        )
+        if table is None or not self.is_leading:
+            await asyncio.sleep((RETRY_MS if answers.table is not None else FIRST_MS) / 1000)
             self._work.set()
             return
-        self._table_index = entry.index
-        self._is_unread = False
-        self._known(decode_table(entry.value))
+        await self._put_wish_back(table, was_older=index > 0)
+        try:
+            index = await self._registry.put(TABLE_KEY, encode_table(table), expect=index)
+        except CasConflict:
+            self._work.set()  # another leader was first; its table is as good
+            return
+        self._log.info("table_written", epoch=table.epoch, nodes=table.nodes, restored=table.restored > 0)
+        self._has_table(table, index)
+
+    async def _ask_all(self) -> Answers:
+        """Ask all status nodes, those of the newest table and those that are registered, what they know."""
+        registered = {NodeId(instance.id) for instance in (await self._registry.services(SERVICE)).items}
+        table = self._table.table
+        members = {*table.nodes, *table.former} if table is not None else set[NodeId]()
+        heard = {self._node}
+        async with asyncio.TaskGroup() as tasks:
+            for node in (members | registered) - heard:
+                tasks.create_task(self._ask_node(node, heard))
+        is_running = False
+        if self._table.table is None and self._look_ms:
+            is_running = any([(await self._registry.services(role)).items for role in LATER_ROLES])
+        return Answers(self._table.table, heard, registered, self._spoken_of, is_running)
+
+    async def _ask_node(self, node: NodeId, heard: set[NodeId]) -> None:
+        mine = self._table.table
+        ask = KnownAsk(mine.epoch if mine is not None else Epoch(0))
+        try:
+            known = await self.pool.get(node).call(KNOWN, ask, deadline_ms=KNOWN_DEADLINE_MS)
+        except RoadsteadError as error:
+            self._log.debug("known_not_told", peer=node, error=str(error))
+            return
+        if known.table is not None:
+            self._table.offer(decode_table(known.table))
+        self._spoken_of = max(self._spoken_of, known.epoch)
+        heard.add(node)
+
+    async def _put_wish_back(self, table: PartitionTable, *, was_older: bool) -> None:
+        """See to it that the registry has what operators want now, before anything is decided by that.
+
+        In an empty one that is what was read last; what lies beside an older table is as old as that, and the newest
+        one has what came of it.
+        """
+        entry = await self._registry.get(WISH_KEY)
+        if entry is not None and not was_older:
+            return  # somebody gave an order since
+        remembered = self._table.wish if self._table.wish != Wish() else Wish(is_paused=table.is_paused)
+        wish = Wish(is_paused=table.is_paused) if entry is not None else remembered
+        if entry is not None or wish != Wish():
+            try:
+                await self._registry.put(
+                    WISH_KEY, msgspec.msgpack.encode(wish), expect=entry.index if entry is not None else 0
+                )
+            except CasConflict:
+                self._log.info("wish_given_meanwhile")
+        await self._table.read()
 
     def _known(self, table: PartitionTable) -> None:
         self._table.offer(table)

@@ -18,18 +18,16 @@ from base.clock import Instant
 from base.errors import RoadsteadError
 from base.ids import Epoch, NodeId
 from base.log import logger
-from base.peer import PeerPool
 from base.peer.server import PeerServer
 from base.site import Site
-from status.api import SERVICE
 from status.core.handoff import Pull, answered
 from status.core.migration import NodeReport, Progress
 from status.core.ownership import Ownership
 from status.core.partitions import PartitionTable
 from status.core.serving import ASK_MS, Promises, ServingLease
 from status.leader import Leader
-from status.peers import ASK, PULL, Ask, Chunks, Given, Pulls
-from status.table import TableFollower
+from status.peers import ASK, KNOWN, PULL, Ask, Chunks, Given, Known, KnownAsk, Pulls
+from status.table import TableFollower, encode_table
 
 __all__ = ["Member"]
 
@@ -56,14 +54,15 @@ class Member:
         self.ownership = Ownership(site.name, site.incarnation, (), is_leased=self.lease.is_valid, lease_ms=lease_ms)
         self.access_epochs: dict[NodeId, tuple[Instant, Epoch]] = {}
         """Until when each access node that was heard here counts as live, and the newest epoch that it knows."""
-        self.pool = PeerPool(site, SERVICE)
+        self.pool = leader.pool
         """Streams to all status nodes, kept while this runs."""
         self._node = site.name
         self._incarnation = site.incarnation
         self._observe = observe
         self._table = table
         self._leader = leader
-        self._promises = Promises(site.clock.monotonic(), is_first_life=site.incarnation == 1)
+        self._promises = Promises(site.clock.monotonic())
+        self._expects_first_table = False
         self._reported: NodeReport | None = None
         self._news = asyncio.Event()
         self._staged = asyncio.Event()
@@ -79,6 +78,7 @@ class Member:
         """Answer the other status nodes."""
         peers.serve(ASK, self._asked)
         peers.serve(PULL, self._pulled)
+        peers.serve(KNOWN, self._known)
 
     async def run(self) -> None:
         """Ask, report and copy until cancelled."""
@@ -87,8 +87,19 @@ class Member:
             tasks.create_task(self._ask_forever(tasks))
             tasks.create_task(self._copy_forever())
 
+    def expect_first_table(self) -> None:
+        """Take note that the registry has no table yet.
+
+        If the first one of a system is what comes, then no node that lives knew any table. So none has a lease by
+        a promise of this node's former life, if it had one, and there is nothing to wait for.
+        """
+        self._expects_first_table = True
+
     def adopted(self, table: PartitionTable) -> None:
         """Take note that `ownership` adopted a newer table."""
+        if self._expects_first_table and table.epoch == 1:
+            self._promises = Promises(self._observe(), is_first_life=True)
+        self._expects_first_table = False
         self._promises.adopt(table.epoch)
         if self.ownership.incoming():
             self._staged.set()
@@ -127,7 +138,7 @@ class Member:
         if self._leader.is_leading:
             term = self._leader.asked(now, ask)
             if term is not None:
-                self.lease.granted_by_leader(number, term)
+                self.lease.granted_by_leader(number)
         asked = {self._table.leader} if self._table.leader else set[NodeId]()
         if ask.needs_peers:
             asked |= {*table.nodes, *table.former}
@@ -148,7 +159,7 @@ class Member:
         if given.is_granted:
             self.lease.granted_by_peer(number, node, given.epoch)
         if given.term is not None:
-            self.lease.granted_by_leader(number, given.term)
+            self.lease.granted_by_leader(number)
         self._table.offer_diff(given.table)
         self._observe()
         if self._told[node] is not self._reported:
@@ -163,6 +174,12 @@ class Member:
         is_granted = ask.needs_peers and self._promises.grant(now, ask.epoch)
         del peer
         return Given(epoch, is_granted, term, self._table.diff_from(ask.epoch) if ask.epoch < epoch else None)
+
+    def _known(self, ask: KnownAsk, _peer: str) -> Known:
+        table = self._table.table
+        if table is None:
+            return Known(Epoch(0), None)
+        return Known(table.epoch, encode_table(table) if table.epoch > ask.epoch else None)
 
     def _report(self, now: Instant) -> NodeReport:
         progress: dict[tuple[int, Epoch], Progress] = {}

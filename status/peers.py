@@ -1,6 +1,7 @@
 """What status nodes say among themselves.
 
 status.ask         a node asks another for a serving lease, and reports: to the leader always, to all when it must
+status.known       a leader in a registry that has lost the table asks who knows which
 status.pull        the target of moves asks their source for what it lacks
 status.census      what the receiver holds, counted
 status.count       how many users and sessions are online in partitions of the receiver
@@ -21,7 +22,21 @@ from status.core.migration import NodeReport
 from status.core.partitions import TableDiff
 from status.core.rollcall import Bookmark, Listed
 
-__all__ = ["ASK", "CENSUS", "PULL", "Ask", "Census", "CensusAsk", "Chunks", "Given", "LifeDigest", "Pulls"]
+__all__ = [
+    "ASK",
+    "CENSUS",
+    "KNOWN",
+    "PULL",
+    "Ask",
+    "Census",
+    "CensusAsk",
+    "Chunks",
+    "Given",
+    "Known",
+    "KnownAsk",
+    "LifeDigest",
+]
+__all__ += ["Pulls"]
 __all__ += ["COUNT", "SESSIONS", "Count", "CountAsk", "NodeCount", "SessionsAsk", "SessionsPart"]
 __all__ += ["EVENTS", "EVENTS_END", "EventsAsk", "EventsEndAsk", "Snapshot", "Told"]
 
@@ -41,6 +56,19 @@ class Given(msgspec.Struct, array_like=True, frozen=True):
     is_granted: bool
     term: Epoch | None
     table: TableDiff | None
+
+
+class KnownAsk(msgspec.Struct, array_like=True, frozen=True):
+    """What is the newest table that you know? Ours is of this epoch, 0 for none."""
+
+    epoch: Epoch
+
+
+class Known(msgspec.Struct, array_like=True, frozen=True):
+    """The sender's newest table is of this epoch; it comes along, as the registry keeps tables, if it is newer."""
+
+    epoch: Epoch
+    table: bytes | None
 
 
 class Pulls(msgspec.Struct, array_like=True, frozen=True):
@@ -167,6 +195,7 @@ class EventsEndAsk(msgspec.Struct, array_like=True, frozen=True):
 
 
 ASK = Method("status.ask", Ask, Given)
+KNOWN = Method("status.known", KnownAsk, Known)
 PULL = Method("status.pull", Pulls, Chunks)
 CENSUS = Method("status.census", CensusAsk, Census)
 COUNT = Method("status.count", CountAsk, Count)

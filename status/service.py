@@ -19,7 +19,7 @@ from base.errors import BadRequest, LimitExceeded, NotReady, StaleEpoch
 from base.faultpoint import reach
 from base.ids import NodeId
 from base.node import Node
-from base.registry import follow
+from base.registry import follow_services
 from base.site import Site
 from status.admin import ResizeApi
 from status.api import (
@@ -145,6 +145,8 @@ class StatusNode:
         await self.node.listen()
         # A table that comes from elsewhere may be older than this node's promises in its former life.
         await self._table.read()
+        if self._table.table is None:
+            self._member.expect_first_table()
         alive = (await self._site.registry.services(ACCESS_SERVICE)).items
         self._ownership.access = frozenset(NodeId(instance.id) for instance in alive)
         await self.node.join()
@@ -299,8 +301,9 @@ class StatusNode:
                 parked.wake()
 
     async def _follow_access(self) -> None:
-        async for view in follow(self._site.registry.services, ACCESS_SERVICE, self._clock):
-            self._ownership.access = frozenset(NodeId(instance.id) for instance in view.items)
+        keep_ms = self._site.config.registration_ttl_ms
+        async for instances in follow_services(self._site.registry, ACCESS_SERVICE, self._clock, keep_ms=keep_ms):
+            self._ownership.access = frozenset(NodeId(instance.id) for instance in instances)
 
     async def _tick(self) -> None:
         while True:

@@ -33,6 +33,8 @@ TABLES_KEPT = 32
 class Wish(msgspec.Struct, frozen=True):
     """What operators want, for whichever node leads. `weights` None: as the table has it.
 
+    The table has all of it that a leader took up: a registry that lost it gets back what the leader remembers.
+
     Moves that began at the epoch `abort` or before are rolled back where they can be.
     """
 
@@ -153,6 +155,8 @@ class TableFollower:
         self.is_registry_reachable = False
 
     def _take(self, view: View[Entry]) -> None:
+        if all(entry.key != WISH_KEY for entry in view.items):
+            self.wish_index = 0  # if the registry lost it, it is good until the leader has put it back
         for entry in view.items:
             if entry.key == TABLE_KEY:
                 if self.table is not None and _head_decoder.decode(entry.value).epoch <= self.table.epoch:

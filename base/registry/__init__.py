@@ -6,7 +6,7 @@ needs to follow a key or a service uses `follow`, whatever the adapter.
 """
 
 from base.core.registry import Entry, ServiceInstance
-from base.registry.follow import follow
+from base.registry.follow import follow, follow_services
 from base.registry.ports import Registry, View
 
-__all__ = ["Entry", "Registry", "ServiceInstance", "View", "follow"]
+__all__ = ["Entry", "Registry", "ServiceInstance", "View", "follow", "follow_services"]

@@ -56,6 +56,7 @@ from base.registry.wire import (
     Session,
     Written,
 )
+from base.trust import Trust
 
 __all__ = ["CALL_DEADLINE_MS", "RegistryServer", "RemoteRegistry"]
 
@@ -88,7 +89,7 @@ class RemoteRegistry:
         url: str,
         *,
         node: str,
-        peer_key: str,
+        trust: Trust,
         call_deadline_ms: int = CALL_DEADLINE_MS,
         waiting_max: int = WAITING_MAX,
         poll_ms: int = POLL_MS,
@@ -98,7 +99,7 @@ class RemoteRegistry:
         Args:
             url: of a node that serves its registry.
             node: who asks.
-            peer_key: the cluster's shared secret.
+            trust: what this node shows to that one, and believes of it.
             call_deadline_ms: how long an answer may take, on top of what a read waits for by itself (ms).
             waiting_max: how many reads may wait at the server at once, at most half of what a stream allows.
             poll_ms: how often the reads beyond that look (ms).
@@ -106,7 +107,7 @@ class RemoteRegistry:
         self._call_deadline_ms = call_deadline_ms
         self._waiting_max = waiting_max
         self._poll_ms = poll_ms
-        self._client = PeerClient(url, peer="registry", node=node, peer_key=peer_key)
+        self._client = PeerClient(url, peer="registry", node=node, trust=trust)
         self._waiting = 0
 
     async def run(self) -> None:

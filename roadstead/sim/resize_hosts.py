@@ -389,7 +389,7 @@ class StatusNode:
         if given.is_granted:
             self.lease.granted_by_peer(given.number, NodeId(source), given.epoch)
         if given.term is not None:
-            self.lease.granted_by_leader(given.number, given.term)
+            self.lease.granted_by_leader(given.number)
         if given.table is not None:
             self._adopt(now, given.table, is_registered=False)
 
@@ -415,7 +415,7 @@ class StatusNode:
         assert table is not None
         if self._grants.grant(now, self.node, table.epoch, table):
             number = self.lease.ask(now)
-            self.lease.granted_by_leader(number, self._grants.term)
+            self.lease.granted_by_leader(number)
         self._run(now, Reported(self._report(now)))
         self._run(now, self._wish.wished)
 

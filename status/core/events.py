@@ -69,7 +69,7 @@ CURSOR_NODES_MAX = 256
 CURSOR_CHARS_MAX = 8_000
 """Servers and proxies take a request line of about 8 kB."""
 
-_LIFE_BITS = 24
+_LIFE_BITS = 32
 _POSITION_BITS = 48
 """A log with a hundred thousand events a second takes 89 years to come to its end."""
 
@@ -303,7 +303,7 @@ class EventLog:
 
 def _text(user_seq: int) -> str:
     """Return a sequence as readers have it; all are equally long."""
-    return f"{user_seq:026x}"
+    return f"{user_seq:028x}"
 
 
 # ---------------------------------------------------------------- several nodes

@@ -58,6 +58,7 @@ from status.core.partitions import (
     Move,
     PartitionTable,
     Pause,
+    Registered,
     Settle,
     Stage,
     Take,
@@ -84,6 +85,8 @@ SEALED_MAX = 192
 """So many of them are sealed at once: requests wait for the final copy of all of them."""
 GONE_MS = 2_000
 """Silence after which a status node is presumed gone."""
+FILLING_MS = 10_000
+"""How long it takes at most until everybody who lives is registered in a registry that started over: ten heartbeats."""
 
 
 class Progress(IntEnum):
@@ -123,6 +126,8 @@ class View:
     """Partitions whose move made no progress for too long."""
     resting: Collection[Pair] = ()
     """Pairs of nodes that shall begin and seal no move."""
+    is_filled: bool = False
+    """Whether the leader leads for so long that a registry which started over must list everybody again."""
 
     def known_to_all(self) -> Epoch:
         """Return the newest epoch that every live status and access node acknowledged."""
@@ -152,6 +157,8 @@ def decide(table: PartitionTable, view: View, misplaced: Mapping[int, NodeId] | 
     `misplaced` is what `planned` says of the live nodes' weights, None when no wanted node is live.
     """
     changes: list[Change] = [Settle()] if table.former and may_change_members(table, view) else []
+    if table.is_filling and view.is_filled:
+        changes.append(Registered())
     changes += _decide_moves(table, view)
     if misplaced is None:
         return changes
@@ -398,7 +405,12 @@ class Migration:
         live = {node: report for node, (at, report) in sorted(self._reports.items()) if now < at + GONE_MS}
         view = View(live, self._acknowledged, lambda node: self._grants_over(now, node))
         self._patience.look(now, table.moves, view.answers)
-        return replace(view, stalled=self._patience.stalled, resting=self._patience.resting)
+        return replace(
+            view,
+            stalled=self._patience.stalled,
+            resting=self._patience.resting,
+            is_filled=now >= self._began_at + FILLING_MS,
+        )
 
     def _write(self, now: Instant) -> list[WriteTable]:
         table = self._table
@@ -414,7 +426,7 @@ class Migration:
         misplaced = self._misplaced(table, view)
         changes = _allowed(table, view, asked) or decide(table, view, misplaced)
         if not changes:
-            is_settled = not (asked or table.moves or table.former or 0 in table.weights)
+            is_settled = not (asked or table.moves or table.former or table.is_filling or 0 in table.weights)
             if is_settled and misplaced is not None and not misplaced:
                 self._quiet = quiet  # only another table, a wish, or a node that comes or goes is news now
             return []

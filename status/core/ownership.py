@@ -57,6 +57,9 @@ ROUND_MS = 100
 _CLOSED, _STALE, _NOTED = int(Kind.CLOSED), Merged.STALE, Merged.NOTED
 
 FROM_COPY = frozenset({Stage.COPY, Stage.CATCHUP, Stage.SEAL})
+_UNLISTED = NodeId("")
+"""Stands for access nodes that live, and that a registry which started over does not list yet: their beats will tell
+of them, if there are any. Nobody is called so, and so it is awaited until silence is proof."""
 CLOSED_STAGES = frozenset({Stage.SEAL, Stage.RECOVER})
 """The owner takes nothing: it is about to lose the partition, or must wait until nobody else can answer."""
 
@@ -473,6 +476,8 @@ class Ownership:
         if held.awaited is None:
             # Also whom the registry does not list: a registration may lapse while its process lives.
             held.awaited = {*self.access, *self._vouching.nodes()}
+            if self.table.is_filling:
+                held.awaited.add(_UNLISTED)
             held.vouch_from = self.table.partition_epoch(partition)
             held.grace_until = self._vouching.grace_from(now)
         elif self._is_complete(now, held):

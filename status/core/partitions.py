@@ -52,12 +52,14 @@ __all__ += [
     "End",
     "Members",
     "Pause",
+    "Registered",
     "Settle",
     "TableDiff",
     "Take",
     "changed_since",
     "diff",
     "patched",
+    "restored",
 ]
 
 PARTITIONS = 4096
@@ -151,7 +153,12 @@ class Pause:
     is_paused: bool
 
 
-Change = Begin | Advance | End | Take | Members | Settle | Pause
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Whoever lives is registered again, in a registry that started over."""
+
+
+Change = Begin | Advance | End | Take | Members | Settle | Pause | Registered
 
 
 class TableDiff(msgspec.Struct, frozen=True, array_like=True):
@@ -168,6 +175,8 @@ class TableDiff(msgspec.Struct, frozen=True, array_like=True):
     moves: tuple[Move, ...]
     former: tuple[NodeId, ...]
     is_paused: bool
+    restored: Epoch = Epoch(0)
+    is_filling: bool = False
 
 
 class PartitionTable(msgspec.Struct, frozen=True):
@@ -186,6 +195,11 @@ class PartitionTable(msgspec.Struct, frozen=True):
     former: tuple[NodeId, ...] = ()
     """The nodes before the last change of nodes: a majority of them may not know of it yet."""
     is_paused: bool = False
+    restored: Epoch = Epoch(0)
+    """The epoch with which this table came into a registry that had lost it: whoever knows an older one may know things
+    that never were. 0: the registry never lost a table."""
+    is_filling: bool = False
+    """The registry started over, and does not list everybody yet who lives."""
 
     def owner(self, partition: int) -> NodeId:
         """Return the node that owns the partition."""
@@ -230,6 +244,7 @@ class PartitionTable(msgspec.Struct, frozen=True):
         assert len(self.partition_epochs) == len(self.owned_since) in {0, len(self.owners)}, "I6"
         assert min(self.partition_epochs, default=self.epoch) > 0, "I6"
         assert max(self.partition_epochs, default=self.epoch) <= self.epoch, "I6"
+        assert self.restored <= self.epoch, "I6"
         partitions = [move.partition for move in self.moves]
         assert partitions == sorted(set(partitions)), "I5"
         for move in self.moves:
@@ -262,6 +277,7 @@ class _Draft:
         self._moves = table.moves_by_partition()
         self._former = table.former
         self._is_paused = table.is_paused
+        self._is_filling = table.is_filling
 
     def make(self, change: Change) -> None:
         match change:
@@ -285,6 +301,8 @@ class _Draft:
                 self._former = ()
             case Pause(is_paused):
                 self._is_paused = is_paused
+            case Registered():
+                self._is_filling = False
             case _:
                 assert_never(change)
 
@@ -299,6 +317,8 @@ class _Draft:
             moves=tuple(self._moves[partition] for partition in sorted(self._moves)),
             former=self._former,
             is_paused=self._is_paused,
+            restored=self._before.restored,
+            is_filling=self._is_filling,
         )
 
     def _put(self, move: Move) -> None:
@@ -342,7 +362,18 @@ def diff(old: PartitionTable, new: PartitionTable) -> TableDiff:
         (partition, new.owners[partition], new.partition_epoch(partition), new.owner_epoch(partition))
         for partition in changed
     )
-    return TableDiff(old.epoch, new.epoch, new.nodes, new.weights, owners, new.moves, new.former, new.is_paused)
+    return TableDiff(
+        old.epoch,
+        new.epoch,
+        new.nodes,
+        new.weights,
+        owners,
+        new.moves,
+        new.former,
+        new.is_paused,
+        new.restored,
+        new.is_filling,
+    )
 
 
 def patched(old: PartitionTable, change: TableDiff) -> PartitionTable | None:
@@ -364,6 +395,31 @@ def patched(old: PartitionTable, change: TableDiff) -> PartitionTable | None:
         change.moves,
         change.former,
         change.is_paused,
+        change.restored,
+        change.is_filling,
+    )
+
+
+def restored(table: PartitionTable, epoch: Epoch, *, is_refilled: bool) -> PartitionTable:
+    """Return the table for a registry that lost it, at an epoch far above all that anybody may know.
+
+    Args:
+        table: the newest that is known.
+        epoch: of the table to be.
+        is_refilled: there may have been newer ones, so each owner asks the access nodes anew; but for those that wait
+            for what fences the last owner, moves are forgotten.
+    """
+    assert epoch > table.epoch
+    size = len(table.owners)
+    moves = tuple(move for move in table.moves if not is_refilled or move.stage is Stage.RECOVER)
+    return msgspec.structs.replace(
+        table,
+        epoch=epoch,
+        partition_epochs=(epoch,) * size,
+        owned_since=(epoch,) * size if is_refilled else table.owned_since or (Epoch(1),) * size,
+        moves=moves,
+        restored=epoch,
+        is_filling=True,
     )
 
 

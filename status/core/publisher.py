@@ -198,6 +198,9 @@ class Publisher:
         if old is None:
             came: Iterable[int] = range(self._size)
             pending = [session for members in self._members for session in members.values()]
+        elif table.restored > old.epoch:  # what was known of owners may never have been
+            came = range(self._size)
+            pending = self._unroute(frozenset(came))
         else:
             # Also what came back to the same owner: it may have lost it in between.
             came = [partition for partition, epoch in enumerate(table.owned_since) if epoch > old.epoch]

@@ -38,13 +38,26 @@ from base.core.lease import HeldLease
 from base.ids import Epoch, NodeId
 from status.core.partitions import PartitionTable
 
-__all__ = ["ASK_MS", "SERVING_MS", "Granter", "LeaderGrants", "Promises", "ServingLease", "is_fenced", "is_majority"]
+__all__ = [
+    "ASK_MS",
+    "LEADER_MS",
+    "SERVING_MS",
+    "SILENCE_MS",
+    "Granter",
+    "LeaderGrants",
+    "Promises",
+    "ServingLease",
+    "is_fenced",
+    "is_majority",
+]
 
 ASK_MS = 400
 SERVING_MS = 2_000
 DRIFT_PPM = 100_000
 SILENCE_MS = SERVING_MS + SERVING_MS * DRIFT_PPM // 1_000_000
 """Longer than any grant lasts, on any clock: what a new granter waits for its predecessor's grants to end."""
+LEADER_MS = 1_500
+"""How long a leader leads, counted from its last asking, while the registry does not answer."""
 
 assert ASK_MS * 3 < SERVING_MS, "two lost questions must not cost a lease"
 
@@ -72,7 +85,7 @@ class ServingLease:
         self._drift_ppm = drift_ppm
         self._round = 0
         self._asked: dict[int, Instant] = {}
-        self._by_leader = HeldLease(drift_ppm=drift_ppm)
+        self._led_until: Instant | None = None
         self._by_peer: dict[NodeId, HeldLease] = {}
 
     def ask(self, now: Instant) -> int:
@@ -87,14 +100,18 @@ class ServingLease:
 
         Not always, because each promise holds up its granter's acknowledgements, and with them every resize.
         """
-        until = self._by_leader.valid_until()
-        return until is None or until < now + SERVING_MS // 2
+        return self._led_until is None or self._led_until < now + SERVING_MS // 2
 
-    def granted_by_leader(self, number: int, term: Epoch) -> None:
-        """Take note of the leader's grant in answer to a question of that round."""
+    def granted_by_leader(self, number: int) -> None:
+        """Take note of a leader's grant in answer to a question of that round.
+
+        Of which leader does not matter: each waits until all that its predecessors granted must be over. And terms
+        begin anew with a registry that started over, so that they could not tell which leader is the later one.
+        """
         asked_at = self._asked.get(number)
         if asked_at is not None:
-            self._by_leader.granted(asked_at, term, SERVING_MS)
+            until = Instant(asked_at + SERVING_MS - SERVING_MS * self._drift_ppm // 1_000_000)
+            self._led_until = Instant(max(until, self._led_until or until))
 
     def granted_by_peer(self, number: int, granter: NodeId, epoch: Epoch) -> None:
         """Take note of another status node's grant at an epoch."""
@@ -105,19 +122,22 @@ class ServingLease:
 
     def is_valid(self, now: Instant, table: PartitionTable) -> bool:
         """Return whether the node may answer, under this table, for what it owns in it (I1, I2)."""
-        return self._by_leader.is_valid(now) or self.is_by_majority(now, table)
+        return self._is_led(now) or self.is_by_majority(now, table)
 
     def granter(self, now: Instant, table: PartitionTable | None) -> Granter:
         """Return on whose grant the node may answer under this table; without one, on nobody's."""
         if table is None or not self.is_valid(now, table):
             return Granter.NOBODY
-        return Granter.LEADER if self._by_leader.is_valid(now) else Granter.PEERS
+        return Granter.LEADER if self._is_led(now) else Granter.PEERS
 
     def is_by_majority(self, now: Instant, table: PartitionTable) -> bool:
         """Return whether a majority of the table's nodes, this one included, granted a lease at its epoch."""
         granters = {node for node, held in self._by_peer.items() if held.epoch == table.epoch and held.is_valid(now)}
         granters.add(self._node)
         return self._node in table.nodes and is_majority(table.nodes, granters)
+
+    def _is_led(self, now: Instant) -> bool:
+        return self._led_until is not None and now < self._led_until
 
 
 class Promises:
@@ -161,6 +181,10 @@ class LeaderGrants:
         self.term = term
         self._silent_until = Instant(now + SILENCE_MS)
         self._until: dict[NodeId, Instant] = {}
+
+    def distrust(self, now: Instant) -> None:
+        """The registry started over: a predecessor that does not know it yet may grant leases for another while."""
+        self._silent_until = Instant(now + LEADER_MS + SILENCE_MS)
 
     def grant(self, now: Instant, node: NodeId, asked_at_epoch: Epoch, table: PartitionTable) -> bool:
         """Return whether the node gets 2 s; not with an older table, in which it may own what it lost."""

@@ -182,7 +182,7 @@ class Watcher:
         self.table = table
         for partition, users in list(self._by_partition.items()):
             # Also what came back to the same owner: it forgot the watches in between.
-            if old is None or table.owner_epoch(partition) > old.epoch:
+            if old is None or max(table.owner_epoch(partition), table.restored) > old.epoch:
                 for user, found in list(users.items()):
                     self._unask(user, found, list(found.asked))
                     self._unroute(user, found)

@@ -72,7 +72,7 @@ class Served(NamedTuple):
 async def serving(
     config: SecurityConfig, name: str = "status-1", *, credentials: Credentials | None = None
 ) -> AsyncIterator[Served]:
-    trust = Trust.load(config, node=name)
+    trust = Trust.load(config)
     credentials = credentials or Credentials()
     site = Site(
         name=NodeId(name),
@@ -109,7 +109,7 @@ async def connected(url: str, trust: Trust, name: str = "access-1") -> AsyncIter
     client = PeerClient(url, peer="status-1", node=name, trust=trust)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(client.run())
-        following = tasks.create_task(trust.follow())
+        following = tasks.create_task(follow(trust.parts, interval_s=0.01, node="access-1"))
         try:
             yield client
         finally:
@@ -140,7 +140,7 @@ def replace(file: Path, text: str) -> None:
 
 async def test_nodes_talk_over_mutual_tls(authority: Authority) -> None:
     """In frames of any size, both ways, under the name that the certificate says."""
-    client_trust = Trust.load(authority.config("access-1"), node="access-1")
+    client_trust = Trust.load(authority.config("access-1"))
     async with serving(authority.config("status-1")) as served, connected(served.url, client_trust) as client:
         assert served.url.startswith("https://127.0.0.1:")
         for text in ("hello", "x" * 3_000_000):
@@ -151,7 +151,7 @@ async def test_nodes_talk_over_mutual_tls(authority: Authority) -> None:
 
 async def test_a_node_cannot_speak_for_another(authority: Authority) -> None:
     """Though it has the cluster's key and a certificate: the name is another node's. Others are told nothing."""
-    trust = Trust.load(authority.config("access-1"), node="access-1")
+    trust = Trust.load(authority.config("access-1"))
     async with serving(authority.config("status-1")) as served:
         with capture_logs() as logged, pytest.raises(Unauthenticated):
             await connect(served.url, node="status-2", trust=trust)
@@ -227,7 +227,7 @@ async def test_half_a_handshake_is_not_waited_for_long_nor_by_many(
 
 async def test_a_node_with_tls_shows_its_key_to_no_server_without(authority: Authority, strangers: Authority) -> None:
     """Nor to one of another CA, whatever the registry says about where a peer is."""
-    trust = Trust.load(authority.config("access-1"), node="access-1")
+    trust = Trust.load(authority.config("access-1"))
     keys = SecurityConfig(peer_keys_file=str(authority.folder / "peer-keys"))
     async with serving(keys) as plain:
         with pytest.raises(PeerUnavailable, match="without TLS"):
@@ -241,7 +241,7 @@ async def test_a_node_of_another_ca_learns_what_may_be_wrong(authority: Authorit
     """It believes the server and is not believed, which TLS 1.3 tells after the handshake, if at all."""
     both = authority.folder / "both.pem"
     both.write_bytes(authority.ca.file.read_bytes() + strangers.ca.file.read_bytes())
-    trust = Trust.load(strangers.config("access-1", tls_ca=str(both)), node="access-1")
+    trust = Trust.load(strangers.config("access-1", tls_ca=str(both)))
     async with serving(authority.config("status-1")) as served, asyncio.timeout(SOON_S):
         with pytest.raises((PeerUnavailable, OSError), match="(?i)certificate|alert|lost|reset"):  # noqa: RUF043
             await connect(served.url, node="access-1", trust=trust)
@@ -252,7 +252,7 @@ async def test_a_node_of_another_ca_learns_what_may_be_wrong(authority: Authorit
 
 async def test_a_certificate_is_renewed_while_nodes_talk(authority: Authority) -> None:
     """New connections see the new one, at both ends; streams that are open stay so."""
-    client_trust = Trust.load(authority.config("access-1"), node="access-1")
+    client_trust = Trust.load(authority.config("access-1"))
     async with (
         serving(authority.config("status-1")) as served,
         connected(served.url, client_trust) as client,
@@ -279,7 +279,7 @@ async def test_a_peer_key_is_changed_at_all_nodes_while_they_talk(tmp_path: Path
     for file in files.values():
         file.write_text(f"{old}\n")
     configs = {name: SecurityConfig(peer_keys_file=str(file), reload_ms=10) for name, file in files.items()}
-    client_trust = Trust.load(configs["access-1"], node="access-1")
+    client_trust = Trust.load(configs["access-1"])
     async with (
         serving(configs["status-1"]) as served,
         connected(served.url, client_trust) as client,

@@ -9,6 +9,7 @@ import pytest
 
 from base.config import load
 from base.errors import ConfigError
+from base.reload import follow
 from base.trust import SecurityConfig, Trust, require_safe
 from roadstead.config import Config
 from tests.support.certificates import Authority
@@ -33,9 +34,9 @@ async def test_a_peer_key_is_changed_while_the_node_runs(tmp_path: Path) -> None
     """Added, made the first, and the old one removed."""
     file = tmp_path / "peer-keys"
     file.write_text(f"{OLD}\n")
-    trust = Trust.load(SecurityConfig(peer_keys_file=str(file), reload_ms=10), node="access-1")
+    trust = Trust.load(SecurityConfig(peer_keys_file=str(file), reload_ms=10))
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        follower = tasks.create_task(trust.follow())
+        follower = tasks.create_task(follow(trust.parts, interval_s=0.01, node="access-1"))
         for keys in ([OLD, NEW], [NEW, OLD], [NEW]):
             fresh = tmp_path / "fresh"
             fresh.write_text("".join(f"{key}\n" for key in keys))
@@ -50,7 +51,7 @@ async def test_a_peer_key_is_changed_while_the_node_runs(tmp_path: Path) -> None
 
 def test_with_a_certificate_both_ends_have_tls(authority: Authority) -> None:
     """The server's context is one for ever, the client's is a new one after each change."""
-    trust = Trust.load(authority.config("access-1"), node="access-1")
+    trust = Trust.load(authority.config("access-1"))
     server, client = trust.server_ssl, trust.client_ssl
     assert server is not None
     assert client is not None
@@ -63,7 +64,7 @@ def test_with_a_certificate_both_ends_have_tls(authority: Authority) -> None:
 def test_every_fault_of_the_files_is_told_at_once(authority: Authority, tmp_path: Path) -> None:
     """Once each, though both ends of TLS find the same one."""
     with pytest.raises(ConfigError) as caught:
-        Trust.load(authority.config("access-1", peer_keys_file="", tls_ca=str(tmp_path / "none")), node="access-1")
+        Trust.load(authority.config("access-1", peer_keys_file="", tls_ca=str(tmp_path / "none")))
     assert len(caught.value.errors) == 2
     assert "security.peer_keys_file must name a file" in caught.value.errors
 

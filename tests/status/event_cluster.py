@@ -15,6 +15,7 @@ from base.ids import Incarnation, NodeId
 from base.registry import ServiceInstance
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from roadstead.api import call_api
 from status.api import OFFLINE, Closed, Opened, UserStatus
 from status.client import StatusPublisher
@@ -77,7 +78,7 @@ class Cluster:
             port=0,
             registry=self.registry,
             clock=SystemClock(),
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials({KEY: Role.BACKEND, VIEWER_KEY: Role.VIEWER, OPERATOR_KEY: Role.OPERATOR}),
             config=NodeConfig(registration_ttl_ms=60_000),
         )

@@ -81,7 +81,7 @@ async def test_a_session_is_told_from_its_connect_to_its_disconnect(access: Acce
     assert reader.told == [("connect", "alice"), ("state", "alice"), ("disconnect", "alice")]
     sequences = [event["user_seq"] for _, page in reader.pages for event in page if event.get("user") == "alice"]
     assert sequences == sorted(set(sequences))
-    assert {len(sequence) for sequence in sequences} == {26}
+    assert {len(sequence) for sequence in sequences} == {28}
 
 
 async def test_every_cursor_is_good_for_all_that_came_after_it(cluster: Cluster, access: Access, reader: Reader):

@@ -12,6 +12,7 @@ from base.http import Credentials
 from base.ids import Incarnation, NodeId
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from status.api import Opened, State
 from status.config import StatusConfig
 from status.core.refreshing import BATCH_MAX, key_of, lane_of
@@ -56,7 +57,7 @@ async def running(store: Store) -> AsyncIterator[RedisSessionReports]:
         port=0,
         registry=MemoryRegistry(SystemClock()),
         clock=SystemClock(),
-        peer_key="peer-key",
+        trust=Trust.of_key("peer-key"),
         credentials=Credentials({}),
         config=NodeConfig(),
     )

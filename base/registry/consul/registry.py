@@ -256,7 +256,11 @@ class ConsulRegistry:
             seen = await self._wait(prefix, index, min(wait_ms, WAIT_MS_MAX))
         else:
             seen = await self._client.scan(prefix)
-        return told_index(seen.index, after, life), sorted(seen.items, key=lambda item: str(item["Key"]))
+        told = told_index(seen.index, after, life)
+        if after >= 0 and life is not self._client.life:
+            # Others were not answered while this one waited: an outage that its reader has to know of, as they do.
+            told = ViewIndex.of(min(seen.index, after - 1), seen.index, life)
+        return told, sorted(seen.items, key=lambda item: str(item["Key"]))
 
     async def _wait(self, prefix: str, index: int, wait_ms: int) -> Seen:
         if self._waiting >= self._waiting_max:

@@ -40,7 +40,7 @@ def test_whom_a_registry_that_started_over_lost_is_kept_until_it_is_there_again(
     assert names(presumed.sees(at(1), 0, [], was_away=False)) == "ab"
     back = instance("a", life=2)
     assert presumed.sees(at(2), 1, [back], was_away=False) == (back, instance("b"))
-    assert names(presumed.sees(at(3), 2, [instance("b")], was_away=False)) == "b"
+    assert presumed.sees(at(3), 2, [back, instance("b", life=2)], was_away=False) == (back, instance("b", life=2))
     assert presumed.next_deadline() is None
 
 
@@ -50,9 +50,32 @@ def test_whom_it_lost_while_it_was_away_is_kept_too_but_not_for_ever() -> None:
     presumed.sees(at(0), 5, [instance("a"), instance("b")], was_away=False)
     assert names(presumed.sees(at(10), 6, [instance("a")], was_away=True)) == "ab"
     assert presumed.next_deadline() == 110
-    assert names(presumed.sees(at(50), 6, [instance("a")], was_away=True)) == "ab", "a second outage gives no more time"
-    assert presumed.next_deadline() == 110
+    assert names(presumed.sees(at(109), 6, [instance("a")], was_away=False)) == "ab"
     assert names(presumed.sees(at(110), 6, [instance("a")], was_away=False)) == "a"
+    assert presumed.next_deadline() is None
+
+
+def test_whom_it_loses_after_it_is_back_is_kept_as_well() -> None:
+    """It comes back with everybody, and finds then that nobody was heard of for too long."""
+    presumed = Presumed(KEEP_MS)
+    presumed.sees(at(0), 5, [instance("a"), instance("b")], was_away=False)
+    assert names(presumed.sees(at(10), 5, [instance("a"), instance("b")], was_away=True)) == "ab"
+    assert presumed.next_deadline() is None, "nobody is missed"
+    assert names(presumed.sees(at(20), 6, [instance("b")], was_away=False)) == "ab"
+    assert names(presumed.sees(at(30), 7, [], was_away=False)) == "ab"
+    assert presumed.next_deadline() == 110
+    assert names(presumed.sees(at(40), 8, [instance("a")], was_away=False)) == "ab"
+    assert names(presumed.sees(at(110), 8, [instance("a")], was_away=False)) == "a"
+
+
+def test_another_outage_gives_everybody_another_time() -> None:
+    """Nobody could register during that, either."""
+    presumed = Presumed(KEEP_MS)
+    presumed.sees(at(0), 5, [instance("a")], was_away=False)
+    assert names(presumed.sees(at(10), 6, [], was_away=True)) == "a"
+    assert names(presumed.sees(at(500), 7, [], was_away=True)) == "a"
+    assert presumed.next_deadline() == 600
+    assert names(presumed.sees(at(600), 7, [], was_away=False)) == ""
 
 
 @given(
@@ -60,22 +83,22 @@ def test_whom_it_lost_while_it_was_away_is_kept_too_but_not_for_ever() -> None:
         st.tuples(st.integers(0, 60), st.integers(0, 9), st.sets(st.sampled_from(NAMES)), st.booleans()), max_size=30
     )
 )
-def test_it_keeps_who_was_missed_first_at_most_so_long_ago(views: list[tuple[int, int, set[str], bool]]) -> None:
-    """A dumb twin that looks through all of the past."""
+def test_it_keeps_whom_it_saw_since_the_last_view_that_it_had_to_believe(
+    views: list[tuple[int, int, set[str], bool]],
+) -> None:
+    """A dumb twin that keeps all views, and looks through them anew each time."""
     presumed = Presumed(KEEP_MS)
+    past: list[tuple[int, set[str], bool]] = []
     now, last_index = 0, -1
-    missed: dict[str, int] = {}
-    live: set[str] = set()
     for pause_ms, index, shown, was_away in views:
         now += pause_ms
-        is_doubtful = was_away or index < last_index
-        for name in sorted(live - shown):
-            if name not in missed and is_doubtful:
-                missed[name] = now
-        live = shown | {name for name, since in missed.items() if name not in shown and now < since + KEEP_MS}
-        missed = {name: since for name, since in missed.items() if name in live - shown}
+        past.append((now, shown, was_away or index < last_index))
         last_index = index
+        live, doubt_began = set[str](), -KEEP_MS
+        for when, seen_then, begins_doubt in past:
+            doubt_began = when if begins_doubt else doubt_began
+            live = seen_then | live if when < doubt_began + KEEP_MS else seen_then
         seen = presumed.sees(at(now), index, [instance(name) for name in shown], was_away=was_away)
         assert names(seen) == "".join(sorted(live))
         presumed.check_invariants()
-        assert presumed.next_deadline() == min((since + KEEP_MS for since in missed.values()), default=None)
+        assert presumed.next_deadline() == (doubt_began + KEEP_MS if live - shown else None)

@@ -41,7 +41,7 @@ def tell(log: EventLog, session: str, partition: int = 7, merged_as: Merged = Me
 
 
 def seq(epoch: int, counter: int, life: int = 1) -> str:
-    return f"{epoch:08x}{life:06x}{counter:012x}"
+    return f"{epoch:08x}{life:08x}{counter:012x}"
 
 
 def log_of(*sessions: str, partitions: Sequence[int] = (7,), capacity: int = 100) -> EventLog:

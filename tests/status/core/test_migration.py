@@ -11,6 +11,7 @@ import pytest
 from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
 from status.core.migration import (
+    FILLING_MS,
     GONE_MS,
     MOVES_MAX,
     SEALED_MAX,
@@ -35,10 +36,12 @@ from status.core.partitions import (
     Move,
     PartitionTable,
     Pause,
+    Registered,
     Settle,
     Stage,
     Take,
     plan_table,
+    restored,
 )
 from status.core.patience import COPY_PATIENCE_MS, REST_MS, SEAL_PATIENCE_MS
 
@@ -294,6 +297,20 @@ def test_a_leader_that_heard_of_all_nodes_does_not_wait():
     machine.step(NOW, TableRead(table()))
     assert reported(machine, report(A), report(B)) == []
     assert reported(machine, report(C)) == [WriteTable(Epoch(1), table().with_changes([Begin(0, B)]))]
+
+
+def test_who_is_registered_is_told_when_a_leader_has_led_for_long_enough():
+    """Of a registry that started over it is known then that whoever lives is listed. And once is enough."""
+    quiet = PartitionTable(Epoch(1), (A, C), (1, 1), (0, 1))
+    now = restored(quiet, Epoch(9), is_refilled=False)
+    machine = leader(now)
+    early = Instant(NOW - GONE_MS + FILLING_MS - 1)
+    assert reported(machine, report(A), report(C), now=early) == []
+    [write] = reported(machine, report(A), report(C), now=Instant(early + 1))
+    assert write == WriteTable(Epoch(9), now.with_changes([Registered()]))
+    assert not write.table.is_filling
+    machine.step(Instant(early + 1), TableRead(write.table))
+    assert reported(machine, report(A), report(C), now=Instant(early + 2)) == []
 
 
 def test_one_write_is_under_way_at_a_time():

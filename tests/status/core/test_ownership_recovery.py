@@ -7,7 +7,7 @@ from status.api import REFUSED, UNKNOWN_SHOWN, Beat, Stamp
 from status.api import pack_partitions as pack
 from status.core.holding import Role
 from status.core.ownership import ROUND_MS, Heard
-from status.core.partitions import Take
+from status.core.partitions import Take, restored
 from tests.status.core.status_node import (
     AWAY_AND_BACK,
     GATE,
@@ -50,6 +50,26 @@ def test_an_owner_without_data_knows_offline_only_when_all_told_all():
     assert (node.role(at(3)), node.core.incomplete(at(3))) == (Role.SERVING, [])
     assert node.says(at(3), "v") is OFFLINE
     assert node.core.census()[0][0] == 1
+
+
+def test_in_a_registry_that_started_over_access_nodes_are_awaited_that_nobody_listed():
+    """They live, and register again: who began just then has heard of none of them."""
+    node = Node(A)
+    node.read(at(0), restored(TABLE, Epoch(9), is_refilled=True))
+    assert (node.role(at(0)), node.says(at(0))) == (Role.RECOVERING, UNKNOWN_SHOWN)
+    node.beat(at(1), entry(1), floor=1, epoch=9)
+    node.beat(at(1), has=(entry(1),), epoch=9)
+    assert (node.says(at(1)), node.says(at(1), "v")) == (entry(1), UNKNOWN_SHOWN)
+    node.beat(at(GRACE_MS), has=(entry(1),), epoch=9)
+    assert node.says(at(GRACE_MS), "v") is OFFLINE
+
+
+def test_an_owner_keeps_what_it_has_when_its_table_is_put_back():
+    """Nobody has to tell it anything anew."""
+    node = serving(entry(1))
+    node.read(at(1), restored(TABLE, Epoch(9), is_refilled=False))
+    assert (node.role(at(1)), node.says(at(1)), node.says(at(1), "v")) == (Role.SERVING, entry(1), OFFLINE)
+    assert node.core.take_turns()[1:] == []
 
 
 def test_an_access_node_that_stays_silent_is_waited_for_a_leases_time():

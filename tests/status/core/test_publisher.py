@@ -21,6 +21,7 @@ from status.api import (
     pack_partitions,
     unpack_partitions,
 )
+from status.core import partitions
 from status.core.partitions import Advance, Begin, Change, Members, PartitionTable, Stage, Take, diff, partition_of
 from status.core.publisher import (
     AUDIT_PARTITIONS,
@@ -536,6 +537,9 @@ def test_partitions_that_came_to_an_owner_are_audited_before_they_are_relied_on(
     beat = beat_to(publisher, B, Instant(NOW + RETRY_MS))
     publisher.answered(NOW, B, beat, reply())
     assert publisher.relies_on(B) == {1, 3}  # 0 waits for its barrier
+    # What this node knew of owners may never have been, in a table that was put back.
+    publisher.adopt(NOW, partitions.restored(TABLE, Epoch(9), is_refilled=False))
+    assert publisher.relies_on(B) == frozenset()
 
 
 def test_the_last_moments_of_a_move_are_not_relied_on():

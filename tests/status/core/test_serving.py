@@ -10,6 +10,7 @@ from base.clock import Instant
 from base.ids import Epoch, NodeId
 from status.core.partitions import Members, PartitionTable, Take
 from status.core.serving import (
+    LEADER_MS,
     SERVING_MS,
     SILENCE_MS,
     Granter,
@@ -41,7 +42,7 @@ def test_the_leaders_grant_counts_from_the_asking_less_drift():
     """I1."""
     lease = ServingLease(A)
     number = lease.ask(at(0))
-    lease.granted_by_leader(number, Epoch(1))
+    lease.granted_by_leader(number)
     assert lease.is_valid(at(1_799), TABLE)
     assert not lease.is_valid(at(1_800), TABLE)
 
@@ -51,7 +52,7 @@ def test_an_answer_to_a_forgotten_round_grants_nothing():
     lease = ServingLease(A)
     number = lease.ask(at(0))
     lease.ask(at(SERVING_MS))
-    lease.granted_by_leader(number, Epoch(1))
+    lease.granted_by_leader(number)
     lease.granted_by_peer(number, B, Epoch(1))
     assert not lease.is_valid(at(SERVING_MS), TABLE)
 
@@ -82,7 +83,7 @@ def test_on_whose_grant_a_node_answers_is_told():
     """The leader's counts first; a majority is as good for readers, and a sign that something is away."""
     lease = ServingLease(A)
     assert lease.granter(at(0), None) is lease.granter(at(0), TABLE) is Granter.NOBODY
-    lease.granted_by_leader(lease.ask(at(0)), Epoch(1))
+    lease.granted_by_leader(lease.ask(at(0)))
     lease.granted_by_peer(lease.ask(at(1_000)), B, Epoch(1))
     assert lease.granter(at(1_799), TABLE) is Granter.LEADER
     assert lease.granter(at(1_800), TABLE) is Granter.PEERS
@@ -94,7 +95,7 @@ def test_peers_are_asked_when_the_leaders_lease_is_half_over():
     """So that there is no gap when the leader goes, and no promise while it is there."""
     lease = ServingLease(A)
     assert lease.needs_peers(at(0))
-    lease.granted_by_leader(lease.ask(at(0)), Epoch(1))
+    lease.granted_by_leader(lease.ask(at(0)))
     assert not lease.needs_peers(at(800))
     assert lease.needs_peers(at(801))
 
@@ -137,6 +138,24 @@ def test_a_new_leader_counts_with_its_predecessors_grants():
     grants = LeaderGrants(at(0), Epoch(7))
     assert not grants.is_over(at(SILENCE_MS - 1), B)
     assert grants.is_over(at(SILENCE_MS), B)
+
+
+def test_in_a_registry_that_started_over_a_predecessor_may_lead_for_a_while():
+    """It learns of its successor only when it asks the next time."""
+    grants = LeaderGrants(at(0), Epoch(7))
+    grants.distrust(at(10))
+    assert not grants.is_over(at(10 + LEADER_MS + SILENCE_MS - 1), B)
+    assert grants.is_over(at(10 + LEADER_MS + SILENCE_MS), B)
+
+
+def test_a_grant_of_any_leader_counts_and_none_makes_a_lease_shorter():
+    """Terms begin anew with a registry that lost everything; an answer may come late."""
+    lease = ServingLease(A)
+    first, second = lease.ask(at(0)), lease.ask(at(100))
+    lease.granted_by_leader(second)
+    lease.granted_by_leader(first)
+    assert lease.is_valid(at(1_899), TABLE)
+    assert not lease.is_valid(at(1_900), TABLE)
 
 
 def test_who_has_read_that_it_lost_a_partition_is_fenced():

@@ -18,12 +18,14 @@ from status.core.partitions import (
     Move,
     PartitionTable,
     Pause,
+    Registered,
     Settle,
     Stage,
     Take,
     diff,
     patched,
     plan_table,
+    restored,
 )
 
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
@@ -50,6 +52,22 @@ def test_a_move_goes_through_its_stages_with_an_epoch_each():
     table = changed(table, End(0))
     assert (table.epoch, table.partition_epoch(0), table.owner_epoch(0), table.moves) == (8, 8, 6, ())
     assert (table.partition_epoch(1), table.owner_epoch(1)) == (1, 1)
+
+
+@pytest.mark.parametrize("is_refilled", [False, True])
+def test_a_table_that_is_put_back_has_its_owners_at_an_epoch_of_its_own(*, is_refilled: bool) -> None:
+    """All look at every partition then. With a refill owners count as new, and only fences are still waited for."""
+    moving = changed(TABLE, Begin(0, B), Begin(1, C), Take(2, A))
+    for old in (TABLE, moving):
+        table = restored(old, Epoch(99), is_refilled=is_refilled)
+        table.check_structure()
+        assert (table.epoch, table.restored, table.is_filling) == (99, 99, True)
+        assert (table.nodes, table.weights, table.owners) == (old.nodes, old.weights, old.owners)
+        assert table.partition_epochs == (99,) * 4
+        assert table.owned_since == ((99,) * 4 if is_refilled else tuple(map(old.owner_epoch, range(4))))
+        assert set(table.moves) == {move for move in old.moves if not is_refilled or move.stage is Stage.RECOVER}
+        assert patched(old, diff(old, table)) == table
+        assert changed(table, Registered()) == msgspec.structs.replace(table, epoch=100, is_filling=False) or old.moves
 
 
 def test_several_changes_are_one_write():
