@@ -20,10 +20,13 @@ T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, as `asyncio.run` does."""
+    """Run a coroutine to its end, as `asyncio.run` does. Raises KeyboardInterrupt when it is cancelled from outside."""
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        return runner.run(main)
+        try:
+            return runner.run(main)
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None  # by a second signal
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

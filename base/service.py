@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from base.errors import RoadsteadError
+from base.errors import DeadlineExceeded, RoadsteadError
 from base.log import logger
 from base.node import Node
 
-__all__ = ["Service", "run_services"]
+__all__ = ["Service", "first_failure", "run_services", "stop_signals", "unless_stopped"]
 
 STOP_DEADLINE_S = 5.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+T = TypeVar("T")
 
 
 class Service(Protocol):
@@ -53,39 +56,98 @@ class Service(Protocol):
 
 
 async def run_services(
-    services: Sequence[Service], *, on_ready: Callable[[], None], stop: asyncio.Event | None = None
+    services: Sequence[Service],
+    *,
+    on_ready: Callable[[], None],
+    stop: asyncio.Event | None = None,
+    start_deadline_s: float | None = None,
 ) -> None:
-    """Run the services until a signal, `stop`, or a failure; returns after an orderly end.
+    """Run the services until `stop` is set or one of them fails; returns after an orderly end.
 
-    Raises the first failure of our tree that ended a service, or the group of what crashed.
+    Without a `stop`, SIGTERM and SIGINT end them. Whoever gives one takes the signals (`stop_signals`). A stop while
+    they start ends the start.
+
+    Raises:
+        DeadlineExceeded: they were not ready within `start_deadline_s`.
+        RoadsteadError: the first failure of our tree that ended a service; or the group of what crashed.
     """
-    stop = stop or asyncio.Event()
-    log = logger()
-    with _signals(stop):
-        started: list[Service] = []
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                running: list[asyncio.Task[None]] = []
-                for service in services:
-                    started.append(service)
-                    # Some services need their own background work to become ready, so it runs from the start.
-                    running.append(tasks.create_task(service.run(), name=f"{service.node.site.name}.run"))
-                    await service.start()
-                    log.info("service_started", service=service.node.site.name)
+    if stop is None:
+        stop = asyncio.Event()
+        with stop_signals(stop):
+            await run_services(services, on_ready=on_ready, stop=stop, start_deadline_s=start_deadline_s)
+        return
+    begun: list[Service] = []
+    running: list[asyncio.Task[None]] = []
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            starting = _start(services, tasks, begun, running)
+            try:
+                is_ready = await unless_stopped(starting, stop, deadline_s=start_deadline_s)
+            except TimeoutError as error:
+                late = begun[-1].node.site.name
+                raise DeadlineExceeded(f"{late} was not ready within {start_deadline_s:g} s") from error
+            if is_ready:
                 on_ready()
                 await stop.wait()
                 for service in reversed(services):
                     await _bounded(service.node.site.name, "drain", service.drain(), service.node.drain_deadline_s)
-                for task in running:
-                    task.cancel()
-        except BaseExceptionGroup as group:
-            raise _first_failure(group) from group
+            for task in running:
+                task.cancel()
+    except BaseExceptionGroup as group:
+        raise first_failure(group) from group
+    finally:
+        for service in reversed(begun):
+            await _bounded(service.node.site.name, "stop", service.stop(), STOP_DEADLINE_S)
+
+
+async def _start(
+    services: Sequence[Service],
+    tasks: asyncio.TaskGroup,
+    begun: list[Service],
+    running: list[asyncio.Task[None]],
+) -> bool:
+    """Start one after another; `begun` and `running` say how far it came. Returns True at the end."""
+    for service in services:
+        begun.append(service)
+        # Some services need their own background work to become ready, so it runs from the start.
+        running.append(tasks.create_task(service.run(), name=f"{service.node.site.name}.run"))
+        await service.start()
+        logger().info("service_started", service=service.node.site.name)
+    return True
+
+
+async def unless_stopped(
+    work: Coroutine[Any, Any, T], stop: asyncio.Event, *, deadline_s: float | None = None
+) -> T | None:
+    """Return what `work` returns, None if `stop` is set before: it is cancelled then.
+
+    Raises what it raises, and TimeoutError when it is not over within `deadline_s`.
+    """
+    scope = asyncio.timeout(deadline_s)
+    failure: Exception | None = None
+    result: T | None = None
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(_end_at(stop, scope))
+        try:
+            async with scope:
+                result = await work
+        except Exception as error:  # noqa: BLE001 - raised below, where no group is made of it
+            failure = error
         finally:
-            for service in reversed(started):
-                await _bounded(service.node.site.name, "stop", service.stop(), STOP_DEADLINE_S)
+            watching.cancel()
+    if scope.expired() and stop.is_set():
+        return None
+    if failure is not None:
+        raise failure
+    return result
 
 
-def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
+async def _end_at(stop: asyncio.Event, scope: asyncio.Timeout) -> None:
+    await stop.wait()
+    scope.reschedule(asyncio.get_running_loop().time())
+
+
+def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What to tell the operator: a failure of our tree says in one line what to mend; our own bugs need the group."""
     failures, bugs = group.split(RoadsteadError)
     if bugs is not None or failures is None:
@@ -110,7 +172,7 @@ async def _bounded(name: str, phase: str, work: Awaitable[None], deadline_s: flo
 
 
 @contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
+def stop_signals(stop: asyncio.Event) -> Iterator[None]:
     """Turn SIGTERM and SIGINT into `stop`; a second one interrupts for good."""
     loop = asyncio.get_running_loop()
     current = asyncio.current_task()
@@ -121,10 +183,10 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
             current.cancel()
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         loop.add_signal_handler(number, on_signal)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             loop.remove_signal_handler(number)

@@ -10,7 +10,9 @@ from msgspec import Meta
 from access.config import AccessConfig
 from base.config import Section
 from base.http import is_loopback
+from base.registry.config import RegistryConfig
 from base.site import NodeConfig
+from base.trust import SecurityConfig
 from im.config import ImConfig
 from scheduler.config import SchedulerConfig
 from status.config import StatusConfig
@@ -79,6 +81,8 @@ class Config(Section, frozen=True, kw_only=True):
     up: UpConfig = UpConfig()
     log: LogConfig = LogConfig()
     node: NodeConfig = NodeConfig()
+    registry: RegistryConfig = RegistryConfig()
+    security: SecurityConfig = SecurityConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     status: StatusConfig = StatusConfig()
     access: AccessConfig = AccessConfig()

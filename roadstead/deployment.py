@@ -1,5 +1,7 @@
 """A data folder: its secrets, its lock, and where its running system listens.
 
+im-1, im-2 ...   messages and timelines of a local cluster (`roadstead cluster up`), a folder a process
+cluster          what else such a cluster has, its CA among it
 api-key          the API key with the role admin, for `curl` and backends
 peer-key         the key of peer streams, for processes that join from elsewhere
 ticket-key       the key of tickets and its name, for access nodes that join from elsewhere
@@ -50,6 +52,10 @@ class Endpoints(msgspec.Struct, frozen=True):
     registry: dict[str, str] = {}
     clients: dict[str, str] = {}
     """Where clients reach each access node."""
+    consul: dict[str, str] = {}
+    """Where the registry of a local cluster is."""
+    pids: dict[str, int] = {}
+    """The processes of a local cluster; `up` is one."""
 
     def nodes(self) -> dict[str, str]:
         """Return all nodes' URLs by id."""
@@ -78,6 +84,11 @@ class DataFolder:
         """Path of the search index, which is made anew from the messages if it is missing."""
         return self.path / "messages-search.db"
 
+    @property
+    def ca(self) -> Path:
+        """Path of the CA that the nodes of a local cluster have their certificates from; `up` has none."""
+        return self.path / "cluster" / "ca" / "ca.pem"
+
     def claim(self) -> None:
         """Make the folder and lock it for this process."""
         try:
@@ -97,6 +108,17 @@ class DataFolder:
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
+
+    def is_free(self) -> bool:
+        """Return whether no process has the folder."""
+        try:
+            with (self.path / "lock").open("r", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def release(self) -> None:
         """Give the lock back. Idempotent."""

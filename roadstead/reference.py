@@ -1,4 +1,4 @@
-"""Writes the generated pages of docs/reference from the code: configuration, errors, metrics, HTTP APIs.
+"""Writes the generated pages of docs/reference from the code: configuration, errors, metrics, HTTP APIs, permissions.
 
 `python -m roadstead.reference FOLDER` writes them; a test fails when a page differs from what this would write.
 """
@@ -16,8 +16,10 @@ from base.config import ENV_PREFIX, field_docs
 from base.errors import Code, RoadsteadError
 from base.http import HttpServer
 from base.metrics import Metrics
+from base.registry.consul.metrics import ConsulMetrics
 from base.registry.node import RegistryMetrics
 from im.metrics import ImMetrics
+from roadstead import permissions
 from roadstead.config import Config
 from roadstead.openapi import document
 from scheduler.metrics import Figures, SchedulerMetrics
@@ -35,6 +37,7 @@ def pages() -> dict[str, str]:
         "configuration.md": _configuration(),
         "errors.md": _errors(),
         "metrics.md": _metrics(),
+        "permissions.md": _MADE + permissions.page(),
         "session.md": _session(),
         "openapi.json": json.dumps(document(), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
     }
@@ -137,7 +140,7 @@ def _session() -> str:
 
 
 def _declared() -> dict[str, Metrics]:
-    titles = ("Every node", "Scheduler", "Access node", "Status node", "Messages", "Registry")
+    titles = ("Every node", "Scheduler", "Access node", "Status node", "Messages", "Registry", "Nodes on Consul")
     made = {title: Metrics("docs") for title in titles}
     HttpServer("docs", made["Every node"], statistics=dict)
     SchedulerMetrics(made["Scheduler"], node="docs", figures=Figures)
@@ -152,8 +155,9 @@ def _declared() -> dict[str, Metrics]:
     feed.show_log(lambda: {"head": 0})
     feed.show_readers(lambda: 0)
     PresenceMetrics(made["Status node"]).show_watches(lambda: {"users": 0, "viewers": 0})
-    ImMetrics(made["Messages"], behind=lambda: 0)
+    ImMetrics(made["Messages"])
     RegistryMetrics(made["Registry"], processes=lambda: 0)
+    ConsulMetrics(made["Nodes on Consul"], node="docs")
     return made
 
 

@@ -9,24 +9,27 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from access.config import AccessConfig
 from access.service import AccessNode
+from base.audit import Audit
 from base.clock import SystemClock
 from base.errors import ConfigError, StoreUnavailable
 from base.http import Credentials, Role
 from base.ids import NodeId
+from base.keys import KeyList, KeyRing
 from base.node import Node, next_incarnation
 from base.registry import Registry
 from base.registry.node import RegistryNode
 from base.registry.sqlite import SqliteRegistry
 from base.service import Service, run_services
 from base.site import Site
-from im.search.search import Search
+from base.trust import Trust
+from im.files import opener
 from im.service import MessageService
-from im.store.sqlite import SqliteMessageStore
 from roadstead.agreed import publish_agreed
 from roadstead.backends import access_side, lookups
 from roadstead.config import Config
@@ -52,14 +55,11 @@ async def run_up(
         clock = SystemClock()
         try:
             registry = SqliteRegistry(clock, data.registry_db)
-            store = await SqliteMessageStore.open(data.messages_db, settings=config.im.ledger_settings)
         except StoreUnavailable as error:
             raise ConfigError([f"the data folder {data.path} cannot be used: {error}"]) from error
-        search = None
         try:
-            await publish_agreed(registry, config.status)
-            search = await Search.open(data.search_db, store, clock)
-            nodes = await _Wiring(config, secrets, registry, clock).build(store, search)
+            await publish_agreed(registry, config)
+            nodes = await _Wiring(config, secrets, registry, clock).build(data.path)
 
             def ready() -> None:
                 endpoints = nodes.endpoints()
@@ -68,9 +68,6 @@ async def run_up(
 
             await run_services(nodes.in_order(), on_ready=ready, stop=stop)
         finally:
-            if search is not None:
-                await search.close()
-            await store.close()
             await registry.close()
     finally:
         data.release()
@@ -114,25 +111,32 @@ class _Wiring:
 
     def __init__(self, config: Config, secrets: Secrets, registry: Registry, clock: SystemClock) -> None:
         self._config = config
+        # All of its nodes would advertise the same.
+        self._node = msgspec.structs.replace(config.node, advertise_url="")
         self._secrets = secrets
+        self._trust = Trust.of_key(secrets.peer_key)
         self._registry = registry
         self._clock = clock
         self._credentials = Credentials({secrets.api_key: Role.ADMIN})
+        self._audit = Audit(config.security.audit_file)
         self._next_port = config.up.port
 
-    async def build(self, store: SqliteMessageStore, search: Search) -> _Nodes:
+    async def build(self, folder: Path) -> _Nodes:
         config, secrets = self._config, self._secrets
-        ticket_key = (secrets.ticket_kid, secrets.ticket_key)
+        ticket_keys = KeyRing.of({secrets.ticket_kid: secrets.ticket_key})
+        user_keys = KeyList.of(secrets.user_key)
         scheduler = Scheduler(
-            config.scheduler, await self._site("scheduler-1"), user_key=secrets.user_key, ticket_key=ticket_key
+            config.scheduler, await self._site("scheduler-1"), user_keys=user_keys, ticket_keys=ticket_keys
         )
         im_site = await self._site("im-1")
-        im = MessageService(config.im, im_site, store=store, search=search, statuses=lookups(config, im_site))
+        im = MessageService(
+            config.im, im_site, open_shard=opener(folder, self._clock), statuses=lookups(config, im_site), folder=folder
+        )
         access_sites = [await self._site(f"access-{number}") for number in range(1, config.up.access_nodes + 1)]
         status = await self._status()
         registry = RegistryNode(await self._site("registry-1"))
         access = [
-            AccessNode(access_config, site, ticket_keys=dict([ticket_key]), **access_side(config, site))
+            AccessNode(access_config, site, ticket_keys=ticket_keys, **access_side(config, site))
             for site, access_config in zip(access_sites, self._access_configs(len(access_sites)), strict=True)
         ]
         return _Nodes(registry, status, im, access, scheduler)
@@ -161,12 +165,14 @@ class _Wiring:
             self._next_port += 1
         return Site(
             name=NodeId(name),
-            incarnation=await next_incarnation(self._registry, name),
+            incarnation=await next_incarnation(self._registry, name, self._clock),
             host=self._config.up.host,
             port=port,
             registry=self._registry,
             clock=self._clock,
-            peer_key=self._secrets.peer_key,
+            trust=self._trust,
             credentials=self._credentials,
-            config=self._config.node,
+            audit=self._audit,
+            open_metrics=self._config.security.open_metrics,
+            config=self._node,
         )

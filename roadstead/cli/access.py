@@ -6,6 +6,7 @@ The scheduler knows the nodes and takes orders about all of them; each is asked 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +16,18 @@ from rich.table import Table
 
 from base.errors import NotFound, RoadsteadError
 from roadstead.api import call_api
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, operator, print_json, scheduler_call
+from roadstead.cli.common import (
+    EXIT_FAILED,
+    config_options,
+    data_option,
+    json_option,
+    operator,
+    print_json,
+    scheduler_call,
+)
 from roadstead.cli.kinds import TIME, count, percent
 from roadstead.cli.rebalance import command as rebalance
+from roadstead.cli.roles import run_role_of_group
 from roadstead.cli.serve import serve_access
 from roadstead.deployment import DataFolder
 
@@ -27,9 +37,13 @@ POLL_S = 0.5
 NODES = "/v1/admin/access/nodes"
 
 
-@click.group("access")
-def command() -> None:
-    """Look at access nodes, drain, cordon and rebalance them, run one more."""
+@click.group("access", invoke_without_command=True)
+@config_options
+@json_option
+@click.pass_context
+def command(context: click.Context, /, *, file: Path | None, flags: tuple[str, ...], as_json: bool) -> None:
+    """Look at access nodes, drain, cordon and rebalance them; with --config and no command: run one."""
+    run_role_of_group(context, "access", file, flags, as_json=as_json)
 
 
 command.add_command(serve_access)

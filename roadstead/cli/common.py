@@ -5,7 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +14,22 @@ import click
 import msgspec
 
 from base.config import load
-from base.errors import ConfigError, PeerError, RoadsteadError
-from roadstead.api import call_api
+from base.errors import ConfigError, PeerError, PeerUnavailable, RoadsteadError
+from roadstead.api import call_api, trust_ca
 from roadstead.config import Config
 from roadstead.deployment import DataFolder
 
 __all__ = ["EXIT_FAILED", "EXIT_PAUSED", "EXIT_STUCK", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options"]
-__all__ += ["data_option", "exit_code", "json_option", "load_config", "operator", "print_json", "scheduler_call"]
+__all__ += [
+    "answering",
+    "data_option",
+    "exit_code",
+    "json_option",
+    "load_config",
+    "operator",
+    "print_json",
+    "scheduler_call",
+]
 __all__ += ["status_call"]
 
 EXIT_FAILED = 1
@@ -29,6 +39,8 @@ EXIT_PAUSED = 4
 """A resize was waited for, and an operator paused it."""
 EXIT_STUCK = 5
 """A resize was waited for, and cannot be done while a node that it wants is away."""
+
+ANSWER_S = 1.0
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,9 +59,21 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
+async def answering(urls: Mapping[str, str]) -> str:
+    """Return the URL of the first node that answers, of several that are as good. Raises PeerUnavailable."""
+    first, *others = urls.values() or [""]
+    if not others:
+        return first  # it will tell by itself why it does not answer
+    for url in (first, *others):
+        with suppress(PeerUnavailable):
+            await call_api("GET", f"{url}/healthz", deadline_s=ANSWER_S)
+            return url
+    raise PeerUnavailable(f"none of {', '.join(urls)} answers")
+
+
 async def status_call(data: DataFolder, method: str, path: str, body: Any = None) -> Any:
     """Ask a status node of the running system. Raises what `call_api` raises."""
-    url = next(iter(data.endpoints().status.values()))
+    url = await answering(data.endpoints().status)
     return await call_api(method, f"{url}{path}", credential=data.secrets().api_key, body=body)
 
 
@@ -57,7 +81,7 @@ async def scheduler_call(
     data: DataFolder, method: str, path: str, body: Any = None, *, params: dict[str, str] | None = None
 ) -> Any:
     """Ask the scheduler of the running system, in the operator's name. Raises what `call_api` raises."""
-    url = next(iter(data.endpoints().scheduler.values()))
+    url = await answering(data.endpoints().scheduler)
     key = data.secrets().api_key
     return await call_api(method, f"{url}{path}", credential=key, params=params, body=body, operator=operator())
 
@@ -80,7 +104,10 @@ def data_option(command: F) -> F:
     """Add `--data`, passed on as a DataFolder."""
 
     def to_folder(_context: click.Context, _param: click.Parameter, value: Path) -> DataFolder:
-        return DataFolder(value)
+        data = DataFolder(value)
+        if data.ca.exists():
+            trust_ca(data.ca)
+        return data
 
     return click.option(
         "--data",

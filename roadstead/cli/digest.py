@@ -52,10 +52,11 @@ async def _compare_until_equal(data: DataFolder) -> dict[str, Any]:
 async def _compare(data: DataFolder) -> dict[str, Any]:
     held = await status_call(data, "GET", "/v1/admin/status/digest")
     lives = {(life["node"], life["incarnation"]): life for life in held["access_nodes"]}
+    key = data.secrets().api_key
     rows = []
     for node, url in data.endpoints().access.items():
         try:
-            own = (await call_api("GET", f"{url}/debug/statistics"))["status_digest"]
+            own = (await call_api("GET", f"{url}/debug/statistics", credential=key))["status_digest"]
         except RoadsteadError as error:
             rows.append({"node": node, "is_ok": False, "own": None, "held": None, "seen": str(error)})
             continue

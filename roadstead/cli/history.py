@@ -33,13 +33,20 @@ def command() -> None:
     type=click.Choice(list(INVARIANTS)),
     help="An invariant that must have had something to judge; may be repeated.  [default: I1 to I5]",
 )
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="The system's setting im.shards: timelines are in order for each shard.",
+)
 @json_option
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
-def _check(as_json: bool, needed: tuple[str, ...], files: tuple[Path, ...]) -> None:
+def _check(*, as_json: bool, shards: int, needed: tuple[str, ...], files: tuple[Path, ...]) -> None:
     """Check the files of one history. Exit code 1 if a promise was broken, or if the history proves too little."""
     if len({file.resolve() for file in files}) < len(files):
         raise BadRequest("a file is named twice")
-    report = check(load(files))
+    report = check(load(files), shards=shards)
     needs = frozenset(needed) or NEEDED
     holds = report.holds(needs)
     if as_json:

@@ -16,10 +16,13 @@ __all__ = ["main"]
 # name -> (module, help); a command's module is imported when it runs, which keeps `--help` quick.
 _COMMANDS = {
     "up": "Run the whole system in one process.",
+    "cluster": "Run a whole cluster of processes on this machine.",
     "chat": "Chat in the terminal as a user.",
     "send": "Send one message for a user.",
-    "status": "Ask the status cluster.",
+    "status": "Run status nodes, and ask and resize the status cluster.",
     "access": "Run and manage access nodes.",
+    "scheduler": "Run a scheduler.",
+    "im": "Run a process of the message services, and see and move their shards.",
     "rollout": "Roll a version of the access nodes out, step by step.",
     "policy": "Choose the rules by which the scheduler decides.",
     "lists": "Write the lists of users that rollouts and policies name.",
@@ -29,6 +32,7 @@ _COMMANDS = {
     "history": "Check what clients saw of the message services.",
     "simulate": "Simulate a fleet under the scheduler and other ways of balancing.",
     "token": "Mint a user token, as your backend would.",
+    "ca": "Make certificates for the TLS between nodes.",
     "doctor": "Check a running system and say what to do.",
     "check-config": "Check a configuration and list every fault.",
     "print-config": "Print the configuration in force, or its reference.",

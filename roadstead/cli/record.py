@@ -11,6 +11,7 @@ import click
 from base.clock import SystemClock
 from base.errors import ConfigError, PeerUnavailable, RoadsteadError, from_wire
 from base.http import OPERATOR_HEADER
+from roadstead.api import connector
 from roadstead.cli.common import EXIT_FAILED, data_option, json_option, operator, print_json
 from roadstead.cli.kinds import TIME, span
 from roadstead.deployment import DataFolder
@@ -66,7 +67,7 @@ async def _record(data: DataFolder, file: Path, params: dict[str, str], for_ms: 
     timeout = aiohttp.ClientTimeout(total=for_ms / 1000 + SLACK_S, sock_connect=CONNECT_S)
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+            aiohttp.ClientSession(connector=connector(), timeout=timeout, headers=headers) as session,
             session.get(url, params=params) as answer,
         ):
             if answer.status != 200:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -15,37 +12,28 @@ from click.core import ParameterSource
 
 from base import log, loop
 from base.errors import ConfigError, PeerUnavailable
-from roadstead.cli.common import config_options, data_option, json_option, load_config, print_json
+from base.site import is_base_url, is_node_name, is_unspecified
+from roadstead.cli.common import config_options, data_option, json_option, load_config
+from roadstead.cli.roles import tell_ready
 from roadstead.config import Config
 from roadstead.deployment import DataFolder
 
 if TYPE_CHECKING:
-    from roadstead.joined import Joined, Place
+    from roadstead.joined import Joining
 
 __all__ = ["serve_access", "serve_status"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
 
 def _name(_context: click.Context, _param: click.Parameter, value: str) -> str:
-    if not _NAME.fullmatch(value):
+    if not is_node_name(value):
         raise click.BadParameter(f"{value!r} is no name; 1 to 64 letters, digits and . _ - make one, such as status-6")
     return value
 
 
 def _url(_context: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    if value is None:
-        return None
-    wrong = click.BadParameter(f"{value!r} is no address such as http://10.0.0.1:8709")
-    try:
-        parts = urlsplit(value)
-        _ = parts.port
-    except ValueError:
-        raise wrong from None
-    is_base = parts.path in {"", "/"} and not parts.query and not parts.fragment and value.isprintable()
-    if not is_base or parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise wrong
-    return value.rstrip("/")
+    if value is not None and not is_base_url(value):
+        raise click.BadParameter(f"{value!r} is no address such as http://10.0.0.1:8709")
+    return value.rstrip("/") if value is not None else None
 
 
 class _Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +91,7 @@ def serve_status(context: click.Context, /, **options: Any) -> None:
     asked = _Asked(**options)
     _require_one_system(context, asked)
     config, place = _prepared(asked)
-    loop.run(run_status_node(config, place, on_ready=_teller(asked)))
+    loop.run(run_status_node(config, place, on_ready=tell_ready(as_json=asked.as_json)))
 
 
 @click.command("serve")
@@ -134,7 +122,7 @@ def serve_access(
         raise click.UsageError("--join needs --ticket-key-file, with the keys that the scheduler signs tickets with")
     config, place = _prepared(asked, *([] if client_port is None else [f"access.client_port={client_port}"]))
     keys = _ticket_keys(ticket_key_file) if ticket_key_file is not None else _ticket_keys_of(asked.data)
-    loop.run(run_access_node(config, place, ticket_keys=keys, on_ready=_teller(asked)))
+    loop.run(run_access_node(config, place, ticket_keys=keys, on_ready=tell_ready(as_json=asked.as_json)))
 
 
 def _require_one_system(context: click.Context, asked: _Asked, ticket_key_file: Path | None = None) -> None:
@@ -152,7 +140,7 @@ def _require_one_system(context: click.Context, asked: _Asked, ticket_key_file: 
         raise click.UsageError("--data and --join name two systems; give one of them")
 
 
-def _prepared(asked: _Asked, *settings: str) -> tuple[Config, Place]:
+def _prepared(asked: _Asked, *settings: str) -> tuple[Config, Joining]:
     """Load the settings, those of `settings` over all others, set up the log, and find the system."""
     host = () if asked.host is None else (f"up.host={asked.host}",)
     config = load_config(asked.file, (*asked.flags, *host, *settings))
@@ -162,36 +150,26 @@ def _prepared(asked: _Asked, *settings: str) -> tuple[Config, Place]:
     return config, place
 
 
-def _place(asked: _Asked) -> Place:
-    from roadstead.joined import Place
+def _place(asked: _Asked) -> Joining:
+    from roadstead.joined import Joining
 
     if asked.join is not None:
         assert asked.peer_key_file is not None
         api_key = _key(asked.api_key_file) if asked.api_key_file is not None else None
         peer_key = _key(asked.peer_key_file)
-        return Place(registry=asked.join, peer_key=peer_key, api_key=api_key, name=asked.name, port=asked.port)
-    registry = next(iter(asked.data.endpoints().registry.values()), None)
+        return Joining(registry=asked.join, peer_key=peer_key, api_key=api_key, name=asked.name, port=asked.port)
+    endpoints = asked.data.endpoints()
+    registry = next(iter(endpoints.registry.values()), None)
+    if registry is None and endpoints.consul:
+        raise ConfigError([f"{asked.data.path} has a cluster: start its nodes with `roadstead ROLE --config FILE`"])
     if registry is None:
         raise PeerUnavailable(
             f"the system of {asked.data.path} does not share its registry; start it again with this version"
         )
     secrets = asked.data.secrets()
-    return Place(
+    return Joining(
         registry=registry, peer_key=secrets.peer_key, api_key=secrets.api_key, name=asked.name, port=asked.port
     )
-
-
-def _teller(asked: _Asked) -> Callable[[Joined], None]:
-    """Return what says that the node is ready."""
-
-    def tell(joined: Joined) -> None:
-        if asked.as_json:
-            print_json(joined)
-        else:
-            clients = f", for clients at {joined.client_url}" if joined.client_url is not None else ""
-            click.echo(f"{joined.name} is ready at {joined.url}{clients}, process {joined.pid}")
-
-    return tell
 
 
 def _ticket_keys_of(data: DataFolder) -> dict[str, str]:
@@ -224,9 +202,5 @@ def _text(file: Path) -> str:
 
 def _require_an_address(host: str) -> None:
     """The other nodes connect to the address that this one listens on."""
-    try:
-        is_none = ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        is_none = False
-    if is_none:
+    if is_unspecified(host):
         raise ConfigError([f"host is {host}, which is no address that other nodes can connect to; name one"])

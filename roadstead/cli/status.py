@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from base.clock import SystemClock
-from roadstead.cli.common import data_option, json_option, print_json, status_call
+from roadstead.cli.common import config_options, data_option, json_option, print_json, status_call
 from roadstead.cli.count import count
 from roadstead.cli.digest import digest
 from roadstead.cli.events import events
 from roadstead.cli.resize import abort, pause, progress, resize, resume
+from roadstead.cli.roles import run_role_of_group
 from roadstead.cli.serve import serve_status
 from roadstead.cli.sessions import sessions
 from roadstead.cli.watch import watch
@@ -29,9 +31,13 @@ __all__ = ["command"]
 STRIP_CELLS = 32
 
 
-@click.group("status")
-def command() -> None:
-    """Ask the status cluster, and resize it."""
+@click.group("status", invoke_without_command=True)
+@config_options
+@json_option
+@click.pass_context
+def command(context: click.Context, /, *, file: Path | None, flags: tuple[str, ...], as_json: bool) -> None:
+    """Ask the status cluster, and resize it; with --config and no command: run one status node."""
+    run_role_of_group(context, "status", file, flags, as_json=as_json)
 
 
 for _one in (count, sessions, resize, progress, pause, resume, abort, digest, events, serve_status, watch):

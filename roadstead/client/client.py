@@ -15,6 +15,7 @@ With `on_update` it keeps a view as well (`view`): conversations with their wind
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -55,6 +56,7 @@ class Client(Methods):
         position: Position | None = None,
         appends: bool = True,
         sync_interval_ms: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """Nothing is sent before `connect`.
 
@@ -77,6 +79,7 @@ class Client(Methods):
             appends: see `ViewModel`.
             sync_interval_ms: how often to look for what no push told, give or take a fifth; 0 never, since the access
                 node does so by itself.
+            tls: which servers to believe where addresses are `https` and `wss`; None: those of the machine's CAs.
         """
         self.user = user
         self.credential = credential
@@ -86,7 +89,7 @@ class Client(Methods):
         self._inbox = Channel(f"inbox:{user}", on_message, start, self._refused, self._viewer)
         self._channels = {self._inbox.name: self._inbox}
         params = {"user": user, "device": device, "platform": platform} | ({"app": app} if app else {})
-        self._dialer = Dialer(scheduler, params, self._inbox, credential=lambda: self.credential)
+        self._dialer = Dialer(scheduler, params, self._inbox, credential=lambda: self.credential, tls=tls)
         self._sync_interval_ms = sync_interval_ms
         self._connection: Connection | None = None
         self._end: RoadsteadError | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 import centrifuge
@@ -10,6 +11,7 @@ import msgspec
 
 from access.core.protocol import ClientError, code_number
 from base.errors import Code, PeerUnavailable, PermissionDenied, RoadsteadError, TokenExpired, from_wire
+from roadstead.api import ambient
 from roadstead.client.channel import Channel, Position
 
 __all__ = ["DEADLINE_S", "Connection", "Move"]
@@ -33,10 +35,18 @@ class _Message(msgspec.Struct, frozen=True):
 class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
     """An SDK object for one connection to one node. `news` is set whenever `is_open`, `move` or `end` is."""
 
-    def __init__(self, address: str, ticket: str, inbox: Channel, *, lifetime_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        ticket: str,
+        inbox: Channel,
+        *,
+        lifetime_s: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """`address` is a node's WebSocket endpoint. Nothing is sent before `open`.
 
-        After `lifetime_s` it is to be replaced, as if the server had asked for that; 0: never.
+        After `lifetime_s` it is to be replaced, as if the server had asked for that; 0: never. `tls`: whom to believe.
         """
         super().__init__(
             address,
@@ -46,6 +56,7 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
             timeout=DEADLINE_S,
             min_reconnect_delay=NEVER_S,
             max_reconnect_delay=NEVER_S,
+            ssl_context=(tls or ambient()) if address.startswith("wss:") else None,
             proxy=None,  # an environment's HTTP proxy is not meant for this
         )
         self.news = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,7 +13,7 @@ import aiohttp
 from base.core.backoff import Backoff
 from base.errors import AuthError, PeerUnavailable, Retry, RoadsteadError, TokenExpired
 from base.ids import entropy
-from roadstead.api import call_api
+from roadstead.api import call_api, connector
 from roadstead.client.channel import Channel
 from roadstead.client.connection import Connection, Move
 
@@ -28,11 +29,18 @@ class Dialer:
     """Opens the connections of one client, of which each follows its inbox."""
 
     def __init__(
-        self, scheduler: str, params: dict[str, str], inbox: Channel, *, credential: Callable[[], str]
+        self,
+        scheduler: str,
+        params: dict[str, str],
+        inbox: Channel,
+        *,
+        credential: Callable[[], str],
+        tls: ssl.SSLContext | None,
     ) -> None:
-        """`params` are those of `GET /v1/access`: who asks, from which device."""
+        """`params` are those of `GET /v1/access`: who asks, from which device. `tls`: whom to believe, see `Client`."""
         self._url = f"{scheduler}/v1/access"
         self._credential = credential
+        self._tls = tls
         self._params = params
         self._inbox = inbox
         self._pace: dict[str, int] = {}
@@ -98,7 +106,10 @@ class Dialer:
         probes, self._probes = self._probes[:PROBES_MAX], []
         if probes:
             timeout = aiohttp.ClientTimeout(total=PROBE_S)
-            async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as tasks:
+            async with (
+                aiohttp.ClientSession(connector=connector(self._tls), timeout=timeout) as http,
+                asyncio.TaskGroup() as tasks,
+            ):
                 for probe in probes:
                     tasks.create_task(self._measure(http, probe["region"], probe["url"]))
 
@@ -114,7 +125,9 @@ class Dialer:
         params = dict(self._params)
         if self._distances:
             params["rtt"] = ",".join(f"{region}:{ms}" for region, ms in self._distances.items())
-        answer: dict[str, Any] = await call_api("GET", self._url, credential=self._credential(), params=params)
+        answer: dict[str, Any] = await call_api(
+            "GET", self._url, credential=self._credential(), params=params, tls=self._tls
+        )
         self._distances = {}
         self._probes = answer.get("probe", [])
         self._lifetime_s = answer.get("lifetime_ms", 0) / 1000
@@ -124,6 +137,6 @@ class Dialer:
         return answer
 
     async def _open(self, address: str, ticket: str) -> Connection:
-        connection = Connection(address, ticket, self._inbox, lifetime_s=self._lifetime_s)
+        connection = Connection(address, ticket, self._inbox, lifetime_s=self._lifetime_s, tls=self._tls)
         await connection.open()
         return connection

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from im.core.shards import shard_of_cid
 from roadstead.history.events import CRASHES, Key, LogEntry, Read
 from roadstead.history.index import Attempt, Claim, Log, Seen, Timeline, Written
 from roadstead.history.report import Finding, Findings
@@ -155,7 +156,7 @@ def _check_closed(findings: Findings, views: Views, read: Read, cid: int, stamp:
 
 def check_i6(views: Views) -> Finding:
     """What one device wrote is in the order in which it was written: in each conversation, and over all of them in the
-    timeline that its user's other devices read.
+    timeline that its user's other devices read. In a system of several shards that is over all conversations of one.
 
     A message that was tried again after the next one was begun may come after it: nobody can tell which try it was.
     """
@@ -176,13 +177,14 @@ def check_i6(views: Views) -> Finding:
         findings.looked += len(spans) - 1
         _check_order(findings, spans, "conversation", f"{user}/{device} in conversation {cid}")
     for name, channel in views.channels.items():
-        in_timeline: defaultdict[tuple[str, str], list[Span[Written]]] = defaultdict(list)
+        in_timeline: defaultdict[tuple[str, str, int], list[Span[Written]]] = defaultdict(list)
         for user in channel.users:
             for place, device, span in by_user.get(user, []):
                 offset = channel.first_at.get(place)
                 if offset is not None:
-                    in_timeline[user, device].append(span._replace(position=offset))
-        for (user, device), spans in in_timeline.items():
+                    shard = shard_of_cid(place[0], views.shards)
+                    in_timeline[user, device, shard].append(span._replace(position=offset))
+        for (user, device, _), spans in in_timeline.items():
             findings.looked += len(spans) - 1
             _check_order(findings, spans, "timeline", f"{user}/{device} in {name}")
     return findings.done()

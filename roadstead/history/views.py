@@ -89,8 +89,10 @@ class Counting:
 class Views:
     """The views of one history."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, *, shards: int = 1) -> None:
         self.history = history
+        self.shards = shards
+        """In how many the messages of the system are."""
         self._seqs: dict[tuple[int, str], list[int]] = {}
         self._shown: dict[tuple[int, str], list[int]] = {}
 

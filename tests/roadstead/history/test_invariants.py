@@ -273,6 +273,22 @@ def test_what_was_tried_again_may_come_after_the_next():
         assert said(story.over()) == (set() if is_tried_again else {"I6 conversation"})
 
 
+@pytest.mark.parametrize(("shards", "expected"), [(1, {"I6 timeline"}), (2, set())])
+def test_a_timeline_keeps_order_among_the_conversations_of_a_shard(shards: int, expected: set[str]):
+    """Conversation 2 is in another one than 1 and 3 if there are two; those two are judged in each case."""
+    story = Story()
+    for cid, name in ((1, "a"), (2, "b"), (3, "c")):
+        story.sent(name, 1, cid=cid)
+        story.logged(name, cid=cid)
+        for user in ("ann", "bob"):
+            story.members(cid=cid, user=user)
+    placed = [TimelineEntry(offset, cid, 1, 1 + 100 * cid) for offset, cid in enumerate((2, 1, 3), 1)]
+    for user in ("ann", "bob"):
+        story.final_timeline(user=user, channel=f"inbox:{user}", entries=placed)
+    story.quiet(devices=[])
+    assert said(check(story.events, shards=shards)) == expected
+
+
 def test_an_attempt_after_the_acknowledgement_changed_nothing():
     """So it does not excuse the first."""
     story = Story()
