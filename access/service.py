@@ -49,11 +49,12 @@ from access.transports import HttpTransports
 from access.unproven import UnprovenSessions
 from base.errors import BadRequest, StoreError
 from base.http import HttpServer
+from base.keys import KeyRing
 from base.node import Node
 from base.peer.stream import Serve
 from base.site import Site
 from im.client import ImClient
-from scheduler.client import TicketSigner, TicketVerifier, signer_of
+from scheduler.client import TicketSigners, TicketVerifier
 from status.client import SessionReports, StatusLookups, StatusWatches
 
 __all__ = ["AccessNode"]
@@ -71,7 +72,7 @@ class AccessNode:
         config: AccessConfig,
         site: Site,
         *,
-        ticket_keys: dict[str, str],
+        ticket_keys: KeyRing,
         reports: SessionReports,
         statuses: StatusLookups,
         watches: StatusWatches | None,
@@ -81,8 +82,8 @@ class AccessNode:
         Args:
             config: its settings.
             site: its place.
-            ticket_keys: kid -> text of every key that the scheduler may sign tickets with (`base.core.jws`); the last
-                one that is no public key signs those for clients that this node sends elsewhere.
+            ticket_keys: every key that the schedulers may sign tickets with; the first that can signs those for clients
+                that this node sends elsewhere.
             reports: where sessions are reported; run by this node, as are the other two.
             statuses: where users are looked up.
             watches: where users are watched; None if the status backend has no watches.
@@ -127,7 +128,7 @@ class AccessNode:
             metrics=self._metrics,
         )
         self._transports = self._build_transports(site)
-        self._moves, self._drain = self._build_moves(site, signer_of(ticket_keys))
+        self._moves, self._drain = self._build_moves(site, TicketSigners(ticket_keys))
         self._serve()
 
     def _build_brokers(self, site: Site) -> Brokers:
@@ -170,10 +171,10 @@ class AccessNode:
             metrics=self._metrics,
         )
 
-    def _build_moves(self, site: Site, signer: TicketSigner | None) -> tuple[Moves, Drain]:
+    def _build_moves(self, site: Site, signers: TicketSigners) -> tuple[Moves, Drain]:
         clients, admission, metrics = self._clients, self._admission, self._metrics
         redirects = Redirects(
-            site, region=self._config.region, version=self._version, signer=signer, app_of=clients.app_of
+            site, region=self._config.region, version=self._version, signer=signers.signer, app_of=clients.app_of
         )
         self._mesh.on_instances(redirects.saw)
         moves = Moves(site, clients=clients, redirects=redirects, admission=admission, metrics=metrics)
@@ -337,7 +338,7 @@ class AccessNode:
         try:
             await self.node.heartbeat()
         except StoreError as error:
-            self.node.log.warning("registry_unreachable", error=str(error))
+            self.node.log.debug("registry_unreachable", error=str(error))
 
     def _describe(self) -> dict[str, Any]:
         return {

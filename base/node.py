@@ -95,13 +95,20 @@ class Node:
     async def run(self) -> None:
         """Heartbeat every second until cancelled; an outage of the registry is ridden out."""
         await self._joined.wait()
+        is_away = False
         while True:
             try:
                 await self.heartbeat()
             except SessionLost:
                 raise
             except StoreError as error:
-                self.log.warning("registry_unreachable", error=str(error))
+                if not is_away:  # told once an outage: it may last
+                    self.log.warning("registry_unreachable", error=str(error))
+                is_away = True
+            else:
+                if is_away:
+                    self.log.warning("registry_reachable")
+                is_away = False
             await asyncio.sleep(HEARTBEAT_MS / 1000)
 
     async def heartbeat(self) -> None:

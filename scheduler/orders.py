@@ -307,7 +307,7 @@ class Orders:
         return "; ".join(faults)
 
     def _outage(self, error: StoreError) -> None:
-        self._log.warning("registry_unreachable", error=str(error))
+        self._log.debug("registry_unreachable", error=str(error))
 
 
 class Unreadable(msgspec.Struct, frozen=True):

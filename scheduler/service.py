@@ -292,7 +292,7 @@ class Scheduler:
                 connected.cancel()
 
     def _outage(self, error: StoreError) -> None:
-        self.node.log.warning("registry_unreachable", error=str(error))
+        self.node.log.debug("registry_unreachable", error=str(error))
 
     async def _instances_of(self, service: str) -> tuple[ServiceInstance, ...]:
         async with asyncio.timeout(ASK_S):

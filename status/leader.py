@@ -128,7 +128,7 @@ class Leader:
             try:
                 await self._campaign()
             except StoreError as error:
-                self._log.warning("leader_round_failed", error=str(error))
+                self._log.debug("leader_round_failed", error=str(error))
             # While there is no table nobody can be looked up, so look again soon.
             await _wait(self._vacant, RENEW_MS if self._table.table is not None else FIRST_MS)
             self._vacant.clear()

@@ -126,4 +126,4 @@ class PeerPool:
         return tell
 
     def _outage(self, error: StoreError) -> None:
-        self._log.warning("registry_unreachable", error=str(error))
+        self._log.debug("registry_unreachable", error=str(error))
