@@ -2,7 +2,7 @@
 
 From the socket inwards:
 
-    listener, accepting, tls, admission   the clients' port: who may connect at all
+    listener, admission                   the clients' port: who may connect at all
     websocket                             a WebSocket connection; its codec: `core/websocket`, `handshake`, `deflate`
     transports, streaming, polling, ...   the same over plain HTTP
     clients, connecting, identity         sessions (`core/session`), who is let in, pings (`core/pings`)

@@ -21,19 +21,20 @@ from typing import cast
 
 from aiohttp import web
 
-from access.accepting import Acceptor
 from access.admission import Admission
 from access.config import AccessConfig
 from access.core.handshake import BadHead, Refused, RequestHead, accept, encode_response, is_upgrade, parse_head
 from access.metrics import AccessMetrics
 from access.ports import Gateway
-from access.tls import Certificate
 from access.websocket import SUBPROTOCOLS, TransportLimits, WebSocketConnection, form_of
+from base.accepting import Acceptor
 from base.clock import Clock, Instant
 from base.core.wheel import TimerWheel
 from base.errors import BadRequest, ConfigError, Overloaded, RoadsteadError
 from base.http import HttpServer, failure
 from base.log import logger
+from base.reload import follow
+from base.tls import ServerCertificate
 
 __all__ = ["Listener", "peer_address"]
 
@@ -87,7 +88,9 @@ class Listener:
         self._metrics = metrics
         self._arrivals: TimerWheel[Arrival] = TimerWheel(clock.monotonic(), tick_ms=TICK_MS)
         self._certificate = (
-            Certificate(config.tls_certificate, config.tls_key, node=node) if config.tls_certificate else None
+            ServerCertificate(config.tls_certificate, config.tls_key, setting="access.tls_certificate")
+            if config.tls_certificate
+            else None
         )
         self._upgrades = tuple(f"GET {path} HTTP/1.1\r\n".encode() for path in websockets)
         self._http_max = HTTP_PER_CLIENT * config.capacity + HTTP_SPARE
@@ -119,7 +122,7 @@ class Listener:
                     proxies=config.proxies,
                     deadline_s=config.handshake_deadline_ms / 1000,
                     is_full=lambda: self.arrivals >= config.arrivals_max,
-                    metrics=self._metrics,
+                    dropped=lambda reason, _detail: self.count_dropped(reason),
                 )
                 bound = self._server.listen(host, port, backlog=BACKLOG)
             else:
@@ -137,7 +140,8 @@ class Listener:
         """Drop who is too slow, and load the certificate anew when it changed, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             if self._certificate is not None:
-                tasks.create_task(self._certificate.follow(self._config.tls_reload_ms / 1000))
+                interval_s = self._config.tls_reload_ms / 1000
+                tasks.create_task(follow([self._certificate], interval_s=interval_s, node=self._node))
             while True:
                 if not self._arrivals and not self._served:
                     self._busy.clear()

@@ -43,7 +43,7 @@ class Redirects:
         *,
         region: str,
         version: str,
-        signer: TicketSigner | None,
+        signer: Callable[[], TicketSigner | None],
         app_of: Callable[[Client], str],
     ) -> None:
         """Build it.
@@ -52,7 +52,7 @@ class Redirects:
             site: the node's place.
             region: the node's.
             version: the node's, as it reports it.
-            signer: signs tickets for other nodes; None if there is no key for that.
+            signer: returns who signs tickets for other nodes now; None if there is no key for that.
             app_of: returns the version of a client's application.
         """
         self._name = site.name
@@ -104,12 +104,13 @@ class Redirects:
             return False
         told: dict[str, object] = {"after_ms": after_ms}
         instance = self._others.get(target) if target is not None else None
-        if instance is not None and self._signer is not None:
+        signer = self._signer()
+        if instance is not None and signer is not None:
             ticket = self._ticket(client, instance.id, after_ms, plan=plan, arm=arm)
             told |= {
                 "node": instance.id,
                 "url": transport_urls(instance.meta["client_url"])["websocket"],
-                "ticket": self._signer.sign(ticket),
+                "ticket": signer.sign(ticket),
             }
             self._sent[instance.id] = self._sent.get(instance.id, 0) + 1
         outgoing = Outgoing("", Message(msgspec.Raw(msgspec.json.encode({"move": told}))))

@@ -17,7 +17,7 @@ from base.config import Section
 from base.errors import ConfigError
 from base.http import is_loopback
 from base.keys import KeyList
-from base.reload import Loadable, follow
+from base.reload import Loadable
 from base.tls import ClientCertificate, ServerCertificate
 
 __all__ = ["RELOAD_MS", "SecurityConfig", "Trust", "require_safe"]
@@ -113,15 +113,11 @@ class Trust:
         *,
         server: ServerCertificate | None = None,
         client: ClientCertificate | None = None,
-        node: str = "",
-        reload_ms: int = RELOAD_MS,
     ) -> None:
         """Take the parts. `of_key` and `load` make what can be used."""
         self._keys = keys
         self._server = server
         self._client = client
-        self._node = node
-        self._reload_ms = reload_ms
 
     @classmethod
     def of_key(cls, key: str) -> Trust:
@@ -129,22 +125,19 @@ class Trust:
         return cls(KeyList.of(key))
 
     @classmethod
-    def of_files(cls, config: SecurityConfig, *, node: str) -> Trust:
-        """Return what is made from the files that the section names; its `parts` are to be loaded.
-
-        `node`: this node's name, for the log.
-        """
+    def of_files(cls, config: SecurityConfig) -> Trust:
+        """Return what is made from the files that the section names; its `parts` are to be loaded."""
         files = (config.tls_certificate, config.tls_key)
         setting = "security.tls_certificate"
         keys = KeyList(config.peer_keys_file, setting="security.peer_keys_file")
         server = ServerCertificate(*files, setting=setting, ca=config.tls_ca) if config.has_tls else None
         client = ClientCertificate(*files, config.tls_ca, setting=setting) if config.has_tls else None
-        return cls(keys, server=server, client=client, node=node, reload_ms=config.reload_ms)
+        return cls(keys, server=server, client=client)
 
     @classmethod
-    def load(cls, config: SecurityConfig, *, node: str) -> Trust:
+    def load(cls, config: SecurityConfig) -> Trust:
         """Read the files that the section names. Raises ConfigError with every fault."""
-        trust = cls.of_files(config, node=node)
+        trust = cls.of_files(config)
         faults: dict[str, None] = {}  # both ends of TLS have the same ones: told once
         for item in trust.parts:
             try:
@@ -182,10 +175,6 @@ class Trust:
         for key in self._keys.all:
             found |= hmac.compare_digest(key.encode(), raw)  # no early exit
         return found
-
-    async def follow(self) -> None:
-        """Load what changed, until cancelled."""
-        await follow(self.parts, interval_s=self._reload_ms / 1000, node=self._node)
 
 
 def require_safe(security: SecurityConfig, *, host: str, allow_remote: bool) -> None:

@@ -10,8 +10,8 @@ import msgspec
 
 from access.api import transport_urls
 from bench.process import Child, child
-from roadstead.joined import Joined
 from roadstead.local import System, running_system
+from roadstead.role import Ready
 
 __all__ = ["AccessProcess", "AccessSystem", "access_system"]
 
@@ -23,7 +23,7 @@ class AccessProcess(msgspec.Struct, frozen=True):
     """An access node in a process of its own."""
 
     child: Child
-    joined: Joined
+    joined: Ready
     websocket: str
     """Where clients connect."""
 
@@ -46,7 +46,7 @@ class AccessSystem:
         command = [sys.executable, "-m", "roadstead", "access", "serve", "--json", "--name", name]
         command += ["--data", str(self.system.data.path), *self._flags]
         process = self._stack.enter_context(child(command))
-        joined = msgspec.json.decode(process.said, type=Joined)
+        joined = msgspec.json.decode(process.said, type=Ready)
         assert joined.client_url is not None
         node = AccessProcess(process, joined, transport_urls(joined.client_url)["websocket"])
         self.nodes.append(node)

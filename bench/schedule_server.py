@@ -20,8 +20,10 @@ from base.clock import SystemClock, Timestamp
 from base.core.registry import ServiceInstance
 from base.http import Credentials
 from base.ids import Incarnation, NodeId
+from base.keys import KeyList, KeyRing
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler.config import RegionConfig, SchedulerConfig
 from scheduler.service import Scheduler
 from scheduler.tokens import mint_user_token
@@ -74,12 +76,12 @@ async def _scheduler() -> None:
         port=0,
         registry=registry,
         clock=clock,
-        peer_key="bench",
+        trust=Trust.of_key("bench"),
         credentials=Credentials({}),
         config=NodeConfig(),
     )
     config = SchedulerConfig(regions=regions, default_region="east")
-    scheduler = Scheduler(config, site, user_key=KEY, ticket_key=("k1", KEY))
+    scheduler = Scheduler(config, site, user_keys=KeyList.of(KEY), ticket_keys=KeyRing.of({"k1": KEY}))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(scheduler.stop)
         async with asyncio.TaskGroup() as tasks:

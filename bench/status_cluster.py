@@ -29,6 +29,7 @@ from base.registry.memory import MemoryRegistry
 from base.registry.node import RegistryNode
 from base.registry.remote import RemoteRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from bench.status_node import opened
 from status.client import StatusClient, StatusPublisher
 from status.config import StatusConfig
@@ -207,7 +208,7 @@ def bench_site(registry: Registry, name: str, incarnation: Incarnation) -> Site:
         port=0,
         registry=registry,
         clock=SystemClock(),
-        peer_key=PEER_KEY,
+        trust=Trust.of_key(PEER_KEY),
         credentials=Credentials({}),
         config=NodeConfig(),
     )
@@ -238,10 +239,10 @@ def _status_process(url: str, name: str, nodes: int) -> None:
     log.configure(level="warning")
 
     async def run() -> None:
-        registry = RemoteRegistry(url, node=name, peer_key=PEER_KEY)
+        registry = RemoteRegistry(url, node=name, trust=Trust.of_key(PEER_KEY))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(registry.run())
-            site = bench_site(registry, name, await next_incarnation(registry, name))
+            site = bench_site(registry, name, await next_incarnation(registry, name, SystemClock()))
             node = StatusNode(StatusConfig(bootstrap_nodes=nodes), site)
             await node.start()
             await node.run()
@@ -255,10 +256,10 @@ def _access_process(url: str, name: str, sessions: Sessions, ready: asyncio.Even
 
 
 async def _report(url: str, name: str, sessions: Sessions, ready: asyncio.Event) -> None:
-    registry = RemoteRegistry(url, node=name, peer_key=PEER_KEY)
+    registry = RemoteRegistry(url, node=name, trust=Trust.of_key(PEER_KEY))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(registry.run())
-        site = bench_site(registry, name, await next_incarnation(registry, name))
+        site = bench_site(registry, name, await next_incarnation(registry, name, SystemClock()))
         # Registered, as every access node is: status nodes that take a partition over ask all of them.
         instance = ServiceInstance(id=name, service="access", url="http://127.0.0.1:9", incarnation=site.incarnation)
         await registry.register(instance, ttl_ms=10_000)

@@ -16,6 +16,7 @@ from base.http import Credentials
 from base.ids import Incarnation, NodeId
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from status.api import Opened
 from status.client import StatusClient, StatusPublisher
 from status.config import StatusConfig
@@ -49,7 +50,7 @@ async def status_bench(*, access_nodes: int = 1) -> AsyncIterator[StatusBench]:
             port=0,
             registry=registry,
             clock=clock,
-            peer_key="bench",
+            trust=Trust.of_key("bench"),
             credentials=Credentials({}),
             config=NodeConfig(),
         )

@@ -256,7 +256,7 @@ async def test_a_containers_health_is_whether_its_node_is_ready(secrets: Path, t
     """Over TLS, by the node's own configuration. A node that is not there is not healthy either."""
     config = of_sample("im", secrets, ROADSTEAD_NODE__HOST="127.0.0.1")
     server = HttpServer("im-1", Metrics("im-1"), statistics=dict)
-    trust = Trust.load(config.security, node="im-1")
+    trust = Trust.load(config.security)
     url = await server.listen("127.0.0.1", 0, tls=trust.server_ssl)
     file = tmp_path / "node.toml"
     file.write_text(f"[node]\nport = 1\n[security]\ntls_ca = {config.security.tls_ca!r}\n")

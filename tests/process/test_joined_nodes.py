@@ -20,6 +20,7 @@ import centrifuge
 import pytest
 
 from base.registry.remote import RemoteRegistry
+from base.trust import Trust
 from roadstead.api import call_api
 from roadstead.cli import main
 from roadstead.local import System, UpProcess
@@ -77,7 +78,7 @@ def joining(system: System, folder: Path, key: str | None = None) -> list[str]:
 
 async def registered(system: System, role: str = "status") -> dict[str, str]:
     """The nodes of a role by the registry's word: name -> address."""
-    registry = RemoteRegistry(registry_of(system), node="test", peer_key=system.data.secrets().peer_key)
+    registry = RemoteRegistry(registry_of(system), node="test", trust=Trust.of_key(system.data.secrets().peer_key))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(registry.run())
         found = await registry.services(role)
@@ -176,7 +177,7 @@ async def test_access_nodes_join_and_leave(system: System, tmp_path: Path) -> No
     """The scheduler sends clients there, messages reach them, and whoever is behind a killed one goes offline."""
     secrets = system.data.secrets()
     keys = tmp_path / "ticket-keys"
-    keys.write_text(f"old none-uses-it\n{secrets.ticket_kid} {secrets.ticket_key}\n")
+    keys.write_text(f"{secrets.ticket_kid} {secrets.ticket_key}\nold nobody-signs-with-this-one\n")
     join = [*joining(system, tmp_path), "--ticket-key-file", str(keys)]
     ann, ben = Phone(), Phone()
     with (

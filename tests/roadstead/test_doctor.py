@@ -313,3 +313,48 @@ async def test_status_nodes_that_are_away_do_not_hide_the_others(monkeypatch: py
         seen["granter"] = "nobody"
         with pytest.raises(RoadsteadError, match="status-1: may not answer"):
             await whole.status_leader(there)
+
+
+def status_nodes(monkeypatch: pytest.MonkeyPatch, *said: dict[str, Any]) -> None:
+    """Let the status nodes say this of themselves."""
+
+    async def answers(_system: System) -> list[dict[str, Any]]:
+        return list(said)
+
+    monkeypatch.setattr(whole, "AGREE_PAUSE_S", 0)
+    monkeypatch.setattr(whole, "_status_nodes", answers)
+
+
+def serving(name: str, granter: str = "leader", *, partitions: int = 1, **more: Any) -> dict[str, Any]:
+    """What a status node says of itself."""
+    said = {"node": name, "granter": granter, "partitions": partitions, "is_leading": False}
+    return {**said, "is_registry_reachable": True, **more}
+
+
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ([serving("s1", is_leading=True), serving("s2"), serving("spare", "nobody", partitions=0)], "s1 leads"),
+        ([serving("s1"), serving("s2")], "a node of another process leads"),
+        ([{"node": "s1", "partitions": 0}], "this status backend needs none"),
+    ],
+)
+async def test_who_leads_is_told(monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any]], seen: str):
+    """A spare needs no lease, and another backend no leader."""
+    status_nodes(monkeypatch, *said)
+    assert await whole.status_leader(system()) == seen
+
+
+async def test_status_nodes_without_a_leader_are_degraded(monkeypatch: pytest.MonkeyPatch):
+    """Everything is served, and the line says what is away."""
+    status_nodes(monkeypatch, serving("s1", "peers"), serving("s2", "peers", is_registry_reachable=False))
+    with pytest.raises(Degraded, match=r"^s1, s2: by the grants of a majority of the nodes only; s2: cannot read"):
+        await whole.status_leader(system())
+
+
+async def test_a_status_node_that_may_not_answer_is_a_failure(monkeypatch: pytest.MonkeyPatch):
+    """Its users are unknown."""
+    status_nodes(monkeypatch, serving("s1", "peers"), serving("s2", "nobody"))
+    with pytest.raises(RoadsteadError, match=r"^s2: may not answer") as caught:
+        await whole.status_leader(system())
+    assert not isinstance(caught.value, Degraded)

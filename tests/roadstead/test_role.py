@@ -11,6 +11,7 @@ from base.clock import SystemClock
 from base.core.registry import ServiceInstance
 from base.credentials import Credentials
 from base.errors import ConfigError, PeerUnavailable, SessionLost, StoreUnavailable, Unauthenticated
+from base.metrics import Metrics
 from base.registry import Registry
 from base.registry.memory import MemoryRegistry
 from base.trust import Trust
@@ -35,6 +36,9 @@ class Opened:
     async def probe(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+    def count_in(self, metrics: Metrics, node: str) -> None:
+        pass
 
     async def run(self) -> None:
         pass

@@ -17,6 +17,7 @@ from base.ids import Incarnation, NodeId
 from base.metrics import Metrics
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler.admin import SchedulerAdmin
 from scheduler.core.engine import Decision
 from scheduler.core.regions import Region, Regions
@@ -54,7 +55,7 @@ class AdminSite:
             port=0,
             registry=self.registry,
             clock=self.clock,
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials(KEYS),
             config=NodeConfig(),
         )

@@ -29,6 +29,7 @@ from base.ids import Incarnation, NodeId
 from base.metrics import Metrics
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler.core.moving import Fleet
 from scheduler.core.node import AccessNode
 from scheduler.movers import Movers
@@ -150,7 +151,7 @@ class FakeFleet:
             port=0,
             registry=self.registry,
             clock=self.clock,
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials({}),
             config=NodeConfig(),
         )

@@ -12,6 +12,7 @@ from base.cors import Cors
 from base.errors import BadRequest, NotReady, PermissionDenied
 from base.http import Credentials, Role
 from base.ids import NodeId
+from base.keys import KeyList, KeyRing
 from base.metrics import Metrics
 from scheduler.access_api import AccessApi, Query, parse_rtts
 from scheduler.client import TicketVerifier
@@ -47,7 +48,7 @@ class Door:
             decider=self.decider,
             locate=self.locate,
             signer=lambda: TicketSigner("k1", KEY),
-            user_key=KEY,
+            user_keys=KeyList.of(KEY),
             cors=Cors(lambda _: True),
             metrics=SchedulerMetrics(Metrics("test"), node="test", figures=Figures),
         )
@@ -72,12 +73,12 @@ def node(name: str, region: str = "", **values: Any) -> AccessNode:
 def test_a_client_that_names_no_device_has_none_for_rules_and_one_for_sessions() -> None:
     """Or all such clients would be in one bucket of a rollout that goes by devices."""
     door = Door(node("a"))
-    ticket = TicketVerifier({"k1": KEY}, node=NodeId("a")).verify(door.ask(user="ann")["ticket"], door.now)
+    ticket = TicketVerifier(KeyRing.of({"k1": KEY}), node=NodeId("a")).verify(door.ask(user="ann")["ticket"], door.now)
     assert (ticket.device, ticket.platform) == ("default", "unknown")
     past = door.decider.explain_past(1)
     assert past is not None
     assert (past[0].request.device, past[0].request.platform) == ("", "")
-    ticket = TicketVerifier({"k1": KEY}, node=NodeId("a")).verify(
+    ticket = TicketVerifier(KeyRing.of({"k1": KEY}), node=NodeId("a")).verify(
         door.ask(user="ann", device="phone", platform="ios")["ticket"], door.now
     )
     assert (ticket.device, ticket.platform, ticket.sid, ticket.seq) == ("phone", "ios", "0123456789", 2)

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from base.clock import SimClock, Timestamp
 from base.http import Credentials, Role
 from base.ids import Incarnation, NodeId
+from base.keys import KeyList, KeyRing
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler import front as front_module
 from scheduler.config import SchedulerConfig
 from scheduler.core.node import AccessNode
@@ -87,11 +89,13 @@ async def listening(config: SchedulerConfig | None = None, *, is_quick: bool = T
         port=0,
         registry=MemoryRegistry(clock),
         clock=clock,
-        peer_key="peer-key",
+        trust=Trust.of_key("peer-key"),
         credentials=Credentials({"backend-key": Role.BACKEND, "viewer-key": Role.VIEWER}),
         config=NodeConfig(),
     )
-    scheduler = Scheduler(config or SchedulerConfig(), site, user_key=KEY, ticket_key=("k1", KEY))
+    scheduler = Scheduler(
+        config or SchedulerConfig(), site, user_keys=KeyList.of(KEY), ticket_keys=KeyRing.of({"k1": KEY})
+    )
     front = next(layer for layer in scheduler.node.http.layers if isinstance(layer, Front))
     if not is_quick:
         scheduler.node.http.layers.remove(front)

@@ -16,9 +16,11 @@ from base.core.histogram import Histogram
 from base.core.registry import ServiceInstance
 from base.http import Credentials, Role
 from base.ids import Incarnation, NodeId
+from base.keys import KeyList, KeyRing
 from base.registry import leadership
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler import lists_api, orders, rollouts
 from scheduler.config import SchedulerConfig
 from scheduler.core.analysis import judge
@@ -106,11 +108,11 @@ async def test_no_value_in_the_registry_ends_a_scheduler() -> None:
         port=0,
         registry=registry,
         clock=clock,
-        peer_key="peer-key",
+        trust=Trust.of_key("peer-key"),
         credentials=Credentials({"admin-key": Role.ADMIN}),
         config=NodeConfig(),
     )
-    scheduler = Scheduler(SchedulerConfig(), site, user_key=KEY, ticket_key=("k1", KEY))
+    scheduler = Scheduler(SchedulerConfig(), site, user_keys=KeyList.of(KEY), ticket_keys=KeyRing.of({"k1": KEY}))
     headers = {"Authorization": "Bearer admin-key"}
     async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession(headers=headers) as http:
         running = tasks.create_task(scheduler.run())

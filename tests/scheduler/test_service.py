@@ -14,8 +14,10 @@ from base.clock import SystemClock
 from base.core.registry import ServiceInstance
 from base.http import Credentials, Role
 from base.ids import Incarnation, NodeId
+from base.keys import KeyList, KeyRing
 from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler.config import SchedulerConfig
 from scheduler.service import Scheduler
 
@@ -47,11 +49,11 @@ async def test_a_node_that_it_does_not_understand_gets_nobody_and_harms_nobody()
         port=0,
         registry=registry,
         clock=clock,
-        peer_key="peer-key",
+        trust=Trust.of_key("peer-key"),
         credentials=Credentials({"api-key": Role.BACKEND}),
         config=NodeConfig(),
     )
-    scheduler = Scheduler(SchedulerConfig(), site, user_key=KEY, ticket_key=("k1", KEY))
+    scheduler = Scheduler(SchedulerConfig(), site, user_keys=KeyList.of(KEY), ticket_keys=KeyRing.of({"k1": KEY}))
     headers = {"Authorization": "Bearer api-key"}
     async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession(headers=headers) as http:
         running = tasks.create_task(scheduler.run())

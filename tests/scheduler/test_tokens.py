@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from base.clock import Timestamp
 from base.errors import BadRequest, ConfigError, PermissionDenied, RoadsteadError, TokenExpired, Unauthenticated
 from base.ids import NodeId
+from base.keys import KeyRing
 from scheduler.api import TICKET_AUDIENCE, Ticket
-from scheduler.client import LEEWAY_S, TicketVerifier, signer_of
+from scheduler.client import LEEWAY_S, TicketSigners, TicketVerifier
 from scheduler.tokens import TicketSigner, mint_ticket, mint_user_token, user_of
 
 KEY = "the-key-of-tests-long-enough-for-hs256"
@@ -65,7 +66,7 @@ def tampered(token: str, **changes: object) -> str:
 
 @pytest.fixture
 def verifier() -> TicketVerifier:
-    return TicketVerifier({KID: KEY, "k2": OTHER_KEY}, node=NodeId("access-1"))
+    return TicketVerifier(KeyRing.of({KID: KEY, "k2": OTHER_KEY}), node=NodeId("access-1"))
 
 
 # ---------------------------------------------------------------- tickets that are good
@@ -115,7 +116,7 @@ def test_a_ticket_that_is_valid_from_now_on_is_good(verifier: TicketVerifier):
 def test_schedulers_may_sign_with_a_key_that_access_nodes_do_not_have(verifier: TicketVerifier):
     """Beside one that they share. What they sign themselves for each other, they sign with that one."""
     keys = {KID: KEY, "ed": ED25519_PUBLIC}
-    mixed = TicketVerifier(keys, node=NodeId("access-1"))
+    mixed = TicketVerifier(KeyRing.of(keys), node=NodeId("access-1"))
     minted = ticket(sid="scheduler-1.1", seq=7, arm="canary", app="5.1.0")
     for kid, key in ((KID, KEY), ("ed", ED25519_PRIVATE)):
         token = TicketSigner(kid, key).sign(minted)
@@ -125,13 +126,13 @@ def test_schedulers_may_sign_with_a_key_that_access_nodes_do_not_have(verifier: 
         verifier.verify(TicketSigner("ed", ED25519_PRIVATE).sign(minted), NOW)
     with pytest.raises(Unauthenticated):  # who has the public key only
         mixed.verify(signed(ED25519_PUBLIC, kid="ed"), NOW)
-    signer = signer_of(keys)
+    signer = TicketSigners(KeyRing.of(keys)).signer()
     assert signer is not None
     assert signer.kid == KID
-    assert signer_of({"ed": ED25519_PUBLIC}) is None
-    latest = signer_of({"k0": OTHER_KEY, **keys, "k9": ED25519_PRIVATE})
-    assert latest is not None
-    assert latest.kid == "k9"
+    assert TicketSigners(KeyRing.of({"ed": ED25519_PUBLIC})).signer() is None
+    first = TicketSigners(KeyRing.of({"ed": ED25519_PUBLIC, "k9": ED25519_PRIVATE, **keys})).signer()
+    assert first is not None
+    assert first.kid == "k9"
     with pytest.raises(ConfigError):
         TicketSigner("ed", ED25519_PUBLIC)
 
@@ -146,7 +147,7 @@ def test_an_issuer_that_no_node_would_take_signs_nothing(sid: str):
 def test_a_verifier_needs_a_key():
     """Without one it could let nobody in."""
     with pytest.raises(AssertionError):
-        TicketVerifier({}, node=NodeId("access-1"))
+        TicketVerifier(KeyRing.of({}), node=NodeId("access-1"))
 
 
 # ---------------------------------------------------------------- tickets that are not
@@ -230,9 +231,9 @@ def test_a_ticket_for_other_nodes_is_denied(verifier: TicketVerifier):
 def test_a_user_token_speaks_for_its_user():
     """Until its last second."""
     token = mint_user_token("alice", key=KEY, expires_at=LATER)
-    assert user_of(token, key=KEY, now=LATER) == "alice"
+    assert user_of(token, keys=[KEY], now=LATER) == "alice"
     with pytest.raises(TokenExpired):
-        user_of(token, key=KEY, now=Timestamp(LATER + 1_000))
+        user_of(token, keys=[KEY], now=Timestamp(LATER + 1_000))
 
 
 def test_a_user_token_is_not_minted_for_what_is_no_user_id():
@@ -243,7 +244,7 @@ def test_a_user_token_is_not_minted_for_what_is_no_user_id():
 
 def test_a_user_token_from_a_clock_ahead_of_ours_is_good():
     """A backend's `iat` says nothing about expiry."""
-    assert user_of(user_token(iat=4_000_000_000), key=KEY, now=NOW) == "alice"
+    assert user_of(user_token(iat=4_000_000_000), keys=[KEY], now=NOW) == "alice"
 
 
 @pytest.mark.parametrize(
@@ -272,7 +273,7 @@ def test_a_user_token_from_a_clock_ahead_of_ours_is_good():
 def test_what_is_no_user_token_is_refused(token: str):
     """With one error, whatever is wrong with it."""
     with pytest.raises(Unauthenticated):
-        user_of(token, key=KEY, now=NOW)
+        user_of(token, keys=[KEY], now=NOW)
 
 
 # ---------------------------------------------------------------- anything
@@ -296,8 +297,8 @@ JUNK = st.one_of(
 def test_junk_is_refused_and_nothing_else_happens(token: str):
     """No exception but ours."""
     for refuse in (
-        lambda: TicketVerifier({KID: KEY}, node=NodeId("access-1")).verify(token, NOW),
-        lambda: user_of(token, key=KEY, now=NOW),
+        lambda: TicketVerifier(KeyRing.of({KID: KEY}), node=NodeId("access-1")).verify(token, NOW),
+        lambda: user_of(token, keys=[KEY], now=NOW),
     ):
         with pytest.raises(RoadsteadError) as caught:
             refuse()
@@ -311,7 +312,7 @@ CLAIM = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_si
 def test_genuine_tokens_with_odd_claims_are_good_or_refused(claims: dict[str, object]):
     """A backend's bug is told to it, not raised here."""
     tokens = (signed(**claims), user_token(**claims))
-    verifier = TicketVerifier({KID: KEY}, node=NodeId("access-1"))
-    for check in (lambda: verifier.verify(tokens[0], NOW).sub, lambda: user_of(tokens[1], key=KEY, now=NOW)):
+    verifier = TicketVerifier(KeyRing.of({KID: KEY}), node=NodeId("access-1"))
+    for check in (lambda: verifier.verify(tokens[0], NOW).sub, lambda: user_of(tokens[1], keys=[KEY], now=NOW)):
         with suppress(Unauthenticated, TokenExpired, PermissionDenied):
             assert check()

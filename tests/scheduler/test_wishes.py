@@ -10,6 +10,7 @@ import pytest
 
 from base.ids import Incarnation, NodeId
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from scheduler.core.moving import MoveRequest, Progress
 from scheduler.movers import Movers, MoverStatus
 from scheduler.orders import MOVES, PREFIX, REBALANCE, MovesRecord, RebalanceRecord
@@ -53,7 +54,7 @@ class Teller:
             port=0,
             registry=site.registry,
             clock=site.clock,
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=site.admin._credentials,
             config=NodeConfig(),
         )

@@ -47,6 +47,7 @@ NOTES = {
     "scheduler/policy": ("scheduler.orders", "PolicyRecord", "json"),
     "scheduler/rebalance": ("scheduler.orders", "RebalanceRecord", "json"),
     "scheduler/moves": ("scheduler.orders", "MovesRecord", "json"),
+    "im/table": ("im.core.shards", "ShardTable", "json"),
     "im/workers/": ("im.workers", "Mark", "json"),
 }
 """What one node leaves for others outside of calls: where, of which type, and how it is encoded."""

@@ -15,6 +15,7 @@ from access.service import AccessNode
 from base.clock import Instant
 from base.core.registry import ServiceInstance
 from base.errors import StoreUnavailable
+from base.keys import KeyList, KeyRing
 from base.registry import Registry
 from base.service import Service
 from base.site import NodeConfig, Site
@@ -90,10 +91,12 @@ class Fleet(Cluster):
         service: Service
         if isinstance(config, AccessConfig):
             side = status_side(site, users_max=1_000)
-            service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), **side)
+            service = AccessNode(config, site, ticket_keys=KeyRing.of(dict([TICKET_KEY])), **side)
             service._built_at = Instant(service._built_at - OLD_MS)
         else:
-            service = Scheduler(config, site, user_key=USER_KEY, ticket_key=TICKET_KEY)
+            service = Scheduler(
+                config, site, user_keys=KeyList.of(USER_KEY), ticket_keys=KeyRing.of(dict([TICKET_KEY]))
+            )
         self._running[name] = (service, self._tasks.create_task(service.run()))
         await service.start()
         return service

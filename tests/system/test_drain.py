@@ -17,6 +17,7 @@ from access.config import AccessConfig
 from access.core.protocol import ClientError, Close
 from access.service import AccessNode
 from base.errors import BadRequest, NotFound, Unauthenticated
+from base.keys import KeyRing
 from base.service import Service
 from roadstead.api import call_api
 from roadstead.client import Client, Incoming
@@ -419,7 +420,7 @@ class TwoNodes(Cluster):
         site = await self.site(name)
         config = AccessConfig(stop_drain_ms=800, drain_grace_ms=1_500, audit_interval_ms=500)
         side = status_side(site, users_max=100)
-        service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), **side)
+        service = AccessNode(config, site, ticket_keys=KeyRing.of(dict([TICKET_KEY])), **side)
         self._running[name] = (service, self._tasks.create_task(service.run()))
         await service.start()
         return service

@@ -15,14 +15,17 @@ from access.service import AccessNode
 from base.clock import SystemClock, Timestamp
 from base.http import Credentials, Role
 from base.ids import NodeId
+from base.keys import KeyList, KeyRing
 from base.node import next_incarnation
 from base.registry.memory import MemoryRegistry
 from base.service import Service
 from base.site import NodeConfig, Site
+from base.trust import Trust
 from im.config import ImConfig
+from im.core.book import LedgerSettings
 from im.core.commands import Appended, Draft
 from im.search.search import Search
-from im.service import MessageService
+from im.service import MessageService, Opened
 from im.store.memory import MemoryMessageStore
 from roadstead.api import call_api
 from roadstead.client import Client, Incoming
@@ -52,12 +55,12 @@ class Cluster:
     async def site(self, name: str) -> Site:
         return Site(
             name=NodeId(name),
-            incarnation=await next_incarnation(self.registry, name),
+            incarnation=await next_incarnation(self.registry, name, SystemClock()),
             host="127.0.0.1",
             port=0,
             registry=self.registry,
             clock=SystemClock(),
-            peer_key="peer-key",
+            trust=Trust.of_key("peer-key"),
             credentials=Credentials({KEY: Role.ADMIN}),
             config=NodeConfig(registration_ttl_ms=3_000),
         )
@@ -71,16 +74,23 @@ class Cluster:
                 service = StatusNode(self._status, site)
             case "access":
                 config = AccessConfig(audit_interval_ms=500)
-                service = AccessNode(config, site, ticket_keys=dict([TICKET_KEY]), **status_side(site, users_max=100))
+                service = AccessNode(
+                    config, site, ticket_keys=KeyRing.of(dict([TICKET_KEY])), **status_side(site, users_max=100)
+                )
             case "im":
                 search = await Search.open(
                     Path(self._folder.name) / f"search-{site.incarnation}.db", self.store, SystemClock()
                 )
                 self._searches.append(search)
-                statuses = StatusClient(site)
-                service = MessageService(ImConfig(), site, store=self.store, search=search, statuses=statuses)
+
+                async def open_shard(_shard: int, _shards: int, _settings: LedgerSettings, **_: bool) -> Opened:
+                    return Opened(self.store, search)
+
+                service = MessageService(ImConfig(), site, open_shard=open_shard, statuses=StatusClient(site))
             case _:
-                service = Scheduler(SchedulerConfig(), site, user_key="x" * 32, ticket_key=TICKET_KEY)
+                service = Scheduler(
+                    SchedulerConfig(), site, user_keys=KeyList.of("x" * 32), ticket_keys=KeyRing.of(dict([TICKET_KEY]))
+                )
         task = self._tasks.create_task(service.run())
         self._running[name] = (service, task)
         await service.start()
