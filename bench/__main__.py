@@ -16,6 +16,8 @@ NAMES = (
     "access_idle",
     "access_memory",
     "access_million",
+    "cluster_consul_outage",
+    "cluster_scale",
     "first_message",
     "im_group",
     "im_ids",

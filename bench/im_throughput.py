@@ -18,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -27,33 +26,26 @@ from itertools import chain
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 import msgspec
 
 from access.api import transport_urls
-from base.ids import new_uuid
-from bench.load.wire import user_name
-from bench.process import Child, child, cpu_s
+from bench.load.messenger import Messenger, Run, messenger
+from bench.process import cpu_s
 from bench.result import Options, Result
 from roadstead.local import System, running_system
-from scheduler.api import Ticket
-from scheduler.tokens import mint_ticket
 
 __all__ = ["run"]
 
 CONNECTIONS = 2_000
 """So many that none has to send more than one may."""
 IN_FLIGHT = 900
-PAD_BYTES = 64
-"""Of a body, which makes a send 180 bytes long and a publication 300."""
 A_BILLION_A_DAY = 11_574
 """A second."""
 ROUNDS = 3
 WARM_UP_S = 2.0
 SECONDS = 5.0
 PROFILED_S = 8.0
-TICKET_TTL_S = 600
 SAMPLES_A_SECOND = 500
 SETTINGS = (
     "--set",
@@ -70,34 +62,6 @@ SETTINGS = (
     "--set",
     "im.device_calls_burst=100000",
 )
-
-
-class Times(msgspec.Struct, frozen=True):
-    """In microseconds, of so many messages."""
-
-    count: int
-    p50: int = 0
-    p99: int = 0
-    p999: int = 0
-    max: int = 0
-
-
-class Run(msgspec.Struct, frozen=True):
-    """What the generator says of a run: messages, and its own CPU."""
-
-    sent: int
-    acked: int
-    delivered: int
-    done: int
-    errors: int
-    gaps: int
-    lost: int
-    in_flight: int
-    seconds: float
-    cpu_s: float
-    behind_us: int
-    ack_us: Times
-    delivery_us: Times
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -143,8 +107,8 @@ def run(options: Options) -> Result:
             "sustained_goal": A_BILLION_A_DAY,
             "half_load": {
                 "a_second": round(half.rate),
-                "ack_ms": _ms(half.run.ack_us),
-                "delivery_ms": _ms(half.run.delivery_us),
+                "ack_ms": half.run.ack_us.ms(),
+                "delivery_ms": half.run.delivery_us.ms(),
                 "delivery_p99_goal_ms": 100,
                 "cpu_us": round(half.cpu_us, 1),
                 "group": round(half.group, 1),
@@ -162,7 +126,7 @@ def run(options: Options) -> Result:
 class _Bench:
     """A running system with its clients."""
 
-    def __init__(self, system: System, clients: Child, folder: Path) -> None:
+    def __init__(self, system: System, clients: Messenger, folder: Path) -> None:
         self._pid = system.endpoints.pid
         self._metrics = next(iter(system.endpoints.im.values())) + "/metrics"
         self._clients = clients
@@ -170,16 +134,10 @@ class _Bench:
 
     def measure(self, kind: str, amount: float, warm_up: float, seconds: float, *, profiles: bool = False) -> Measured:
         """Run an order of the generator's, see there."""
-        stdin, stdout = self._clients.process.stdin, self._clients.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(f"{kind} {amount} {warm_up} {seconds}\n".encode())
-        stdin.flush()
-        begun = stdout.readline()
-        assert begun == b"begin\n", begun
+        self._clients.begin(kind, amount, warm_up, seconds)
         cpu, threads, commits = cpu_s(self._pid), _threads_s(self._pid), self._commits()
         with _profiler(self._pid, self._folder / "samples", seconds, wanted=profiles) as samples:
-            run = msgspec.json.decode(stdout.readline(), type=Run)
+            run = self._clients.end()
             cpu = cpu_s(self._pid) - cpu
         messages, groups = (after - before for after, before in zip(self._commits(), commits, strict=True))
         assert run.done, "not one message came through"
@@ -211,38 +169,10 @@ def _server_and_clients(connections: int) -> Iterator[_Bench]:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="messages-")))
         system = stack.enter_context(running_system(*SETTINGS))
         (client_url,) = system.endpoints.clients.values()
-        port = urlsplit(transport_urls(client_url)["websocket"]).port
-        clients = stack.enter_context(child([_compiled(folder), str(port), str(connections), str(PAD_BYTES)]))
-        stdin, stdout = clients.process.stdin, clients.process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        for number in range(connections):
-            stdin.write(_ticket(system, number).encode() + b"\n")
-        stdin.flush()
-        opened = stdout.readline()
-        assert opened == b"open\n", opened
-        yield _Bench(system, clients, folder)
-
-
-def _ticket(system: System, number: int) -> str:
-    secrets = system.data.secrets()
-    now_s = time.time_ns() // 1_000_000_000
-    ticket = Ticket(
-        sub=user_name(number), jti=new_uuid(), iat=now_s, exp=now_s + TICKET_TTL_S, device="load", platform="bench"
-    )
-    return mint_ticket(ticket, kid=secrets.ticket_kid, key=secrets.ticket_key)
-
-
-def _compiled(folder: Path) -> str:
-    """Compile the generator and return its path."""
-    program = folder / "messages"
-    source = Path(__file__).parent / "load" / "messages.c"
-    subprocess.run(["cc", "-O2", "-o", str(program), str(source)], check=True)
-    return str(program)
-
-
-def _ms(times: Times) -> dict[str, float]:
-    return {name: round(getattr(times, name) / 1000, 1) for name in ("p50", "p99", "p999", "max")}
+        secrets = system.data.secrets()
+        ticket_key = secrets.ticket_kid, secrets.ticket_key
+        clients = messenger(transport_urls(client_url)["websocket"], connections, ticket_key)
+        yield _Bench(system, stack.enter_context(clients), folder)
 
 
 # ---------------------------------------------------------------- where the CPU goes

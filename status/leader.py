@@ -144,7 +144,11 @@ class Leader:
                 self._lost()
                 raise
         if self._held.epoch is not None:
-            self._held.granted(asked_at, self._held.epoch, SESSION_TTL_MS)
+            if self.is_leading:
+                self._held.granted(asked_at, self._held.epoch, SESSION_TTL_MS)
+            else:
+                # It heard nobody while it could not lead, and would take all for gone: it begins as a successor does.
+                self._elected(asked_at, self._held.epoch)
         else:
             token = await self._registry.acquire(LEADER_KEY, self._session, self._node.encode())
             if token is not None:

@@ -210,8 +210,8 @@ class Ownership:
 
     def stalled(self, lag_ms: int) -> None:
         """This node did not run for so long: the silence was its own, so nobody is convicted for it (I3)."""
-        self._vouching.stalled(lag_ms)
         self._listened_at = Instant(self._listened_at + lag_ms)
+        self._vouching.stalled(self._listened_at, lag_ms)
 
     # ---------------------------------------------------------------- beats and lookups
 

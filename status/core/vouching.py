@@ -79,9 +79,17 @@ class Vouching:
         self._beats: dict[NodeId, Beats] = {}
         self._deaf_ms = 0
 
-    def stalled(self, lag_ms: int) -> None:
-        """This node heard nobody for so long: the silence was its own."""
+    def stalled(self, now: Instant, lag_ms: int) -> None:
+        """This node heard nobody for so long until now: the silence was its own.
+
+        Others may have given it up meanwhile, and have to find it again: what they do not say until then is no proof.
+        They get as long as it was away, at most a lease's time.
+        """
         self._deaf_ms += lag_ms
+        patience = Instant(self.listened(now) + min(lag_ms, self.vouch_ms))
+        for beats in self._beats.values():
+            if beats.silent_from is not None:
+                beats.silent_from = max(beats.silent_from, patience)
 
     def listened(self, now: Instant) -> Instant:
         """Return the listened time: how long this node was there to hear anybody."""

@@ -123,6 +123,20 @@ def test_a_node_that_did_not_run_convicts_nobody():
     assert node.says(at(90_001)) == entry(1)
 
 
+def test_who_lost_a_node_that_did_not_run_gets_the_time_to_find_it_again():
+    """I3: its streams were given up meanwhile. As long as the node was away, and at most a lease's time."""
+    for away, patience in ((1_500, 1_500), (90_000, VOUCH_MS)):
+        node = serving(entry(1))
+        node.step(at(VOUCH_MS - 100))
+        assert node.says(at(VOUCH_MS - 100)) == entry(1)
+        back = VOUCH_MS - 100 + away
+        node.core.stalled(away)
+        node.step(at(back + patience - 1))
+        assert node.says(at(back + patience - 1)) is UNKNOWN_SHOWN
+        node.step(at(back + patience))
+        assert node.says(at(back + patience)) is OFFLINE
+
+
 def test_a_node_that_stalls_again_and_again_convicts_the_dead_all_the_same():
     """I3: a stall gives back the time it took, and no more."""
     node = serving(entry(1))

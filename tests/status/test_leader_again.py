@@ -1,0 +1,52 @@
+"""A leader that could not renew for a while, and leads again: its session outlived the registry's outage."""
+
+from __future__ import annotations
+
+import asyncio
+
+from base.clock import SystemClock
+from base.ids import Incarnation
+from bench.status_cluster import bench_site
+from status.config import StatusConfig
+from status.core.migration import GONE_MS
+from status.core.serving import LEADER_MS
+from status.service import StatusNode
+from status.table import TableFollower
+from tests.support.wiped_registry import WipedRegistry
+
+NAMES = ("status-1", "status-2", "status-3")
+TIMEOUT_S = 20.0
+AWAY_S = (GONE_MS + LEADER_MS) / 1000
+"""Longer than a node may be silent, and than a leader leads without the registry."""
+
+
+class Forgiving(WipedRegistry):
+    """No session ends by an outage: as with Consul, which gives each its whole time again when it starts."""
+
+    async def open_session(self, name: str, *, ttl_ms: int) -> str:
+        return await super().open_session(name, ttl_ms=60_000 + ttl_ms)
+
+
+async def test_a_leader_that_leads_again_takes_nobody_for_gone_whom_it_could_not_hear() -> None:
+    """Reports are for a leader only: it has none of the time in which it was none, and waits for new ones."""
+    registry = Forgiving(SystemClock())
+    nodes = [StatusNode(StatusConfig(bootstrap_nodes=3), bench_site(registry, name, Incarnation(1))) for name in NAMES]
+    table = TableFollower(bench_site(registry, "client-1", Incarnation(1)))
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        for node in nodes:
+            await node.start()
+        running = [tasks.create_task(work) for work in (*(node.run() for node in nodes), table.run())]
+        before = await table.wait_newer(0)
+        await asyncio.sleep(1)
+        assert table.leader is not None
+        leader = table.leader
+        registry.go_away()
+        await asyncio.sleep(AWAY_S)
+        registry.come_back(is_empty=False)
+        await asyncio.sleep(GONE_MS / 1000)
+        assert table.leader == leader
+        assert table.table == before, "partitions were taken from nodes that are there"
+        for task in running:
+            task.cancel()
+        for node in nodes:
+            await node.stop()
