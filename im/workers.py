@@ -27,6 +27,8 @@ RENEW_MS = TERM_MS // 10
 RETRY_MS = 1_000
 LOOK_MS = 1_000
 """How soon a registry that lost the mark has it again."""
+SET_BACK_MS = 2_000
+"""A clock that went back further than this is not waited for: it was wrong before, and set right."""
 
 
 class WorkerLease:
@@ -62,6 +64,7 @@ class WorkerLease:
         self._taking = asyncio.Lock()
         self._index = 0
         """Of the registry's entry with our mark, as far as we know: what the next mark must replace."""
+        self._is_set_back = False
         self._log = logger(node=node)
 
     @property
@@ -106,11 +109,19 @@ class WorkerLease:
             return
         raise Unavailable("every worker number is held", retry_after_ms=RETRY_MS)
 
+    def set_back(self) -> None:
+        """The clock was set back by much: take another number, under which no ids of later times were given."""
+        self._is_set_back = True
+
     async def run(self) -> None:
         """Keep the number until cancelled, and take another one if it is lost."""
         renew_at = self._clock.monotonic()
         while True:
             wait_ms = LOOK_MS
+            if self._is_set_back and self._term is not None:
+                self._log.warning("clock_set_back", worker=self.worker)
+                self._term = None  # it rests until its mark is past
+            self._is_set_back = False
             try:
                 if self._term is not None and (self._clock.monotonic() >= renew_at or await self._is_lost(self._term)):
                     await self._renew(self._term)
@@ -184,7 +195,10 @@ class LeasedIds:
         """
         if self._ids is None or not self.lease.is_valid(now_ms):
             raise Unavailable("no worker number is held to give message ids with", retry_after_ms=RETRY_MS)
-        return self._ids.next(now_ms)
+        made = self._ids.next(now_ms)
+        if isinstance(made, ClockWentBack) and made.by_ms > SET_BACK_MS:
+            self.lease.set_back()
+        return made
 
     def _taken(self, worker: int, not_before_ms: Timestamp) -> None:
         self._ids = message_ids("snowflake", entropy=self._entropy, worker=worker, not_before_ms=not_before_ms)

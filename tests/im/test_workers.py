@@ -14,7 +14,7 @@ from base.clock import Clock, SimClock, Timestamp
 from base.errors import StoreError, StoreUnavailable, Unavailable
 from base.registry import Entry, View
 from base.registry.memory import MemoryRegistry
-from im.core.snowflake import AHEAD_MS_MAX, EPOCH_MS, WORKER_MAX
+from im.core.snowflake import AHEAD_MS_MAX, EPOCH_MS, WORKER_MAX, ClockWentBack
 from im.core.workers import TERM_MS, Mark
 from im.workers import LOOK_MS, PREFIX, RENEW_MS, RETRY_MS, LeasedIds, WorkerLease
 
@@ -81,7 +81,7 @@ async def settle() -> None:
 
 
 @asynccontextmanager
-async def running(holder: Holder) -> AsyncIterator[None]:
+async def running(holder: Holder | LeasedIds) -> AsyncIterator[None]:
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(holder.lease.run())
         await settle()
@@ -300,6 +300,26 @@ async def test_leased_ids_end_with_their_lease_and_come_back_with_the_next(regis
     assert isinstance(first, int)
     assert isinstance(second, int)
     assert second > first
+
+
+async def test_after_a_clock_was_set_right_ids_go_on_under_another_number(registry: Flaky, clock: SimClock):
+    """It was an hour ahead: to wait for it would be an hour without messages. Nobody else takes the old number."""
+    ids = LeasedIds(registry, clock, node="im-1", entropy=Random(1))
+    await ids.lease.acquire()
+    async with running(ids):
+        clock.jump(3_600_000)
+        await passes(RENEW_MS, clock)
+        before = ids.next(clock.realtime())
+        clock.jump(-3_600_000)
+        assert isinstance(ids.next(clock.realtime()), ClockWentBack)
+        await passes(RETRY_MS, clock)
+        after = ids.next(clock.realtime())
+        assert isinstance(before, int)
+        assert isinstance(after, int)
+        assert (ids.lease.worker, after < before) == (1, True)
+        other = Holder(registry, clock, "im-2")
+        await other.lease.acquire()
+        assert other.lease.worker == 2
 
 
 async def test_a_registry_that_lost_the_marks_has_them_again_soon(registry: Flaky, clock: SimClock):
