@@ -73,10 +73,11 @@ sim-long: $(RUNTIME) ## 100,000 histories of the resize and of the leases: hours
 	seq 0 1000 99000 | xargs -P $(or $(JOBS),2) -I SEED $(BIN)/python -m roadstead.sim --history leases --seed SEED --count 1000
 	seq 0 1000 99000 | xargs -P $(or $(JOBS),2) -I SEED $(BIN)/python -m roadstead.sim --history messages --seed SEED --count 1000
 
-soak: $(DEV)        ## long forms: simulator, crash tests and recorded histories
+soak: $(DEV)        ## long forms: simulator, crash tests, recorded histories and faults of a cluster
 	$(BIN)/python -m roadstead.sim --history leases --count 20000
 	$(BIN)/python -m roadstead.sim --history resize --count 10000
 	ROADSTEAD_TEST_SEEDS=200 $(BIN)/python -m pytest -n auto --timeout 7200 tests/sim/test_resize.py
+	ROADSTEAD_TEST_FAULTS=long $(BIN)/python -m pytest -m process --timeout 7200 tests/process/faults
 	ROADSTEAD_TEST_CRASHES=1000 ROADSTEAD_TEST_HISTORIES=20 $(BIN)/python -m pytest -m process --timeout 7200
 
 bench: $(DEV)       ## every benchmark, one JSON line each

@@ -152,8 +152,11 @@ class _Wiring:
         if config.status.backend == "redis":
             site = await self._site("status-1")
             return [StatusGateway(site, statuses=lookups(config, site))]
-        # The first table has the first by name; the spares come after them, by name and in the order of starting.
-        status_config = msgspec.structs.replace(config.status, bootstrap_nodes=config.up.status_nodes)
+        # The first table has the first by name; the spares come after them, by name and in the order of starting. They
+        # all stop together, so that there is nobody to hand anything over to.
+        status_config = msgspec.structs.replace(
+            config.status, bootstrap_nodes=config.up.status_nodes, stop_handover_ms=0
+        )
         return [
             StatusNode(status_config, await self._site(f"status-{number}"))
             for number in range(1, config.up.status_nodes + config.up.spare_status_nodes + 1)

@@ -55,6 +55,16 @@ class StatusConfig(Section, frozen=True, kw_only=True):
             "longer silences and keeps the users of a crashed access node online for longer.",
         ),
     ] = 3_000
+    stop_handover_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=600_000,
+            description="How long a status node that is told to stop may take to hand its partitions to the others "
+            "(ms), so that nobody's status is unknown meanwhile; they come back when it does. With 0 they are unknown "
+            "until it is back, or the others have rebuilt them.",
+        ),
+    ] = 10_000
     bootstrap_nodes: Annotated[
         int,
         Meta(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +25,7 @@ from status.core.handoff import Pull, answered
 from status.core.migration import NodeReport, Progress
 from status.core.ownership import Ownership
 from status.core.partitions import PartitionTable
-from status.core.serving import ASK_MS, Promises, ServingLease
+from status.core.serving import ASK_MS, SILENCE_MS, Promises, ServingLease
 from status.leader import Leader
 from status.peers import ASK, KNOWN, PULL, Ask, Chunks, Given, Known, KnownAsk, Pulls
 from status.table import TableFollower, encode_table
@@ -35,12 +36,25 @@ ASK_DEADLINE_MS = 500
 PULL_DEADLINE_MS = 1_000
 ASKS_MAX = 3
 """Questions to one node that may wait for their answers: what is ready to be committed must not wait for an answer."""
+LEFT_LOOK_MS = 20
+BEGIN_PATIENCE_MS = 1_500
+"""A few questions for a lease, by which the leader is told, and a decision."""
+MOVING_PATIENCE_MS = SILENCE_MS + BEGIN_PATIENCE_MS
+"""A node that was started just now acknowledges nothing for as long as promises of its former life may last."""
 REPORT_PAUSE_MS = 2
 """Between two reports: what happens in this time is told together."""
 NEWER_TABLE_MS = 200
 """How long a pull by a newer table than ours waits for it."""
 PULL_PAUSE_MS = 10
 """Between two pulls of what has caught up: only the news of that time is left to copy."""
+
+
+class _Left(NamedTuple):
+    """What a node that is about to stop has still to hand over, as the table of an epoch says."""
+
+    partitions: int
+    moves: int
+    epoch: Epoch
 
 
 class Member:
@@ -63,6 +77,7 @@ class Member:
         self._leader = leader
         self._promises = Promises(site.clock.monotonic())
         self._expects_first_table = False
+        self._is_leaving = False
         self._reported: NodeReport | None = None
         self._news = asyncio.Event()
         self._staged = asyncio.Event()
@@ -104,6 +119,33 @@ class Member:
         if self.ownership.incoming():
             self._staged.set()
         self._news.set()
+
+    async def leave(self) -> bool:
+        """Have others take this node's partitions; return whether they have all, and nobody asks for them here.
+
+        It gives up when nothing of it happens: there is nobody else, all leave at once, the operator has paused what
+        moves, or a node does not answer.
+        """
+        self._is_leaving = True
+        self._news.set()
+        loop = asyncio.get_running_loop()
+        left, since = self._left(), loop.time()
+        while left.partitions or left.moves:
+            if loop.time() > since + (MOVING_PATIENCE_MS if left.moves else BEGIN_PATIENCE_MS) / 1000:
+                return False
+            await asyncio.sleep(LEFT_LOOK_MS / 1000)
+            now_left = self._left()
+            if now_left != left:
+                left, since = now_left, loop.time()
+        return True
+
+    def _left(self) -> _Left:
+        """Return what is left to be handed over; nothing where there is nobody to hand it to."""
+        table = self._table.table
+        if table is None or set(table.wanted()) <= {self._node}:
+            return _Left(0, 0, Epoch(0))
+        moves = sum(move.source == self._node for move in table.moves)
+        return _Left(table.counts().get(self._node, 0), moves, table.epoch)
 
     def report_soon(self) -> None:
         """Take note that there may be something to report."""
@@ -199,6 +241,7 @@ class Member:
             frozenset(self.ownership.incomplete(now)),
             {node: epoch for node, (until, epoch) in self.access_epochs.items() if now < until},
             self._answers_told,
+            self._is_leaving,
         )
 
     # ---------------------------------------------------------------- copying

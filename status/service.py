@@ -100,6 +100,8 @@ class StatusNode:
         self._parking: Parking[_Parked] = Parking()
         self._metrics = StatusMetrics(self.node.metrics, self._ownership.statistics)
         self._lease_ms = config.lease_ms
+        self._handover_ms = config.stop_handover_ms
+        self.node.drain_deadline_s += config.stop_handover_ms / 1000
         self._listeners: list[Listener] = []
         self._observed = site.clock.monotonic()
         self.node.peers.serve(BEAT, self._beat)
@@ -164,8 +166,15 @@ class StatusNode:
             tasks.create_task(self._tick())
 
     async def drain(self) -> None:
-        """Take no new work. Its partitions move away by a resize, not by a drain."""
+        """Hand its partitions over, as a resize would, if that is wanted; then take no new work."""
         self.node.http.is_ready = False
+        if self._handover_ms:
+            try:
+                async with asyncio.timeout(self._handover_ms / 1000):
+                    is_done = await self._member.leave()
+            except TimeoutError:
+                is_done = False
+            self.node.log.info("handed_over" if is_done else "not_handed_over")
         self._feed.close()
         self._feed_reader.close()
 

@@ -130,7 +130,7 @@ async def shard_table(system: System) -> str:
         answers, _ = await system.statistics(IM)
         behind = [name for name, answer in answers.items() if answer["table_epoch"] < table.epoch]
         if not behind:
-            return f"epoch {table.epoch}, {table.shards} shards over {len(set(table.owners))} processes"
+            return f"epoch {table.epoch}, shards: {table.shards}, processes: {len(set(table.owners))}"
         await asyncio.sleep(AGREE_PAUSE_S)
     raise Degraded(f"{', '.join(behind)}: behind epoch {table.epoch}")
 

@@ -112,6 +112,8 @@ class NodeReport(msgspec.Struct, frozen=True, array_like=True):
     """Access nodes with a lease here, with the newest epoch each acknowledged."""
     answers: dict[NodeId, int] = {}
     """How many answers this life took in of each source that it copies from. Only that it grows says something."""
+    is_leaving: bool = False
+    """Whether it is about to stop: others are to have its partitions before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +367,7 @@ class Migration:
         self._acknowledged: dict[NodeId, Epoch] = {}
         self._wish: Wished | None = None
         self._patience = Patience()
-        self._quiet: tuple[Epoch, tuple[NodeId, ...]] | None = None
+        self._quiet: tuple[Epoch, tuple[tuple[NodeId, bool], ...]] | None = None
         self._plan: tuple[dict[NodeId, int], Sequence[NodeId]] | None = None
         self._found: tuple[Epoch, dict[int, NodeId]] = (Epoch(0), {})
 
@@ -420,7 +422,7 @@ class Migration:
         if now < self._began_at + GONE_MS and not all(node in view.live for node in table.nodes):
             return []  # who was not heard yet may be there
         asked = _asked(table, self._wish)
-        quiet = (table.epoch, tuple(view.live))
+        quiet = (table.epoch, tuple((node, report.is_leaving) for node, report in view.live.items()))
         if quiet == self._quiet and not asked:
             return []
         misplaced = self._misplaced(table, view)
@@ -436,13 +438,15 @@ class Migration:
         return [WriteTable(table.epoch, table.with_changes(changes), tuple(stalled))]
 
     def _misplaced(self, table: PartitionTable, view: View) -> Mapping[int, NodeId] | None:
-        """Return what is misplaced by the plan for the wanted nodes that are live; None without any.
+        """Return what is misplaced by the plan for the wanted nodes that are live and stay; None without live ones.
 
         The plan is made anew only when these nodes or weights change, and looked up once a table.
         """
         weights = {node: weight for node, weight in table.wanted().items() if node in view.live}
         if not weights:
             return None
+        # Whoever is about to stop is left what it has only if nobody stays.
+        weights = {node: weight for node, weight in weights.items() if not view.live[node].is_leaving} or weights
         if self._plan is None or self._plan[0] != weights:
             self._plan = (weights, planned(table, weights))
             self._found = (Epoch(0), {})

@@ -145,7 +145,7 @@ async def test_an_agent_that_hangs_is_waited_for_no_longer_than_the_deadline(age
         await registry.put("k", b"3")
         entry = await registry.get("k")
         assert entry is not None
-        assert entry.value == b"3"
+        assert entry.value in {b"2", b"3"}, "what was given up may be done after what came later"
 
 
 async def test_a_read_that_waited_through_an_outage_tells_of_it(agent: ConsulAgent) -> None:

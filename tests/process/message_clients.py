@@ -8,12 +8,13 @@ answer, with the same key: on the same connection when the answer is late, on th
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -104,6 +105,7 @@ class LightDevice:
         *,
         front: str,
         credential: str,
+        tls: ssl.SSLContext,
         recorder: Recorder,
         script: Script,
         random: Random,
@@ -136,6 +138,7 @@ class LightDevice:
         self._epoch = ""
         self._front = front
         self._credential = credential
+        self._tls = tls
         self._recorder = recorder
         self._script = script
         self._socket: Socket | None = None
@@ -171,14 +174,15 @@ class LightDevice:
                 answer = await call_api("GET", url, credential=self._credential, params=params)
                 self._ticket = answer["ticket"]
                 address = urlsplit(answer["candidates"][0]["urls"]["websocket"])
-                await self._connected(address.hostname or "", address.port or 0, address.path)
+                await self._connected(address)
             await asyncio.sleep(self.away_s + self.random.uniform(0.01, 0.2))
             self.away_s = 0.0
 
-    async def _connected(self, host: str, port: int, path: str) -> None:
+    async def _connected(self, address: SplitResult) -> None:
+        tls = self._tls if address.scheme == "wss" else None
         async with asyncio.timeout(SILENCE_S):
             _, socket = await self._loop.create_connection(
-                lambda: Socket(self, f"{host}:{port}", path), host=host, port=port
+                lambda: Socket(self, address.netloc, address.path), host=address.hostname, port=address.port, ssl=tls
             )
         self._socket, self._heard = socket, self._loop.time()
         try:

@@ -1,13 +1,14 @@
-"""Between clients and a running system: TCP proxies that can break connections, and a front for the scheduler.
+"""Between clients and a running system: TCP proxies that can break connections, and a front for the schedulers.
 
-The system listens on other ports after each start. Clients know none of them: they ask the front, which asks the
-scheduler that there is just now and names the proxies in place of the access nodes.
+The system listens on other ports after each start. Clients know none of them: they ask the front, which asks a
+scheduler that there is just now and names the proxies in place of the access nodes that have one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -201,12 +202,14 @@ class Proxy:
 class Front:
     """The scheduler's address, and the proxies in front of its access nodes."""
 
-    def __init__(self, random: Random, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, random: Random, tasks: asyncio.TaskGroup, tls: ssl.SSLContext) -> None:
+        """`tls`: which schedulers to believe where their addresses are `https`."""
         self.url = ""
         self.proxies: dict[str, Proxy] = {}
         self._random = random
         self._tasks = tasks
-        self._scheduler: str | None = None
+        self._tls = tls
+        self._schedulers: list[str] = []
         self._replaced: dict[str, str] = {}
         self._http: aiohttp.ClientSession
 
@@ -217,7 +220,8 @@ class Front:
         application.router.add_get("/v1/access", self._get_access)
         runner = web.AppRunner(application)
         timeout = aiohttp.ClientTimeout(total=FORWARD_S)
-        async with aiohttp.ClientSession(timeout=timeout) as self._http:
+        connector = aiohttp.TCPConnector(ssl=self._tls)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._http:
             try:
                 for node in nodes:
                     self.proxies[node] = Proxy(self._random, self._tasks)
@@ -233,24 +237,37 @@ class Front:
 
     def serves(self, system: System) -> None:
         """The system listens at other ports now."""
-        self._scheduler = system.scheduler
+        self._schedulers = list(system.endpoints.scheduler.values())
         self._replaced.clear()
         for name, url in system.endpoints.clients.items():
+            if name not in self.proxies:
+                continue
             address = urlsplit(url)
             assert address.hostname is not None
             assert address.port is not None
             self.proxies[name].node = address.hostname, address.port
             self._replaced[address.netloc] = self.proxies[name].address
 
+    def prefer(self, scheduler: str) -> None:
+        """Ask this one first."""
+        self._schedulers.remove(scheduler)
+        self._schedulers.insert(0, scheduler)
+
     async def _get_access(self, request: web.Request) -> web.Response:
+        """Ask one scheduler after the other, as clients with several addresses do; the last one that answered first."""
         headers = {"Authorization": request.headers["Authorization"]}
-        try:
-            async with self._http.get(f"{self._scheduler}/v1/access", params=request.query, headers=headers) as answer:
-                text = await answer.text()
-        except (aiohttp.ClientError, TimeoutError):
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response()
-        for node, proxy in self._replaced.items():
-            text = text.replace(node, proxy)
-        return web.Response(status=answer.status, text=text, content_type="application/json")
+        for scheduler in tuple(self._schedulers):
+            url = f"{scheduler}/v1/access"
+            try:
+                async with self._http.get(url, params=request.query, headers=headers) as answer:
+                    text = await answer.text()
+            except (aiohttp.ClientError, TimeoutError):
+                if scheduler == self._schedulers[0]:
+                    self._schedulers.append(self._schedulers.pop(0))
+                continue
+            for node, proxy in self._replaced.items():
+                text = text.replace(node, proxy)
+            return web.Response(status=answer.status, text=text, content_type="application/json")
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()

@@ -8,6 +8,7 @@ or recalled, a conversation marked as read, or an acknowledged send is repeated.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import defaultdict, deque
 from random import Random
 from typing import Literal
@@ -47,6 +48,8 @@ class Traffic:
     def __init__(self, target: int, random: Random) -> None:
         self.target = target
         self.begun = 0
+        self.pause_s = PAUSE_S
+        """How long a device with the SDK rests after a message, on average."""
         self.written: dict[tuple[str, str], str] = {}
         """Digest of every body, by its key."""
         self.peers: dict[str, list[str]] = {}
@@ -54,6 +57,11 @@ class Traffic:
         self.random = random
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._sent: defaultdict[LightDevice, deque[_Stored]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is going to be begun."""
+        return self.begun >= self.target
 
     # ---------------------------------------------------------------- what a device does
 
@@ -156,6 +164,7 @@ class SdkDevice:
         *,
         front: str,
         credential: str,
+        tls: ssl.SSLContext,
         recorder: Recorder,
         traffic: Traffic,
         has_view: bool,
@@ -174,6 +183,7 @@ class SdkDevice:
             front,
             user=user,
             credential=credential,
+            tls=tls,
             device=self.name,
             on_message=self._take,
             on_end=self.ends.append,
@@ -195,7 +205,7 @@ class SdkDevice:
     async def run(self) -> None:
         """Send one message after the other, each until it is acknowledged."""
         traffic, random, recorder = self._traffic, self._traffic.random, self._recorder
-        while traffic.begun < traffic.target:
+        while not traffic.is_over:
             key, body, written = traffic.body(self.user, self.name)
             to, cid = random.choice(traffic.peers[self.user]), ""
             if self.groups and random.random() < 0.3:
@@ -218,7 +228,7 @@ class SdkDevice:
                     recorder.ok(call, cid=int(stored["cid"]), seq=stored["seq"], mid=int(stored["mid"]))
                     break
             self.sent += 1
-            await asyncio.sleep(random.uniform(0, 2 * PAUSE_S))
+            await asyncio.sleep(random.uniform(0, 2 * traffic.pause_s))
 
     async def _take(self, incoming: Incoming) -> None:
         if incoming.is_start or "mid" not in incoming.data:

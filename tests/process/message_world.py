@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from itertools import cycle
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import aiohttp
 import msgspec
 
+from base.errors import PeerUnavailable
 from roadstead.history.recorder import Recorder
 from roadstead.local import System, UpProcess
 from tests.process.message_clients import LightDevice
@@ -23,7 +26,7 @@ from tests.process.message_network import KINDS, Front
 from tests.process.message_traffic import Group, GroupKind, SdkDevice, Traffic
 from tests.process.message_witness import Entries, Page
 
-__all__ = ["PAGE", "World", "until"]
+__all__ = ["PAGE", "SETTINGS", "World", "flags_of", "until"]
 
 T = TypeVar("T")
 Step = tuple[int, Callable[[], Awaitable[None]]]
@@ -32,6 +35,7 @@ SDK_USERS = 4
 ABSENT = 108
 """Members of a group who never connect, so that it is too large to be pushed directly."""
 SETTLE_S = 60.0
+CONNECT_S = 10.0
 PAGE = 1_000
 SETTINGS = {
     "im.user_calls_per_second": 0,
@@ -60,30 +64,68 @@ async def until(holds: Callable[[], bool], deadline_s: float, how: Callable[[], 
         await asyncio.sleep(0.02)
 
 
+def flags_of(settings: dict[str, object]) -> list[str]:
+    """Return the flags of a command that set that."""
+    return [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
+
+
+class Startable(Protocol):
+    """The processes of a system."""
+
+    def start(self) -> System:
+        """Start them and wait until they serve."""
+        ...
+
+    def stop(self) -> int:
+        """End them in order."""
+        ...
+
+
+async def _connected(device: SdkDevice) -> None:
+    """Connect for the first time, to a system that has just started."""
+    give_up = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            await device.client.connect()
+        except PeerUnavailable:
+            assert time.monotonic() < give_up, f"{device.user} could not connect"
+            await asyncio.sleep(0.2)
+        else:
+            return
+
+
 class World:
     """The system, its clients, and the history that they make."""
 
-    def __init__(
-        self, folder: Path, messages: int, *, seed: int, http: aiohttp.ClientSession, tasks: asyncio.TaskGroup
-    ) -> None:
+    proxied: tuple[str, ...] = ("access-1", "access-2")
+    """Access nodes that clients reach through a proxy."""
+    light_device = LightDevice
+
+    def __init__(self, folder: Path, messages: int, *, seed: int, tasks: asyncio.TaskGroup) -> None:
         self.random = Random(seed)
         self.file = folder / "history.jsonl"
         self.recorder = Recorder(self.file, process="clients")
         self.messages = messages
-        self.traffic = Traffic(messages, self.random)
-        self.front = Front(self.random, tasks)
+        self.traffic = self.new_traffic()
+        self.tls = ssl.create_default_context()
+        """Whom to believe: the CA of the system's folder too, once it is there."""
+        self.front = Front(self.random, tasks, self.tls)
         self.light: list[LightDevice] = []
         self.sdk: list[SdkDevice] = []
         self.faults: Counter[str] = Counter()
-        flags = [flag for name, value in SETTINGS.items() for flag in ("--set", f"{name}={value}")]
-        self.process = UpProcess(folder / "data", *flags)
+        self.up = UpProcess(folder / "data", *flags_of(SETTINGS))
+        self.process: Startable = self.up
         self.system: System
         self.key = ""
-        self.http = http
+        self.http: aiohttp.ClientSession
         self.errors: list[str] = []
         """Defects of the clients here."""
         self._tasks = tasks
         self._runs: list[asyncio.Task[None]] = []
+
+    def new_traffic(self) -> Traffic:
+        """Return the script of this history."""
+        return Traffic(self.messages, self.random)
 
     @property
     def users(self) -> list[str]:
@@ -91,12 +133,19 @@ class World:
         return [*dict.fromkeys(device.user for device in self.light), *(device.user for device in self.sdk)]
 
     @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """The system can be asked by HTTP until the block ends."""
+        timeout, connector = aiohttp.ClientTimeout(total=5.0), aiohttp.TCPConnector(ssl=self.tls)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self.http:
+            yield
+
+    @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Everything is started, and ended in the end."""
         asyncio.get_running_loop().set_exception_handler(
             lambda _loop, context: self.errors.append(f"{context['message']}: {context.get('exception')!r}")
         )
-        async with self.front.running(["access-1", "access-2"]):
+        async with self.front.running(self.proxied):
             try:
                 await self.start()
                 await self.populate()
@@ -122,6 +171,8 @@ class World:
     async def start(self) -> None:
         """Start the system, or start it again."""
         self.system = await asyncio.to_thread(self.process.start)
+        if self.system.data.ca.exists():
+            self.tls.load_verify_locations(self.system.data.ca)
         self.key = self.system.data.secrets().api_key
         self.front.serves(self.system)
 
@@ -129,8 +180,9 @@ class World:
         self, method: str, path: str, answer_type: type[T], body: object = None, *, params: dict[str, str] | None = None
     ) -> T:
         """Call the message services as a backend does, until they answer."""
+        urls = cycle(self.system.endpoints.im.values())
         for _ in range(50):
-            url = next(iter(self.system.endpoints.im.values()))
+            url = next(urls)
             headers = {"Authorization": f"Bearer {self.key}"}
             try:
                 async with self.http.request(
@@ -157,20 +209,22 @@ class World:
                 user,
                 front=self.front.url,
                 credential=self.key,
+                tls=self.tls,
                 recorder=self.recorder,
                 traffic=self.traffic,
                 has_view=number % 2 == 1,
             )
-            await device.client.connect()
+            await _connected(device)
             self.sdk.append(device)
         await self._make_groups(light, sdk)
         for number, user in enumerate(light):
             for name in ("phone", "desk", "pad")[: 3 if number % 8 == 0 else 2 if number % 3 == 0 else 1]:
-                device = LightDevice(
+                device = self.light_device(
                     user,
                     name,
                     front=self.front.url,
                     credential=self.key,
+                    tls=self.tls,
                     recorder=self.recorder,
                     script=self.traffic,
                     random=self.random,
@@ -229,7 +283,7 @@ class World:
         yield from times(1_000, 20, self._leave)
 
     async def _kill(self) -> None:
-        await asyncio.to_thread(self.process.kill)
+        await asyncio.to_thread(self.up.kill)
         self._note("kill")
         await self.start()
         self._note("restart")

@@ -266,7 +266,7 @@ async def test_shards_need_their_processes_and_the_newest_table(monkeypatch: pyt
     epoch = 7
     async with answering(lambda: {"table_epoch": epoch}) as url:
         both = system(node("im-1", "im", url), node("im-2", "im", url), registry=registry)
-        assert await whole.shard_table(both) == "epoch 7, 3 shards over 2 processes"
+        assert await whole.shard_table(both) == "epoch 7, shards: 3, processes: 2"
         with pytest.raises(Unavailable, match="im-1 is away, with 2 shards"):
             await whole.shard_table(system(node("im-2", "im", url), registry=registry))
         epoch = 6

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain, combinations
 
 import pytest
+from msgspec.structs import replace as replace_report
 
 from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
@@ -311,6 +312,23 @@ def test_who_is_registered_is_told_when_a_leader_has_led_for_long_enough():
     assert not write.table.is_filling
     machine.step(Instant(early + 1), TableRead(write.table))
     assert reported(machine, report(A), report(C), now=Instant(early + 2)) == []
+
+
+def test_others_have_the_partitions_of_who_is_about_to_stop_until_it_is_back():
+    """Though nothing was to be decided before; but not if all stop."""
+    quiet = PartitionTable(Epoch(1), (A, C), (1, 1), (0, 1))
+    leaving = replace_report(report(A), is_leaving=True)
+    assert reported(leader(quiet), leaving, replace_report(report(C), is_leaving=True)) == []
+    machine = leader(quiet)
+    assert reported(machine, report(A), report(C)) == []
+    [write] = reported(machine, leaving, report(C))
+    assert write.table == quiet.with_changes([Begin(0, C)])
+    handed_over = PartitionTable(Epoch(5), (A, C), (1, 1), (1, 1))
+    machine.step(NOW, TableRead(handed_over))
+    later = Instant(NOW + GONE_MS)
+    assert reported(machine, report(C), now=later) == [], "it is gone"
+    [write] = reported(machine, report(A), report(C), now=later)
+    assert [move.target for move in write.table.moves] == [A]
 
 
 def test_one_write_is_under_way_at_a_time():
