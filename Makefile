@@ -77,7 +77,7 @@ soak: $(DEV)        ## long forms: simulator, crash tests, recorded histories an
 	$(BIN)/python -m roadstead.sim --history leases --count 20000
 	$(BIN)/python -m roadstead.sim --history resize --count 10000
 	ROADSTEAD_TEST_SEEDS=200 $(BIN)/python -m pytest -n auto --timeout 7200 tests/sim/test_resize.py
-	ROADSTEAD_TEST_FAULTS=long $(BIN)/python -m pytest -m process --timeout 7200 tests/process/faults
+	ROADSTEAD_TEST_FAULTS=long $(BIN)/python -m pytest -m process --timeout 7200 -o faulthandler_timeout=0 tests/process/faults
 	ROADSTEAD_TEST_CRASHES=1000 ROADSTEAD_TEST_HISTORIES=20 $(BIN)/python -m pytest -m process --timeout 7200
 
 bench: $(DEV)       ## every benchmark, one JSON line each

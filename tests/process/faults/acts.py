@@ -168,6 +168,8 @@ async def with_wires(scene: Scene, name: str) -> AsyncIterator[Wires]:
 async def cut_off(scene: Scene, name: str, wires: Wires, lasts_s: float, *, way: str = "both") -> None:
     """Nobody reaches it, and it reaches nobody, the registry neither; or one of the two."""
     is_access = role_of(name) == "access"
+    if is_access:
+        await scene.spread()  # its clients may all be elsewhere since the last time
     what = {"both": "cut off", "to": "hears nobody", "from": "is heard by nobody"}[way]
     label = f"{role_of(name)} {what} for {lasts_s:g} s"
     async with scene.fault(label, name, down=[name], doubtful=[name] if is_access else []) as fault:
