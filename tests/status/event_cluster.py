@@ -84,7 +84,7 @@ class Cluster:
         )
 
     async def start_node(self, name: str) -> None:
-        node = StatusNode(StatusConfig(bootstrap_nodes=3, lease_ms=LEASE_MS), self.site(name))
+        node = StatusNode(StatusConfig(bootstrap_nodes=3, lease_ms=LEASE_MS, stop_handover_ms=0), self.site(name))
         self.nodes[name] = (node, self._tasks.create_task(node.run()))
         await node.start()
 
