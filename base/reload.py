@@ -7,6 +7,7 @@ in the log and changes nothing: half of a renewal is there before the other half
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ _Stamp = tuple[int, int, int] | None
 """What differs after a change of a file: time and size, and the inode, since one is best replaced as a whole."""
 
 
-class Loadable:
+class Loadable(ABC):
     """Something that is made from files."""
 
     def __init__(self, *files: str) -> None:
@@ -36,9 +37,9 @@ class Loadable:
         """Return whether the files are other ones than when they were read last, with success or without."""
         return self._look() != self._stamps
 
+    @abstractmethod
     def _read(self) -> None:
         """Do what `load` says."""
-        raise NotImplementedError
 
     def _look(self) -> list[_Stamp]:
         return [_stamp(file) for file in self.files]
