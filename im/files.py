@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from pathlib import Path
 
 from base.clock import Clock
@@ -21,7 +23,9 @@ def opener(folder: Path, clock: Clock) -> OpenShard:
     async def open_shard(shard: int, shards: int, settings: LedgerSettings, *, may_make: bool) -> Opened:
         place, arrived = shard_folder(folder, shard, shards), incoming_folder(folder, shard)
         try:
-            if shards > 1 and arrived.exists() and not place.exists():
+            if shards > 1 and arrived.exists():
+                # Whoever dies between giving a shard away and clearing it has an old one here when it comes back.
+                await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
                 arrived.rename(place)
             if not may_make and not (place / MESSAGES).exists():
                 raise StoreError(f"shard {shard} is this process' by the table, but its files are not in {folder}")

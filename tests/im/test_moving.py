@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -66,6 +67,18 @@ class Movable(Cluster):
         async with asyncio.timeout(TIMEOUT_S):
             while str(shard) not in self.here(name):  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
+
+
+async def sent_again(end: AccessEnd, user: str, key: str) -> None:
+    """Send until it is taken: the access node learns where the shard is now."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            try:
+                await end.send(user, user, key)
+            except RoadsteadError:
+                await asyncio.sleep(0.02)
+            else:
+                return
 
 
 @asynccontextmanager
@@ -133,6 +146,7 @@ async def timelines(end: AccessEnd, keys: list[str]) -> dict[str, list[str]]:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.spec("HS-01")
 async def test_shards_move_under_load_and_nothing_is_lost_or_twice(tmp_path: Path):
     """To a process that joined later, one after the other; whoever sends only has to try again."""
     async with movable(tmp_path) as (cluster, end), asyncio.TaskGroup() as tasks:
@@ -294,6 +308,24 @@ async def test_what_had_arrived_before_a_crash_is_taken_on_afterwards(tmp_path: 
                 else:
                     break
         assert [entry["data"]["client_msg_id"] for entry in page["entries"]] == ["before"]
+
+
+async def test_what_was_left_behind_is_not_opened_when_the_shard_comes_back(tmp_path: Path):
+    """A process that dies after it gave a shard away has not cleared it: old files, in the place of the new ones."""
+    async with movable(tmp_path) as (cluster, end):
+        user = next(user for user in USERS if shard_of_user(user, SHARDS) == 0)
+        await end.send(user, user, "before")
+        place = shard_folder(tmp_path / "im-1", 0, SHARDS)
+        shutil.copytree(place, tmp_path / "left")
+        await cluster.order("im-1", 0, "im-3")
+        await cluster.owned(0, "im-3")
+        (tmp_path / "left").rename(place)
+        await sent_again(end, user, "meanwhile")
+        await cluster.order("im-3", 0, "im-1")
+        await cluster.owned(0, "im-1")
+        await sent_again(end, user, "after")
+        page = await end.call(user, "sync", since=0, limit=10)
+        assert [entry["data"]["client_msg_id"] for entry in page["entries"]] == ["before", "meanwhile", "after"]
 
 
 async def test_orders_that_make_no_sense_are_refused_before_anything_is_done(tmp_path: Path):
