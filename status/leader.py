@@ -1,7 +1,9 @@
 """One status node leads: it alone writes the partition table.
 
 Whoever holds the registry lock `status/leader` leads, for as long as its session was renewed in time, counted from when
-it *asked*. A leader that cannot renew stops leading by itself before the registry lets another one in.
+it *asked*. A leader that cannot renew stops leading by itself before the registry lets another one in. Before it leads
+it writes its name beside the lock, where it finds who led last. If that one has died, others have its partitions at
+once: its own lease was its lock (ADR 28).
 
 A registry that has no table, or an older one than somebody knows, is new or started over. Then the leader asks all
 status nodes what they know, and begins with the table that `status.core.restoring` decides on. Until then it gives no
@@ -12,6 +14,7 @@ nodes' reports and the operators' wish, one write at a time, and gives serving l
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -38,7 +41,7 @@ from status.core.partitions import PartitionTable, Stage
 from status.core.restoring import Answers, begun
 from status.core.serving import LEADER_MS, LeaderGrants
 from status.peers import KNOWN, Ask, KnownAsk
-from status.table import LEADER_KEY, TABLE_KEY, WISH_KEY, TableFollower, Wish, decode_table, encode_table
+from status.table import LAST_KEY, LEADER_KEY, TABLE_KEY, WISH_KEY, TableFollower, Wish, decode_table, encode_table
 
 __all__ = ["Leader"]
 
@@ -53,6 +56,8 @@ DECIDE_PAUSE_MS = 25
 RETRY_MS = 100
 FIRST_MS = 20
 """How often it is looked for a first table, without which nobody can be looked up."""
+VACANT_MS = 100
+"""How often the lock is tried while nobody has it."""
 KNOWN_DEADLINE_MS = 500
 LATER_ROLES = ("access", "im")
 """They start when there is a table."""
@@ -90,12 +95,23 @@ class Leader:
         table.on_wish(self._news.set)
         self._vacant = asyncio.Event()
         table.on_vacancy(self._vacant.set)
+        self._when_elected: Callable[[Instant], None]
+        self._when_stepping_down: Callable[[], None]
         self._log = logger(node=site.name)
 
     @property
     def is_leading(self) -> bool:
         """Whether this node may write the table at this instant."""
-        return self._held.is_valid(self._clock.monotonic())
+        return self.leads_until is not None
+
+    @property
+    def leads_until(self) -> Instant | None:
+        """Until when this node may write the table if the registry says nothing more; None when it does not lead."""
+        return self._held.valid_until() if self._held.is_valid(self._clock.monotonic()) else None
+
+    def on_turn(self, *, elected: Callable[[Instant], None], stepped_down: Callable[[], None]) -> None:
+        """Before `run`: call these when this node has the lock, with until when, and before it gives it back."""
+        self._when_elected, self._when_stepping_down = elected, stepped_down
 
     def asked(self, now: Instant, ask: Ask) -> Epoch | None:
         """Take a node's report; return the term of the serving lease that it gets, None if it gets none here."""
@@ -129,9 +145,13 @@ class Leader:
                 await self._campaign()
             except StoreError as error:
                 self._log.debug("leader_round_failed", error=str(error))
-            # While there is no table nobody can be looked up, so look again soon.
-            await _wait(self._vacant, RENEW_MS if self._table.table is not None else FIRST_MS)
+            await _wait(self._vacant, self._pause_ms())
             self._vacant.clear()
+
+    def _pause_ms(self) -> int:
+        if self._table.table is None:
+            return FIRST_MS  # nobody can be looked up
+        return VACANT_MS if self._table.is_vacant and not self.is_leading else RENEW_MS
 
     async def _campaign(self) -> None:
         asked_at = self._clock.monotonic()
@@ -144,25 +164,37 @@ class Leader:
                 self._lost()
                 raise
         if self._held.epoch is not None:
-            if self.is_leading:
-                self._held.granted(asked_at, self._held.epoch, SESSION_TTL_MS)
-            else:
+            was_leading = self.is_leading
+            self._held.granted(asked_at, self._held.epoch, SESSION_TTL_MS)
+            if not was_leading:
                 # It heard nobody while it could not lead, and would take all for gone: it begins as a successor does.
-                self._elected(asked_at, self._held.epoch)
+                self._elected(self._held, None)
         else:
             token = await self._registry.acquire(LEADER_KEY, self._session, self._node.encode())
             if token is not None:
-                self._elected(asked_at, Epoch(token))
+                held = HeldLease()
+                held.granted(asked_at, Epoch(token), SESSION_TTL_MS)
+                self._when_elected(held.valid_until() or asked_at)  # before anybody may find its name
+                self._elected(held, await self._sign())
 
-    def _elected(self, asked_at: Instant, term: Epoch) -> None:
-        now = self._clock.monotonic()
-        self._grants = LeaderGrants(now, term)
-        self._migration = Migration(now, grants_over=self._grants.is_over)
+    async def _sign(self) -> NodeId | None:
+        """Write down that this node leads, and return who did before. Only who is written there ever led."""
+        last = await self._registry.get(LAST_KEY)
+        if last is not None and last.value == self._node.encode():
+            return None
+        await self._registry.put(LAST_KEY, self._node.encode(), expect=last.index if last is not None else 0)
+        return NodeId(last.value.decode()) if last is not None else None
+
+    def _elected(self, held: HeldLease, predecessor: NodeId | None) -> None:
+        now, term = self._clock.monotonic(), held.epoch
+        assert term is not None
+        self._held = held
+        self._grants = LeaderGrants(now, term, predecessor)
+        self._migration = Migration(now, grants_over=self._grants.is_over, predecessor=predecessor)
         self._to_write, self._is_unread = None, True
         self._is_current, self._lost_at = False, None
-        self._held.granted(asked_at, term, SESSION_TTL_MS)
         self._work.set()
-        self._log.info("leader_elected", term=term)
+        self._log.info("leader_elected", term=term, predecessor=predecessor)
 
     def _lost(self) -> None:
         if self._held.epoch is not None:
@@ -175,6 +207,7 @@ class Leader:
         session, self._session = self._session, None
         self._grants = self._migration = None
         self._held.lost()
+        self._when_stepping_down()
         if session is not None:
             try:
                 await self._registry.close_session(session)

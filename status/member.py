@@ -68,6 +68,7 @@ class Member:
         self.ownership = Ownership(site.name, site.incarnation, (), is_leased=self.lease.is_valid, lease_ms=lease_ms)
         self.access_epochs: dict[NodeId, tuple[Instant, Epoch]] = {}
         """Until when each access node that was heard here counts as live, and the newest epoch that it knows."""
+        leader.on_turn(elected=self.lease.elected, stepped_down=self.lease.stepped_down)
         self.pool = leader.pool
         """Streams to all status nodes, kept while this runs."""
         self._node = site.name
@@ -176,12 +177,12 @@ class Member:
         if table is None:
             return
         number = self.lease.ask(now)
+        leads_until = self._leader.leads_until
+        if leads_until is not None and self._leader.asked(now, Ask(table.epoch, False, report)) is not None:
+            self.lease.leads(leads_until)
         ask = Ask(table.epoch, self.lease.needs_peers(now), report)
-        if self._leader.is_leading:
-            term = self._leader.asked(now, ask)
-            if term is not None:
-                self.lease.granted_by_leader(number)
         asked = {self._table.leader} if self._table.leader else set[NodeId]()
+        asked |= self.lease.outdated(now, table.epoch)
         if ask.needs_peers:
             asked |= {*table.nodes, *table.former}
         for node in asked - {self._node}:
@@ -198,10 +199,13 @@ class Member:
             return
         finally:
             self._asking[node] -= 1
+        self.lease.told(node, ask.epoch)
         if given.is_granted:
             self.lease.granted_by_peer(number, node, given.epoch)
         if given.term is not None:
             self.lease.granted_by_leader(number)
+        if self._promises.has_read(node, given.epoch):
+            self._news.set()
         self._table.offer_diff(given.table)
         self._observe()
         if self._told[node] is not self._reported:
@@ -213,7 +217,9 @@ class Member:
         table = self._table.table
         epoch = table.epoch if table is not None else Epoch(0)
         term = self._leader.asked(now, ask)
-        is_granted = ask.needs_peers and self._promises.grant(now, ask.epoch)
+        if self._promises.has_read(ask.report.node, ask.epoch):
+            self._news.set()
+        is_granted = ask.needs_peers and self._promises.grant(now, ask.report.node, ask.epoch)
         del peer
         return Given(epoch, is_granted, term, self._table.diff_from(ask.epoch) if ask.epoch < epoch else None)
 

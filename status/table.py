@@ -19,12 +19,14 @@ from base.registry import Entry, View, follow
 from base.site import Site
 from status.core.partitions import PartitionTable, TableDiff, diff, patched
 
-__all__ = ["LEADER_KEY", "PREFIX", "TABLE_KEY", "WISH_KEY", "TableFollower", "Wish", "decode_table"]
+__all__ = ["LAST_KEY", "LEADER_KEY", "PREFIX", "TABLE_KEY", "WISH_KEY", "TableFollower", "Wish", "decode_table"]
 __all__ += ["encode_table"]
 
 PREFIX = "status/"
 TABLE_KEY = "status/table"
 LEADER_KEY = "status/leader"
+LAST_KEY = "status/last_leader"
+"""Who led last, or leads."""
 WISH_KEY = "status/wish"
 TABLES_KEPT = 32
 """Older tables to tell differences from. Who is further behind reads the registry."""
@@ -71,6 +73,8 @@ class TableFollower:
     def __init__(self, site: Site) -> None:
         self.table: PartitionTable | None = None
         self.leader: NodeId | None = None
+        self.is_vacant = False
+        """Whether nobody leads: neither `leader`, which led last, nor anybody else."""
         self.wish = Wish()
         self.wish_index = 0
         """The registry's index of the wish, to change it by compare-and-set."""
@@ -166,7 +170,8 @@ class TableFollower:
                     self._log.debug("table_adopted", epoch=table.epoch, moves=len(table.moves))
             elif entry.key == LEADER_KEY:
                 self.leader = NodeId(entry.value.decode())
-                for listener in self._vacancy_listeners if entry.session is None else ():
+                self.is_vacant = entry.session is None
+                for listener in self._vacancy_listeners if self.is_vacant else ():
                     listener()
             elif entry.key == WISH_KEY:
                 self._take_wish(entry)

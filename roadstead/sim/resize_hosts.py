@@ -32,6 +32,8 @@ from roadstead.sim.resize_messages import (
     Lookup,
     Operate,
     Read,
+    Sign,
+    Signed,
     TableIs,
     Wish,
     Write,
@@ -74,6 +76,8 @@ class Guards:
     """An owner without data says nothing of absent users before every access node told all."""
     echo: bool = True
     """A beat vouches from the answer that it echoes, not from when it arrived."""
+    lock_is_lease: bool = True
+    """A leader's own lease ends with its lock."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -118,6 +122,10 @@ class RegistryState:
 
     table: PartitionTable
     term: Epoch = Epoch(0)
+    signed: tuple[Epoch, str] = (Epoch(0), "")
+    """In which term somebody signed last that it leads, and who."""
+    before: str = ""
+    """Who did in the term before that one, if it was another one."""
     holder: tuple[str, Incarnation] = ("", Incarnation(0))
     held_until: Instant = Instant(0)
     wish: Wish = field(default_factory=Wish)
@@ -158,6 +166,12 @@ class Registry:
                     state.holder, state.term = caller, Epoch(state.term + 1)
                 state.held_until = Instant(now + LOCK_MS)
                 self._host.send(source, Elected(number, incarnation, state.term))
+            case Sign(number, incarnation, term):
+                if (state.holder, state.term) == ((source, incarnation), term):
+                    if state.signed != (term, source):
+                        state.before = state.signed[1] if state.signed[1] != source else ""
+                        state.signed = (term, source)
+                    self._host.send(source, Signed(number, incarnation, term, state.before))
             case Write(expect, table):
                 if state.table.epoch == expect:
                     table.check_structure()
@@ -293,8 +307,8 @@ class StatusNode:
                 self._asked(now, source, message)
             case Given():
                 self._given(now, source, message)
-            case Elected(number, incarnation, term) if incarnation == self._host.incarnation:
-                self._elected(now, number, term)
+            case Elected() | Signed() if message.incarnation == self._host.incarnation:
+                self._campaigned(now, message)
             case Beating():
                 self._beat(now, source, message)
             case Lookup():
@@ -380,12 +394,14 @@ class StatusNode:
             self._run(now, Reported(ask.report))
             self._run(now, self._wish.wished)
         newer = table if ask.epoch < table.epoch else None
-        is_granted = ask.needs_peers and self._promises.grant(now, ask.epoch)
+        self._promises.has_read(NodeId(source), ask.epoch)
+        is_granted = ask.needs_peers and self._promises.grant(now, NodeId(source), ask.epoch)
         self._host.send(source, Given(ask.number, ask.report.incarnation, table.epoch, is_granted, term, newer))
 
     def _given(self, now: Instant, source: str, given: Given) -> None:
         if given.incarnation != self._host.incarnation:
             return
+        self._promises.has_read(NodeId(source), given.epoch)
         if given.is_granted:
             self.lease.granted_by_peer(given.number, NodeId(source), given.epoch)
         if given.term is not None:
@@ -395,17 +411,38 @@ class StatusNode:
 
     # ------------------------------------------------------------ leading
 
-    def _elected(self, now: Instant, number: int, term: Epoch) -> None:
+    def _campaigned(self, now: Instant, message: Elected | Signed) -> None:
+        match message:
+            case Elected(number, _, term):
+                self._elected(number, term)
+            case Signed(number, _, term, last):
+                self._signed(now, number, term, NodeId(last))
+
+    def _elected(self, number: int, term: Epoch) -> None:
         asked_at = self._campaigns.get(number)
         if asked_at is None:
             return
         if term != self._lock.epoch:
-            self._grants = LeaderGrants(now, term)
-            over = self._grants.is_over
-            blind = not self._guards.recovery_barrier
-            self._migration = (_BlindMigration if blind else Migration)(now, grants_over=over)
-            self._host.send("registry", Read())
+            if self._guards.lock_is_lease:
+                held = HeldLease()
+                held.granted(asked_at, term, LOCK_MS)
+                self.lease.elected(held.valid_until() or asked_at)
+            self._host.send("registry", Sign(number, self._host.incarnation, term))
+        else:
+            self._lock.granted(asked_at, term, LOCK_MS)
+
+    def _signed(self, now: Instant, number: int, term: Epoch, last: NodeId) -> None:
+        asked_at = self._campaigns.get(number)
+        if asked_at is None or term == self._lock.epoch:
+            return
         self._lock.granted(asked_at, term, LOCK_MS)
+        if self._lock.epoch != term:
+            return  # a late answer
+        self._grants = LeaderGrants(now, term, last or None)
+        over = self._grants.is_over
+        blind = not self._guards.recovery_barrier
+        self._migration = (_BlindMigration if blind else Migration)(now, grants_over=over, predecessor=last or None)
+        self._host.send("registry", Read())
 
     def _lead(self, now: Instant) -> None:
         self._campaigns = {number: at for number, at in self._campaigns.items() if now < at + LOCK_MS}
@@ -414,8 +451,10 @@ class StatusNode:
         table = self.ownership.table
         assert table is not None
         if self._grants.grant(now, self.node, table.epoch, table):
-            number = self.lease.ask(now)
-            self.lease.granted_by_leader(number)
+            if self._guards.lock_is_lease:
+                self.lease.leads(self._lock.valid_until() or now)
+            else:
+                self.lease.granted_by_leader(self.lease.ask(now))
         self._run(now, Reported(self._report(now)))
         self._run(now, self._wish.wished)
 

@@ -19,6 +19,8 @@ __all__ = [
     "Lookup",
     "Operate",
     "Read",
+    "Sign",
+    "Signed",
     "TableIs",
     "Wish",
     "Write",
@@ -74,11 +76,30 @@ class Campaign(_Message):
 
 @dataclass(frozen=True, slots=True)
 class Elected(_Message):
-    """The lock is yours."""
+    """The lock is yours; sign before you lead."""
 
     number: int
     incarnation: Incarnation
     term: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Sign(_Message):
+    """Write down that the sender leads, and tell who did before."""
+
+    number: int
+    incarnation: Incarnation
+    term: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Signed(_Message):
+    """It is written; `last` led before."""
+
+    number: int
+    incarnation: Incarnation
+    term: Epoch
+    last: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,10 @@ from status.core.partitions import (
     plan_table,
 )
 from status.core.patience import Pair, Patience
-from status.core.serving import is_fenced, is_majority
+from status.core.serving import ASK_MS, is_fenced, is_majority
 
 __all__ = [
+    "ABSENT_MS",
     "GONE_MS",
     "MOVES_MAX",
     "SEALED_MAX",
@@ -85,6 +86,8 @@ SEALED_MAX = 192
 """So many of them are sealed at once: requests wait for the final copy of all of them."""
 GONE_MS = 2_000
 """Silence after which a status node is presumed gone."""
+ABSENT_MS = ASK_MS * 3 // 2
+"""The same of a node that lost what it led by."""
 FILLING_MS = 10_000
 """How long it takes at most until everybody who lives is registered in a registry that started over: ten heartbeats."""
 
@@ -354,12 +357,16 @@ class WriteTable:
 class Migration:
     """One leader's step machine, made anew with each term.
 
-    It decides nothing before it has heard of every node of the table, or waited `GONE_MS` for them.
+    It decides nothing before it has heard of every node of the table, or waited `GONE_MS` for them; `ABSENT_MS` for
+    who led last.
     """
 
-    def __init__(self, now: Instant, *, grants_over: Callable[[Instant, NodeId], bool]) -> None:
-        """`grants_over`: `LeaderGrants.is_over` of the same term."""
+    def __init__(
+        self, now: Instant, *, grants_over: Callable[[Instant, NodeId], bool], predecessor: NodeId | None = None
+    ) -> None:
+        """`grants_over`: `LeaderGrants.is_over` of the same term. `predecessor`: who led last, if that is known."""
         self._grants_over = grants_over
+        self._predecessor = predecessor
         self._began_at = now
         self._table: PartitionTable | None = None
         self._is_writing = False
@@ -419,8 +426,8 @@ class Migration:
         if table is None or self._is_writing:
             return []
         view = self._view(now, table)
-        if now < self._began_at + GONE_MS and not all(node in view.live for node in table.nodes):
-            return []  # who was not heard yet may be there
+        if any(node not in view.live and self._may_be_there(now, node) for node in table.nodes):
+            return []
         asked = _asked(table, self._wish)
         quiet = (table.epoch, tuple((node, report.is_leaving) for node, report in view.live.items()))
         if quiet == self._quiet and not asked:
@@ -436,6 +443,13 @@ class Migration:
         ended = {change.partition for change in changes if isinstance(change, End)} & self._patience.stalled
         stalled = {(move.source, move.target): None for move in table.moves if move.partition in ended}
         return [WriteTable(table.epoch, table.with_changes(changes), tuple(stalled))]
+
+    def _may_be_there(self, now: Instant, node: NodeId) -> bool:
+        """Return whether a node that was not heard yet may be about to report.
+
+        Who led last needs a lease as soon as its lock is over, and asks everybody. Who is led need not know me yet.
+        """
+        return now < self._began_at + (ABSENT_MS if node == self._predecessor else GONE_MS)
 
     def _misplaced(self, table: PartitionTable, view: View) -> Mapping[int, NodeId] | None:
         """Return what is misplaced by the plan for the wanted nodes that are live and stay; None without live ones.

@@ -5,11 +5,15 @@ answer: a node also needs a *serving lease*, from either of two granters.
 
 - The **leader** grants each node 2 s, asked for every 500 ms, to a node that has the leader's own table only.
 - A **majority of the table's status nodes**, each of them at the same epoch as the asker. A grant is a promise: the
-  granter acknowledges no newer epoch until it ends. So an outage of the registry, which stops the leader, stops nobody.
+  granter acknowledges no newer epoch until it ends, or the holder itself has read a newer table, under which it does
+  not count. So an outage of the registry, which stops the leader, stops nobody.
+
+The leader's own lease is its lock: it grants itself none that outlasts it, and takes none along from before. So who has
+the lock after it knows that its lease is over, though not those which it granted to others.
 
 Taking a partition from an owner that did not seal it needs a *barrier* before the taker answers. Either the old owner
-itself acknowledged the epoch that names the taker, or both of its sources of leases are dry: the leader's last grant to
-it has ended, and majorities of the table's nodes, and of those before the last change of nodes, acknowledged that
+itself acknowledged the epoch that names the taker, or both of its sources of leases are dry: every leader's last grant
+to it has ended, and majorities of the table's nodes, and of those before the last change of nodes, acknowledged that
 epoch. A majority of acknowledgements and a majority of grants have a node in common, and that node's promise had ended
 before it acknowledged. (If it is the old owner itself, it has read that it lost the partition.)
 
@@ -23,6 +27,7 @@ Invariants:
     I2  A majority lease holds at one epoch: grants of other epochs do not add up.
     I3  No epoch is acknowledged while a promise made at an older one, also by a former life, may still count.
     I4  The barrier passes only when nobody can grant the old owner a lease under which it still owns the partition.
+    I5  While a node leads, and after it, no leader's grant from before keeps its lease valid for longer than its lock.
 
 Sources: C. Gray and D. Cheriton, "Leases" (SOSP 1989); L. Lamport, D. Malkhi, L. Zhou, "Vertical Paxos" (PODC 2009),
 for configurations that fence their predecessors; D. Ongaro, "Raft" (2014), 4.3, for the two majorities.
@@ -32,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import IntEnum
+from typing import NamedTuple
 
 from base.clock import Instant
 from base.core.lease import HeldLease
@@ -58,8 +64,11 @@ SILENCE_MS = SERVING_MS + SERVING_MS * DRIFT_PPM // 1_000_000
 """Longer than any grant lasts, on any clock: what a new granter waits for its predecessor's grants to end."""
 LEADER_MS = 1_500
 """How long a leader leads, counted from its last asking, while the registry does not answer."""
+PEERS_MS = 2 * ASK_MS
+"""With so much left of the leader's lease the peers are asked too: one of two rounds may be lost."""
 
 assert ASK_MS * 3 < SERVING_MS, "two lost questions must not cost a lease"
+assert ASK_MS + PEERS_MS < SERVING_MS - SERVING_MS * DRIFT_PPM // 1_000_000, "while the leader is there nobody is asked"
 
 
 def is_majority(nodes: Collection[NodeId], some: Collection[NodeId]) -> bool:
@@ -86,6 +95,8 @@ class ServingLease:
         self._round = 0
         self._asked: dict[int, Instant] = {}
         self._led_until: Instant | None = None
+        self._led_from_round = 0
+        """Answers of leaders to rounds before it do not count."""
         self._by_peer: dict[NodeId, HeldLease] = {}
 
     def ask(self, now: Instant) -> int:
@@ -96,11 +107,11 @@ class ServingLease:
         return self._round
 
     def needs_peers(self, now: Instant) -> bool:
-        """Return whether to ask the peers for grants too: half of the leader's lease is over.
+        """Return whether to ask the peers for grants too: the leader's lease is nearly over.
 
         Not always, because each promise holds up its granter's acknowledgements, and with them every resize.
         """
-        return self._led_until is None or self._led_until < now + SERVING_MS // 2
+        return self._led_until is None or self._led_until < now + PEERS_MS
 
     def granted_by_leader(self, number: int) -> None:
         """Take note of a leader's grant in answer to a question of that round.
@@ -109,9 +120,24 @@ class ServingLease:
         begin anew with a registry that started over, so that they could not tell which leader is the later one.
         """
         asked_at = self._asked.get(number)
-        if asked_at is not None:
+        if asked_at is not None and number >= self._led_from_round:
             until = Instant(asked_at + SERVING_MS - SERVING_MS * self._drift_ppm // 1_000_000)
             self._led_until = Instant(max(until, self._led_until or until))
+
+    def elected(self, until: Instant) -> None:
+        """This node leads, until then if it does not ask again: no grant of another leader lasts longer (I5)."""
+        if self._led_until is not None:
+            self._led_until = Instant(min(self._led_until, until))
+        self._led_from_round = self._round + 1
+
+    def leads(self, until: Instant) -> None:
+        """This node leads until then, and has the table by which it may answer."""
+        self._led_until = until
+
+    def stepped_down(self) -> None:
+        """This node is about to give its lock back: another one may lead at once (I5)."""
+        self._led_until = None
+        self._led_from_round = self._round + 1
 
     def granted_by_peer(self, number: int, granter: NodeId, epoch: Epoch) -> None:
         """Take note of another status node's grant at an epoch."""
@@ -119,6 +145,17 @@ class ServingLease:
         if asked_at is not None:
             held = self._by_peer.setdefault(granter, HeldLease(drift_ppm=self._drift_ppm))
             held.granted(asked_at, epoch, SERVING_MS)
+
+    def outdated(self, now: Instant, epoch: Epoch) -> set[NodeId]:
+        """Return who is to be told that this node has read this epoch: a promise at an older one holds them up."""
+        self._by_peer = {node: held for node, held in self._by_peer.items() if held.is_valid(now)}
+        return {node for node, held in self._by_peer.items() if held.epoch is not None and held.epoch < epoch}
+
+    def told(self, granter: NodeId, epoch: Epoch) -> None:
+        """Take note that a granter knows that this node has read the table of this epoch."""
+        held = self._by_peer.get(granter)
+        if held is not None and held.epoch is not None and held.epoch < epoch:
+            del self._by_peer[granter]
 
     def is_valid(self, now: Instant, table: PartitionTable) -> bool:
         """Return whether the node may answer, under this table, for what it owns in it (I1, I2)."""
@@ -140,6 +177,11 @@ class ServingLease:
         return self._led_until is not None and now < self._led_until
 
 
+class _Promise(NamedTuple):
+    epoch: Epoch
+    until: Instant
+
+
 class Promises:
     """A status node's side as a granter: what it promised its peers, and so which epoch it may acknowledge."""
 
@@ -147,44 +189,57 @@ class Promises:
         """A former life's promises are unknown, so a later life acknowledges nothing until they must have ended."""
         self._epoch = Epoch(0)
         self._acknowledged = Epoch(0)
-        self._promised_until = now
-        self._older_until = now if is_first_life else Instant(now + SILENCE_MS)
+        self._promised: dict[NodeId, _Promise] = {}
+        """To each asker the last one: at the newest epoch that counts there, and the last to end."""
+        self._unknown_until = now if is_first_life else Instant(now + SILENCE_MS)
 
     def adopt(self, epoch: Epoch) -> None:
         """Take note that the node has read the table of this epoch."""
-        if epoch > self._epoch:
-            self._epoch = epoch
-            self._older_until = Instant(max(self._older_until, self._promised_until))
+        self._epoch = max(self._epoch, epoch)
 
-    def grant(self, now: Instant, asked_at_epoch: Epoch) -> bool:
+    def grant(self, now: Instant, asker: NodeId, asked_at_epoch: Epoch) -> bool:
         """Return whether the asker gets a lease at its epoch: only at the newest that this node has read."""
         if asked_at_epoch != self._epoch:
             return False
-        self._promised_until = Instant(now + SERVING_MS)
+        self._promised[asker] = _Promise(asked_at_epoch, Instant(now + SERVING_MS))
+        return True
+
+    def has_read(self, asker: NodeId, epoch: Epoch) -> bool:
+        """Take note that an asker has read the table of this epoch; return whether that ends a promise to it (I2)."""
+        promise = self._promised.get(asker)
+        if promise is None or promise.epoch >= epoch:
+            return False
+        del self._promised[asker]
         return True
 
     def acknowledged(self, now: Instant) -> Epoch:
         """Return the newest epoch that the node may acknowledge (I3)."""
-        if now >= self._older_until:
-            self._acknowledged = self._epoch
+        if self._acknowledged < self._epoch and now >= self._unknown_until:
+            self._promised = {asker: promise for asker, promise in self._promised.items() if now < promise.until}
+            if all(promise.epoch == self._epoch for promise in self._promised.values()):
+                self._acknowledged = self._epoch
         return self._acknowledged
 
     def check_invariants(self) -> None:
         """Assert what one state shows of I3."""
         assert self._acknowledged <= self._epoch, "I3"
+        assert all(promise.epoch <= self._epoch for promise in self._promised.values()), "I3"
 
 
 class LeaderGrants:
     """One leader's grants to status nodes. A new leader begins with its predecessor's, unknown, still out."""
 
-    def __init__(self, now: Instant, term: Epoch) -> None:
+    def __init__(self, now: Instant, term: Epoch, predecessor: NodeId | None = None) -> None:
+        """`predecessor` is who led last before; None if that is not known for certain."""
         self.term = term
         self._silent_until = Instant(now + SILENCE_MS)
+        self._predecessor = predecessor
         self._until: dict[NodeId, Instant] = {}
 
     def distrust(self, now: Instant) -> None:
         """The registry started over: a predecessor that does not know it yet may grant leases for another while."""
         self._silent_until = Instant(now + LEADER_MS + SILENCE_MS)
+        self._predecessor = None
 
     def grant(self, now: Instant, node: NodeId, asked_at_epoch: Epoch, table: PartitionTable) -> bool:
         """Return whether the node gets 2 s; not with an older table, in which it may own what it lost."""
@@ -194,8 +249,12 @@ class LeaderGrants:
         return True
 
     def is_over(self, now: Instant, node: NodeId) -> bool:
-        """Return whether no grant of a leader to this node can still count."""
-        return now >= self._silent_until and now >= self._until.get(node, now)
+        """Return whether no grant of a leader to this node can still count.
+
+        The predecessor's own lease ended before its lock was free (I5); what it granted to others lasts.
+        """
+        is_known = node == self._predecessor or now >= self._silent_until
+        return is_known and now >= self._until.get(node, now)
 
 
 def is_fenced(

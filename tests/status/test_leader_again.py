@@ -1,4 +1,7 @@
-"""A leader that could not renew for a while, and leads again: its session outlived the registry's outage."""
+"""A leader that could not renew for a while: it leads again, as its session outlived that, or another one leads.
+
+In both cases nobody is taken for gone who is there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 
 from base.clock import SystemClock
 from base.ids import Incarnation
+from base.registry.memory import MemoryRegistry
 from bench.status_cluster import bench_site
 from status.config import StatusConfig
 from status.core.migration import GONE_MS
@@ -46,6 +50,36 @@ async def test_a_leader_that_leads_again_takes_nobody_for_gone_whom_it_could_not
         await asyncio.sleep(GONE_MS / 1000)
         assert table.leader == leader
         assert table.table == before, "partitions were taken from nodes that are there"
+        for task in running:
+            task.cancel()
+        for node in nodes:
+            await node.stop()
+
+
+async def test_a_leader_that_lost_only_the_registry_keeps_its_partitions() -> None:
+    """Another node leads, and finds that it is there, though it lost what it led by and does not report soon."""
+    clock = SystemClock()
+    inner = MemoryRegistry(clock)
+    doors = {name: WipedRegistry(clock, inner) for name in NAMES}
+    nodes = [
+        StatusNode(StatusConfig(bootstrap_nodes=3), bench_site(doors[name], name, Incarnation(1))) for name in NAMES
+    ]
+    table = TableFollower(bench_site(inner, "client-1", Incarnation(1)))
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        for node in nodes:
+            await node.start()
+        running = [tasks.create_task(work) for work in (*(node.run() for node in nodes), table.run())]
+        before = await table.wait_newer(0)
+        await asyncio.sleep(1)
+        assert table.leader is not None
+        leader = table.leader
+        doors[leader].go_away()
+        while table.leader == leader:  # noqa: ASYNC110 - seen from outside
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(GONE_MS / 1000)
+        assert table.table is not None
+        assert table.table.counts() == before.counts(), "partitions were taken from a node that is there"
+        doors[leader].come_back(is_empty=False)
         for task in running:
             task.cancel()
         for node in nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import TypeVar
 
 from base.clock import Clock
@@ -26,9 +26,10 @@ class _Index(int):
 class WipedRegistry:
     """Implements `Registry`. While it `is_away` every call fails; `come_back` ends that, with or without its data."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, inner: MemoryRegistry | None = None) -> None:
+        """`inner`: what several of these have in common, each of which can be away for its own user alone."""
         self._clock = clock
-        self._inner = MemoryRegistry(clock)
+        self._inner = inner or MemoryRegistry(clock)
         self._gone = asyncio.Event()
 
     @property
@@ -110,7 +111,10 @@ class WipedRegistry:
         told.given_by = inner
         return told
 
-    async def _answer(self, asked: Awaitable[T]) -> T:
+    async def _answer(self, asked: Coroutine[object, object, T]) -> T:
+        if self.is_away:
+            asked.close()  # what is asked while it is away does not reach it
+            raise StoreUnavailable("the registry is away")
         answer, gone = asyncio.ensure_future(asked), asyncio.ensure_future(self._gone.wait())
         try:
             await asyncio.wait([answer, gone], return_when=asyncio.FIRST_COMPLETED)

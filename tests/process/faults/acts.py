@@ -20,7 +20,6 @@ from tests.process.faults.wires import Wires
 
 __all__ = [
     "CONSUL",
-    "LEADER_BOUND_MS",
     "armed",
     "crash_in_move",
     "crash_in_resize",
@@ -41,8 +40,6 @@ __all__ = [
 
 CONSUL = "consul-1"
 ACCESS_BOUND_MS, STATUS_BOUND_MS = 3_000, 4_000
-LEADER_BOUND_MS = 7_000
-"""A leader that stays dead: its session ends, its lock is Consul's for the same time again, its grants run out."""
 POLL_S = 0.005
 MOVED_S, RESIZED_S, DEAD_S = 30.0, 60.0, 30.0
 BALLAST_BYTES = 1 << 20
@@ -274,7 +271,7 @@ async def kill_in_resize(scene: Scene, stage: str, names: list[str]) -> None:
     leader = await scene.leader()
     label = f"kill -9 leader from {stage} on"
     from_stage = {*STAGES[STAGES.index(stage) :]}
-    async with scene.fault(label, leader, bound_ms=LEADER_BOUND_MS, down=[leader]):
+    async with scene.fault(label, leader, bound_ms=STATUS_BOUND_MS, down=[leader]):
         await scene.resize(names)
         async with asyncio.timeout(RESIZED_S):
             while not from_stage & await scene.stages():  # noqa: ASYNC110 - seen from outside

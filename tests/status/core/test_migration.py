@@ -12,6 +12,7 @@ from msgspec.structs import replace as replace_report
 from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
 from status.core.migration import (
+    ABSENT_MS,
     FILLING_MS,
     GONE_MS,
     MOVES_MAX,
@@ -269,13 +270,14 @@ def reported(machine: Migration, *reports: NodeReport, now: Instant = NOW) -> li
     return machine.step(now, Wished())
 
 
-def test_a_leader_waits_before_it_presumes_anybody_gone():
-    """It has heard of nobody yet."""
-    machine = Migration(NOW, grants_over=lambda _, __: True)
+@pytest.mark.parametrize(("last", "wait_ms"), [(None, GONE_MS), (C, GONE_MS), (A, ABSENT_MS)])
+def test_a_leader_waits_before_it_presumes_anybody_gone(last: NodeId | None, wait_ms: int):
+    """It has heard of nobody yet; but who led last would have asked for a lease by now."""
+    machine = Migration(NOW, grants_over=lambda _, __: True, predecessor=last)
     assert machine.step(NOW, Wished()) == []
     machine.step(NOW, TableRead(table()))
-    assert reported(machine, report(B), report(C)) == []
-    later = Instant(NOW + GONE_MS)
+    assert reported(machine, report(B), report(C), now=Instant(NOW + wait_ms - 1)) == []
+    later = Instant(NOW + wait_ms)
     assert reported(machine, report(B), report(C), now=later) == [
         WriteTable(Epoch(1), table().with_changes([Take(0, B)]))
     ]

@@ -91,13 +91,13 @@ def test_on_whose_grant_a_node_answers_is_told():
     assert lease.granter(at(2_800), TABLE) is Granter.NOBODY
 
 
-def test_peers_are_asked_when_the_leaders_lease_is_half_over():
+def test_peers_are_asked_when_the_leaders_lease_is_nearly_over():
     """So that there is no gap when the leader goes, and no promise while it is there."""
     lease = ServingLease(A)
     assert lease.needs_peers(at(0))
     lease.granted_by_leader(lease.ask(at(0)))
-    assert not lease.needs_peers(at(800))
-    assert lease.needs_peers(at(801))
+    assert not lease.needs_peers(at(1_000))
+    assert lease.needs_peers(at(1_001))
 
 
 def test_a_promise_holds_back_the_acknowledgement_of_a_newer_epoch():
@@ -105,14 +105,46 @@ def test_a_promise_holds_back_the_acknowledgement_of_a_newer_epoch():
     promises = Promises(at(0), is_first_life=True)
     promises.adopt(Epoch(1))
     assert promises.acknowledged(at(0)) == 1
-    assert promises.grant(at(100), Epoch(1))
+    assert promises.grant(at(100), B, Epoch(1))
     assert promises.acknowledged(at(100)) == 1
     promises.adopt(Epoch(2))
     promises.adopt(Epoch(1))
-    assert not promises.grant(at(200), Epoch(1))
+    assert not promises.grant(at(200), B, Epoch(1))
     assert promises.acknowledged(at(100 + SERVING_MS - 1)) == 1
     promises.check_invariants()
     assert promises.acknowledged(at(100 + SERVING_MS)) == 2
+
+
+def test_a_promise_ends_when_who_has_it_reads_a_newer_table():
+    """I2: a lease by a majority holds at one epoch, so what was granted at an older one does not count any more."""
+    promises = Promises(at(0), is_first_life=True)
+    promises.adopt(Epoch(1))
+    assert not promises.has_read(B, Epoch(9)), "nothing was promised"
+    for asker in (B, C):
+        promises.grant(at(0), asker, Epoch(1))
+    promises.adopt(Epoch(2))
+    assert not promises.has_read(B, Epoch(1))
+    assert promises.has_read(B, Epoch(2))
+    assert promises.acknowledged(at(0)) == 0, "there is still what was promised to C"
+    assert promises.grant(at(0), C, Epoch(2)), "it asks by the newer one"
+    assert promises.acknowledged(at(0)) == 2
+    promises.check_invariants()
+
+
+def test_who_granted_at_an_older_epoch_is_told_of_a_newer_one():
+    """Once: until then, or until the grant is over."""
+    lease = ServingLease(A)
+    number = lease.ask(at(0))
+    lease.granted_by_peer(number, B, Epoch(1))
+    lease.granted_by_peer(number, C, Epoch(1))
+    assert lease.outdated(at(0), Epoch(1)) == set()
+    assert lease.outdated(at(0), Epoch(2)) == {B, C}
+    lease.told(B, Epoch(1))
+    lease.told(D, Epoch(2))
+    assert lease.outdated(at(0), Epoch(2)) == {B, C}
+    lease.told(B, Epoch(2))
+    assert lease.outdated(at(1_799), Epoch(2)) == {C}
+    assert lease.outdated(at(1_800), Epoch(2)) == set()
 
 
 def test_a_later_life_acknowledges_nothing_until_its_former_promises_are_over():
@@ -140,6 +172,48 @@ def test_a_new_leader_counts_with_its_predecessors_grants():
     assert grants.is_over(at(SILENCE_MS), B)
 
 
+def test_a_predecessor_has_no_lease_of_its_own():
+    """I5: it ended before the lock was free. But it may have granted one to anybody else."""
+    grants = LeaderGrants(at(0), Epoch(7), predecessor=A)
+    assert grants.is_over(at(0), A)
+    assert not grants.is_over(at(0), B)
+    assert grants.grant(at(100), A, Epoch(1), TABLE), "it is there"
+    assert not grants.is_over(at(100), A)
+    assert grants.is_over(at(100 + SERVING_MS), A)
+    grants.distrust(at(3_000))
+    assert not grants.is_over(at(3_000), A)
+
+
+def test_a_leaders_own_lease_is_its_lock():
+    """I5: what others granted before does not outlast it, nor count if it comes late; and with the lock it ends."""
+    lease = ServingLease(A)
+    early, late = lease.ask(at(0)), lease.ask(at(300))
+    lease.granted_by_leader(early)
+    lease.elected(at(1_700))
+    lease.granted_by_leader(late)
+    assert lease.is_valid(at(1_699), TABLE)
+    assert not lease.is_valid(at(1_700), TABLE)
+    lease.leads(at(2_400))
+    assert lease.is_valid(at(2_399), TABLE)
+    assert not lease.is_valid(at(2_400), TABLE)
+    asked = lease.ask(at(2_000))
+    lease.stepped_down()
+    lease.granted_by_leader(asked)
+    assert not lease.is_valid(at(2_000), TABLE)
+    lease.granted_by_leader(lease.ask(at(2_001)))
+    assert lease.is_valid(at(2_002), TABLE), "of whoever leads now"
+
+
+def test_who_has_no_lease_has_none_by_being_elected():
+    """It has to have the newest table first."""
+    lease = ServingLease(A)
+    lease.elected(at(1_000))
+    assert not lease.is_valid(at(0), TABLE)
+    lease.leads(at(1_000))
+    lease.elected(at(2_000))
+    assert not lease.is_valid(at(1_000), TABLE), "not longer than it was"
+
+
 def test_in_a_registry_that_started_over_a_predecessor_may_lead_for_a_while():
     """It learns of its successor only when it asks the next time."""
     grants = LeaderGrants(at(0), Epoch(7))
@@ -163,6 +237,7 @@ def test_who_has_read_that_it_lost_a_partition_is_fenced():
     assert is_fenced(NEXT, 0, source=A, grants_over=False, acknowledged={A: Epoch(2)})
 
 
+@pytest.mark.spec("PR-03")
 @pytest.mark.parametrize("grants_over", [False, True])
 def test_the_barrier_passes_only_if_no_majority_can_still_grant(grants_over: bool):  # noqa: FBT001
     """I4, for every set of nodes that acknowledged: the others alone must be no majority together with the source."""
