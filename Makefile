@@ -84,13 +84,15 @@ bench: $(DEV)       ## every benchmark, one JSON line each
 	@$(SERVERS)
 	$(BIN)/python -m bench all
 
-docs: $(DEV)        ## write the generated pages of docs/reference
+docs: $(DEV)        ## write the generated pages: docs/reference, docs/spec-coverage.md
 	$(BIN)/python -m roadstead.reference docs/reference
+	$(BIN)/python -m tests.docs.spec_coverage
 
 lock: $(RUNTIME)    ## resolve the dependencies anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header pyproject.toml --group build -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header pyproject.toml --group build --group dev -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-annotate --no-header pyproject.toml --group build --extra replay -c requirements-dev.lock -o requirements-demo.lock
 
 clean:              ## remove everything that was made; keeps data folders
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

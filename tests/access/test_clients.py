@@ -243,6 +243,7 @@ async def test_a_gap_that_is_fetched_meanwhile_does_not_overtake_it_either(node:
     assert ann.offsets() == [5, 6, 7, 8, 9]
 
 
+@pytest.mark.spec("MD-05")
 async def test_a_client_whose_next_entries_were_trimmed_has_to_start_over(node: ClientsNode) -> None:
     """It would wait for them for ever: closed with the code by which it comes back and is told."""
     ann = node.wire()

@@ -322,6 +322,7 @@ async def test_a_reply_to_one_who_left_begins_nothing() -> None:
 # ---------------------------------------------------------------- what is lost on the way
 
 
+@pytest.mark.spec("MD-01")
 async def test_a_gap_is_read_and_nothing_is_told_twice() -> None:
     """One push is lost: the next one shows it, one read fills it for everybody, and what comes meanwhile follows."""
     async with running() as node:
@@ -349,6 +350,7 @@ async def test_what_comes_twice_or_late_is_told_once() -> None:
         assert node.fetches() == 0
 
 
+@pytest.mark.spec("MD-02")
 async def test_a_lost_last_push_is_found_by_the_audit() -> None:
     """Nothing follows it that would show the gap."""
     async with running() as node:

@@ -69,6 +69,7 @@ def test_each_connection_gets_its_form_encoded_once():
     assert log.writes[0][1] is log.writes[2][1]
 
 
+@pytest.mark.spec("RT-03")
 async def test_a_push_to_a_hundred_thousand_lets_the_loop_go_on_after_each_chunk():
     """Whatever else is due runs in between: as often as there are chunks."""
     log, fanout = Log(), Fanout(SystemClock())

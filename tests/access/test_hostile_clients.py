@@ -176,6 +176,7 @@ async def test_the_slowest_go_when_too_much_waits_for_all_together(tmp_path: Pat
         assert (await quick.message())["push"]["pub"]["data"]["body"] == BODY
 
 
+@pytest.mark.spec("CC-07")
 async def test_a_client_behind_a_dead_link_is_let_go(tmp_path: Path) -> None:
     """One that answers no ping is told 3012 if it hears that, and is gone without a FIN of its own if it does not."""
     async with node(tmp_path, write_bytes_max=16_777_216, **PINGS) as one:

@@ -113,6 +113,7 @@ async def test_a_poll_waits_only_for_a_while(poller: Poller, monkeypatch: pytest
     assert await poller.next() == []
 
 
+@pytest.mark.spec("RT-01")
 async def test_a_lost_answer_is_given_again(nodes: Nodes, poller: Poller) -> None:
     """The same one, though more has come since, and the commands of the request count once."""
     first = await poller.next(RPC % (2, 2))

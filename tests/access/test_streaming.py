@@ -100,6 +100,7 @@ async def _protobuf_reply(response: ClientResponse) -> client_pb2.Reply:
 # ---------------------------------------------------------------- sending
 
 
+@pytest.mark.spec("RT-01")
 @TRANSPORTS
 @pytest.mark.parametrize("at", ["one", "two"])
 async def test_what_a_client_sends_arrives_from_whichever_node_it_comes_to(

@@ -48,6 +48,7 @@ def ends(wire: Wire, code: int) -> None:
     wire.go()
 
 
+@pytest.mark.spec("PP-04")
 async def test_what_was_written_after_the_last_answered_ping_is_told(node: ClientsNode) -> None:
     """The link is dead: two entries were answered for, two were not, and no pong comes."""
     ann = node.wire()

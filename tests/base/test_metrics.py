@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,6 +11,7 @@ from prometheus_client import Histogram as Theirs
 from base.metrics import LATENCY_BUCKETS_S, Metrics
 
 
+@pytest.mark.spec("AR-2")
 @given(st.lists(st.one_of(st.sampled_from(LATENCY_BUCKETS_S), st.floats(0, 20))))
 def test_a_histogram_reads_as_the_client_librarys_does(values: list[float]) -> None:
     """Bucket by bucket, a boundary belonging to the bucket below; only the time of its making is not told."""

@@ -253,6 +253,7 @@ async def until_state(lookups: StatusLookups, user: str, state: str, *, by_way_o
 # ---------------------------------------------------------------- sessions
 
 
+@pytest.mark.spec("PR-02")
 async def test_a_session_is_found_once_it_is_confirmed(backend: Backend) -> None:
     """With everything that was said of it, and not a moment later."""
     access, lookups = await backend.reporter(), await backend.lookups()
@@ -311,6 +312,7 @@ async def test_a_user_has_a_session_for_each_device_wherever_it_is(backend: Back
     await until_state(lookups, "alice", "away", by_way_of={"busy"})
 
 
+@pytest.mark.spec("CC-07")
 async def test_a_changed_state_replaces_the_one_before(backend: Backend) -> None:
     """One session, one view."""
     access, lookups = await backend.reporter(), await backend.lookups()
@@ -349,6 +351,7 @@ async def test_a_late_close_of_an_earlier_connection_hides_nothing(backend: Back
 # ---------------------------------------------------------------- access nodes
 
 
+@pytest.mark.spec("PR-01")
 async def test_sessions_stay_for_as_long_as_their_node_lives(backend: Backend) -> None:
     """No client has to do anything for it; nobody flickers."""
     access, lookups = await backend.reporter(), await backend.lookups()
@@ -363,6 +366,7 @@ async def test_sessions_stay_for_as_long_as_their_node_lives(backend: Backend) -
     await eventually(outlived)
 
 
+@pytest.mark.spec("CC-07", "PR-01")
 async def test_a_dead_nodes_users_are_offline_within_the_time_to_live(backend: Backend) -> None:
     """Nobody reports it."""
     access, lookups = await backend.reporter(), await backend.lookups()
@@ -389,6 +393,7 @@ async def test_a_restarted_nodes_new_life_counts(backend: Backend) -> None:
 # ---------------------------------------------------------------- the backend dies
 
 
+@pytest.mark.spec("PR-01")
 async def test_without_the_backend_everybody_is_unknown_and_then_as_before(backend: Backend) -> None:
     """Never offline, though it comes back empty; what happened meanwhile is told, and nobody reconnects."""
     access, lookups = await backend.reporter(), await backend.lookups()
@@ -447,6 +452,7 @@ async def test_a_reader_that_starts_just_after_a_loss_knows_of_it(on_redis: OnRe
     assert took < 1.5 * TTL_MS / 1000
 
 
+@pytest.mark.spec("PR-01")
 async def test_a_redis_that_hangs_is_as_one_that_is_away(on_redis: OnRedis) -> None:
     """Lookups and opens end at their deadlines; afterwards everything is as before."""
     access, lookups = await on_redis.reporter(), await on_redis.lookups()
@@ -483,6 +489,7 @@ async def test_nothing_is_left_behind(on_redis: OnRedis) -> None:
     assert keys > 1
 
 
+@pytest.mark.spec("PR-02")
 async def test_only_commands_that_every_profile_takes_are_sent(on_redis: OnRedis) -> None:
     """By the servers' own statistics: no MULTI, no script by its hash, no PUB/SUB, no SCAN, no CLIENT."""
     access, lookups = await on_redis.reporter(), await on_redis.lookups()
@@ -506,6 +513,7 @@ async def test_only_commands_that_every_profile_takes_are_sent(on_redis: OnRedis
         assert not of_the_topology
 
 
+@pytest.mark.spec("PR-02")
 @pytest.mark.parametrize("on_redis", ["redis-cluster"], indirect=True)
 async def test_a_lost_shard_loses_its_own_users_only(on_redis: OnRedis) -> None:
     """They are unknown until it is back; for everybody else nothing happened."""

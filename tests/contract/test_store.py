@@ -84,6 +84,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- places
 
 
+@pytest.mark.spec("CC-02")
 @pytest.mark.parametrize("mid", [2**63 - 1, "0123", "1e5", "018f-é"])
 async def test_a_message_reads_back_as_it_was_stored(store: MessageStore, mid: int | str):
     """Every field, whatever its text; an id that looks like a number stays text."""
@@ -146,6 +147,7 @@ async def test_conversations_are_independent(store: MessageStore):
     assert by_cid == {1: [1, 2, 3, 4, 5, 6], 2: [1, 2, 3, 4]}
 
 
+@pytest.mark.spec("CC-11", "MI-03")
 async def test_a_timeline_is_numbered_over_all_conversations(store: MessageStore):
     """Each message has an entry in its sender's and its recipient's timeline, in order of commit."""
     executed = await store.execute([draft(), draft(to="cleo", key="k2"), draft("bob", "cleo")])
@@ -175,6 +177,7 @@ async def test_a_batch_of_nothing_is_nothing(store: MessageStore):
     assert (executed.outcomes, executed.deliveries, store.has_work) == ([], [], False)
 
 
+@pytest.mark.spec("CC-03", "MI-05", "CI-04", "DT-02")
 async def test_callers_at_the_same_time_share_one_numbering(store: MessageStore):
     """A thousand first messages of a pair at the same time make one conversation, with every number once."""
     async with asyncio.TaskGroup() as callers:
@@ -514,6 +517,7 @@ async def test_readers_are_those_who_read_so_far_or_answered(store: MessageStore
 # ---------------------------------------------------------------- trimming
 
 
+@pytest.mark.spec("CC-11")
 @pytest.mark.parametrize("since_then", [0, 20])
 async def test_a_trimmed_timeline_begins_after_its_floor(store: MessageStore, since_then: int):
     """Whoever is behind is told so; the head, the log and the others' timelines stay."""

@@ -211,6 +211,7 @@ ACTS = st.sampled_from(
 )
 
 
+@pytest.mark.spec("CC-04", "HS-02")
 @settings(max_examples=25, deadline=None)
 @given(acts=st.lists(st.lists(ACTS, max_size=4), max_size=15), is_slow=st.booleans())
 async def test_a_member_sees_exactly_what_the_log_says_it_may(acts: list[list[tuple[str, str]]], *, is_slow: bool):
@@ -256,6 +257,7 @@ def eager_threads() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.spec("CC-11", "MI-03", "MI-05", "PP-02", "DT-02")
 @pytest.mark.usefixtures("eager_threads")
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "sqlite-merging"])
 async def test_a_reader_never_sees_a_position_below_a_head_that_it_knows(kind: str, tmp_path: Path):

@@ -83,6 +83,7 @@ async def positions(store: MessageStore, *, after: int = 0, limit: int = 100) ->
 # ---------------------------------------------------------------- taken over
 
 
+@pytest.mark.spec("HS-02")
 @pytest.mark.parametrize("since_then", [0, 20])
 async def test_what_is_taken_over_is_in_timelines_once(store: MessageStore, since_then: int):
     """Among entries of logs that are here, in the order of coming; another time it is passed over."""
@@ -103,6 +104,7 @@ async def test_what_is_taken_over_is_in_timelines_once(store: MessageStore, sinc
     assert read == replace(entry(1).message, n=read.n, origin=1 + THERE)
 
 
+@pytest.mark.spec("HS-01")
 @pytest.mark.parametrize("since_then", [0, 20])
 async def test_a_copy_is_in_nothing_but_timelines(store: MessageStore, since_then: int):
     """In no conversation, list, log or search, and known by no key: it is where its log is."""
@@ -264,6 +266,7 @@ async def test_copies_read_the_same_in_the_next_life(kind: str, tmp_path: Path):
     await store.close()
 
 
+@pytest.mark.spec("FO-06")
 async def test_a_fan_out_that_a_crash_cut_off_goes_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Each step is one transaction with what goes out by it."""
     make_steps_small(monkeypatch)

@@ -17,6 +17,7 @@ def test_a_generated_page_is_current(name: str) -> None:
     assert (REFERENCE / name).read_text() == pages()[name]
 
 
+@pytest.mark.spec("AR-2")
 def test_every_setting_and_metric_has_a_meaning() -> None:
     """A row whose last cell is empty is a setting that nobody explained."""
     for name, text in pages().items():

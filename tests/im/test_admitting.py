@@ -76,6 +76,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admitting, "OBSERVE_MS", 1)
 
 
+@pytest.mark.spec("AR-5")
 def test_each_device_has_its_share_of_its_users():
     """The device's limit is told first, then the user's; a token comes back after the time that was told."""
     desk = Desk(user_calls_per_second=10, user_calls_burst=5, device_calls_per_second=10, device_calls_burst=3)
@@ -87,6 +88,7 @@ def test_each_device_has_its_share_of_its_users():
     assert desk.metrics.rate_limited._value.get() == 3
 
 
+@pytest.mark.spec("AR-5")
 def test_a_conversation_is_limited_whoever_sends():
     """By its cid; a name that is malformed is no conversation."""
     desk = Desk(conversation_calls_per_second=1, conversation_calls_burst=2)
@@ -105,6 +107,7 @@ def test_backends_and_reading_have_no_quota():
         desk.admission.admit(ANN, "moment", "1")
 
 
+@pytest.mark.spec("AR-5")
 async def test_the_least_important_is_dropped_first_and_messages_last():
     """One kind after the other as the queue fills; what is dropped is not even begun."""
     told: list[str] = []

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from base.clock import SimClock, Timestamp
@@ -112,6 +113,7 @@ async def test_a_group_that_one_comes_into_or_leaves_is_read_anew():
         assert sum((await here.unread("bob")).values()) == 0
 
 
+@pytest.mark.spec("UN-06")
 async def test_a_drift_is_told_and_mended():
     """What the pointers say holds; nobody has to ask for the comparison."""
     async with desk(interval_ms=1) as here:
@@ -124,6 +126,7 @@ async def test_a_drift_is_told_and_mended():
         assert here.metrics.drift._value.get() == 1
 
 
+@pytest.mark.spec("UN-06")
 async def test_nothing_drifts_while_messages_come():
     """A comparison that reads what is committed and not told yet waits for that."""
     async with desk(interval_ms=1) as here:

@@ -255,6 +255,7 @@ async def test_positions_that_mean_nothing_are_refused():
         assert (page["entries"], page["has_more"], page["head"]) == ([], False, 1)
 
 
+@pytest.mark.spec("PP-02")
 async def test_pages_are_bounded_by_bytes_and_lose_nothing():
     """Timelines, logs in both directions, lists and what a search found: put together they are whole."""
     async with desk() as here:

@@ -158,6 +158,7 @@ def keys(count: int, first: int = 0) -> list[str]:
 # ---------------------------------------------------------------- order and repeats
 
 
+@pytest.mark.spec("OR-08")
 async def test_entries_are_brought_over_in_order_one_call_at_a_time(desk: Desk):
     """While one is under way the next ones gather, and go together."""
     other = desk.others[1]

@@ -44,6 +44,7 @@ def missed(cluster: Cluster) -> list[tuple[str, str]]:
     return [(item.user, item.message.client_msg_id) for item in page.items]
 
 
+@pytest.mark.spec("PP-01", "OR-08")
 async def test_all_devices_of_both_sides_are_told_in_order(cluster: Cluster):
     """Each access node once for all its sessions, with the offset in the user's own timeline."""
     one, other = await cluster.start_access(), await cluster.start_access("access-2")

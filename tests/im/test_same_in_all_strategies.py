@@ -7,6 +7,8 @@ strategies, and with the logs.
 
 from __future__ import annotations
 
+import pytest
+
 from base.clock import Instant, Timestamp
 from im.core.book import LedgerSettings
 from im.core.fan_out import FanOutPolicy
@@ -52,6 +54,7 @@ async def play(policy: FanOutPolicy) -> tuple[dict[str, Seen], dict[str, Seen]]:
     }
 
 
+@pytest.mark.spec("CC-10", "FO-08")
 async def test_clients_show_the_same_whatever_the_strategy() -> None:
     """Every entry between joining and leaving, in order, once, edited and recalled as it is now.
 

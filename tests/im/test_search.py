@@ -138,6 +138,7 @@ def inspect(path: Path, *statements: str) -> list[tuple]:
 # ---------------------------------------------------------------- what is found
 
 
+@pytest.mark.spec("FO-02")
 @settings(max_examples=30, deadline=None)
 @given(st.lists(STEPS, max_size=40), st.data())
 async def test_search_finds_what_a_scan_finds(steps: list[tuple], data: st.DataObject):

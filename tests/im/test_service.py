@@ -50,6 +50,7 @@ async def test_a_timeline_is_read_in_pages_of_entries_and_bytes(cluster: Cluster
     assert (page.epoch, page.head, page.entries) == (cluster.store.epoch, 5, [])
 
 
+@pytest.mark.spec("MD-05")
 async def test_what_was_trimmed_is_never_skipped_in_silence(cluster: Cluster):
     """A position before it gets nothing: a page that began later would look whole."""
     end = await cluster.start_access()
@@ -118,6 +119,7 @@ async def test_who_left_reads_up_to_the_leaving(cluster: Cluster):
         await seen("eve")
 
 
+@pytest.mark.spec("AR-4")
 async def test_who_is_put_out_while_reading_sees_nothing_of_what_comes_then(cluster: Cluster):
     """What may be seen was looked up before the page was read, by which time there is more."""
     end = await cluster.start_access()

@@ -323,6 +323,7 @@ async def test_while_one_process_is_away_the_others_go_on(cluster: ShardCluster)
             assert listed["max_seq"] in (3, 6), "each message once, in its log too"
 
 
+@pytest.mark.spec("FO-05")
 async def test_what_is_acknowledged_survives_the_kill_of_both_ends(
     cluster: ShardCluster,
 ):

@@ -117,6 +117,7 @@ class Life:
         return found
 
 
+@pytest.mark.spec("FO-05", "FO-06", "MI-06", "OR-04")
 @pytest.mark.usefixtures("small_steps")
 def test_a_killed_writer_goes_on_as_if_nothing_had_been(path: Path):
     """At a thousand points, in transactions of all kinds: all of a batch is there or nothing, logs and timelines have
@@ -183,6 +184,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.spec("FO-05")
 @pytest.mark.process
 @pytest.mark.parametrize("lines", [1, 7, 40, 150])
 async def test_a_killed_process_loses_nothing_that_it_acknowledged(path: Path, lines: int):

@@ -304,6 +304,7 @@ async def test_a_list_is_never_behind_the_rows_that_it_is_made_of(path: Path):
 # ---------------------------------------------------------------- failures
 
 
+@pytest.mark.spec("MI-06")
 @pytest.mark.parametrize("failure", ["ABORT", "ROLLBACK"])
 async def test_a_failed_append_writes_nothing_and_costs_no_number(path: Path, failure: str):
     """What was placed in memory is forgotten and the next message has the next number, whoever rolled back."""
@@ -348,6 +349,7 @@ async def test_a_failed_merge_is_done_again(path: Path):
     await store.close()
 
 
+@pytest.mark.spec("OR-04")
 async def test_a_queued_draft_survives_the_failure_of_its_turn(path: Path):
     """It is acknowledged: the store says that there is work until it is done, without any other command."""
     store = await SqliteMessageStore.open(path)

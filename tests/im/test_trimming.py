@@ -69,6 +69,7 @@ async def becomes(look: Callable[[], object]) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.spec("HC-01")
 async def test_each_timeline_keeps_its_newest_entries_and_a_tenth_more():
     """Both sides' of a conversation; a short one is let alone."""
     async with kept(20) as here:

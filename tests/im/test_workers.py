@@ -95,6 +95,7 @@ async def passes(ms: int, *clocks: SimClock) -> None:
     await settle()
 
 
+@pytest.mark.spec("ID-02")
 async def test_each_process_gets_a_number_of_its_own(registry: Flaky, clock: SimClock):
     """The lowest that is free, also for two that ask in the same moment."""
     holders = [Holder(registry, clock, f"im-{number}") for number in range(4)]
@@ -156,6 +157,7 @@ async def test_a_running_claim_stays_valid(registry: Flaky, clock: SimClock):
     assert len(holder.taken) == 1
 
 
+@pytest.mark.spec("ID-02")
 async def test_numbering_outlasts_a_registry_that_is_away_and_no_longer(registry: Flaky, clock: SimClock):
     """Up to the mark; and goes on, as before, when the registry is back."""
     holder = Holder(registry, clock)
@@ -212,6 +214,7 @@ async def test_a_number_of_which_the_answer_was_lost_is_left_alone(registry: Fla
     assert holder.lease.worker == 1
 
 
+@pytest.mark.spec("MI-07")
 async def test_who_slept_too_long_loses_the_number_and_takes_another(registry: Flaky, clock: SimClock):
     """From its mark on it numbers nothing; when it learns of the new holder it goes on under a new number."""
     slow_clock = sim_clock()

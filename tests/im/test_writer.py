@@ -162,6 +162,7 @@ async def test_what_comes_during_a_commit_is_the_next_group():
     assert store.groups == [[0], [1, 2, 3, 4, 5]]
 
 
+@pytest.mark.spec("OR-07")
 async def test_groups_are_bounded_and_keep_the_order():
     """I1 over many groups."""
     store = GatedStore()

@@ -13,6 +13,7 @@ from bench.__main__ import NAMES
 pytestmark = pytest.mark.process
 
 
+@pytest.mark.spec("AR-9")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs(name: str) -> None:
     """Its last line on standard output is the promised JSON."""

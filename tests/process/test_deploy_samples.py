@@ -95,6 +95,7 @@ def check(sample: str, file: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.spec("AL-04")
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_a_sample_is_good(sample: str, tmp_path: Path) -> None:
     """Its own program has nothing against it."""

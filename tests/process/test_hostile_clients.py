@@ -210,6 +210,7 @@ async def storm(node: Node, *options: str) -> dict[str, int]:
 PROXIED = ['access.proxies=["127.0.0.1/32"]', "access.address_accepts_per_second=1", "access.accepts_per_second=50"]
 
 
+@pytest.mark.spec("AR-5")
 @pytest.mark.parametrize(
     ("settings", "options", "reason"),
     [

@@ -317,6 +317,7 @@ class Admin:
         return int(text.split(": ")[1])
 
 
+@pytest.mark.spec("AL-04")
 async def test_envoy_gets_weights_regions_and_canary_and_follows_a_drain(tmp_path: Path) -> None:
     """By endpoint discovery over REST; a drain within two polls, and connections that are open stay."""
     async with AsyncExitStack() as stack:
@@ -399,6 +400,7 @@ async def haproxy_servers(stats: Path) -> dict[str, dict[str, str]]:
     return {row["svname"]: row for row in rows if row["svname"].startswith("access-")}
 
 
+@pytest.mark.spec("AL-04")
 async def test_haproxy_gets_weight_and_limit_and_follows_a_drain(tmp_path: Path) -> None:
     """By its agent checks; a server that is no access node is down, and connections that are open stay."""
     stats, clients = tmp_path / "s", tmp_path / "c"
@@ -451,6 +453,7 @@ scrape_configs:
 """
 
 
+@pytest.mark.spec("AR-2")
 async def test_prometheus_scrapes_the_nodes_it_is_told_of_and_answers_the_checks_of_a_rollout(tmp_path: Path) -> None:
     """By HTTP service discovery, with the labels that tell canary from stable; then our client asks it."""
     port = free_port()
@@ -485,6 +488,7 @@ async def test_prometheus_scrapes_the_nodes_it_is_told_of_and_answers_the_checks
 # ---------------------------------------------------------------- OpenFeature
 
 
+@pytest.mark.spec("AR-1")
 async def test_an_openfeature_provider_is_told_who_is_in_the_canary() -> None:
     """By OFREP: the answer is the cohort's, for everybody."""
     async with a_fleet(1, 2) as fleet:

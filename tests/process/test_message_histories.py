@@ -32,6 +32,7 @@ HISTORIES = int(os.environ.get("ROADSTEAD_TEST_HISTORIES", "1"))
 Record = Callable[[str, object], None]
 
 
+@pytest.mark.spec("CC-10", "DT-01", "OR-01", "MD-04")
 @pytest.mark.parametrize("seed", range(HISTORIES))
 async def test_no_promise_is_broken_while_everything_else_is(
     seed: int, tmp_path: Path, record_property: Record

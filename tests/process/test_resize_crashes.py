@@ -174,6 +174,7 @@ async def replace_access(made: Cluster, name: str, reader: Reader) -> None:
     await made.start_access(name, ACCESS[name])
 
 
+@pytest.mark.spec("PR-04")
 @pytest.mark.parametrize("point", POINTS)
 async def test_whoever_dies_no_answer_is_wrong_and_the_resize_ends(point: str) -> None:
     """Never "offline" while the access node lives, nor "online" long after its death; "unknown" until all is well."""

@@ -19,6 +19,7 @@ STARVED_MS = 900
 """A batch that took so long ran into its deadline: this machine was too busy to answer, which is no fault."""
 
 
+@pytest.mark.spec("PR-04")
 async def test_no_answer_is_wrong_and_nobody_sees_an_error() -> None:
     """All users are online all the time: "offline" would be wrong, and "unknown" an error that a client sees."""
     seen = await resize_processes(SESSIONS, LOOKUPS_PER_S, CHANGES_PER_S)

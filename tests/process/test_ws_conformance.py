@@ -79,6 +79,7 @@ async def client(url: str, request: pytest.FixtureRequest) -> AsyncIterator[Clie
         yield made
 
 
+@pytest.mark.spec("RT-01")
 async def test_messages_come_back_as_they_were(client: ClientConnection) -> None:
     """Of any size, text as text and binary as binary, the same one twice, many at once."""
     for size in SIZES:

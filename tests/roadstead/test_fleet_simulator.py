@@ -177,6 +177,7 @@ def test_nobody_is_sent_to_a_draining_node(policy: str) -> None:
     assert balancer.decide(Request("u"), 0).nodes == ()
 
 
+@pytest.mark.spec("AL-02")
 def test_a_resolver_keeps_its_answer_until_the_ttl_is_over() -> None:
     """The same eight addresses from each place in their order on, whatever the authoritative server knows by then."""
     resolver = Resolver(stream(1, "r"), ttl_ms=1_000)
@@ -193,6 +194,7 @@ def test_a_resolver_keeps_its_answer_until_the_ttl_is_over() -> None:
 # ---------------------------------------------------------------- the stories
 
 
+@pytest.mark.spec("AL-05")
 def test_the_engine_is_nearly_as_even_as_the_oracle_and_hits_no_node_hard() -> None:
     """In the hard circumstances: what exceeds the mean is far less than with any way to compare with."""
     runs = {policy: SCENARIOS["balance"].run(policy, SMALL).figures for policy in SCENARIOS["balance"].policies}
@@ -231,6 +233,7 @@ def test_a_lost_region_is_a_queue_with_the_scheduler_and_a_storm_without() -> No
     assert (storm["attempts_peak_per_s"] or 0) > 5 * (queue["attempts_peak_per_s"] or 0)
 
 
+@pytest.mark.spec("AL-02")
 def test_names_that_are_cached_lead_to_drained_nodes_until_the_ttl_is_over() -> None:
     """The switch takes the TTL, and with the scheduler as long as clients take to connect."""
     options = Options(nodes=3, schedulers=2, seconds=480)
@@ -241,6 +244,7 @@ def test_names_that_are_cached_lead_to_drained_nodes_until_the_ttl_is_over() -> 
     assert (ours["to_drained"] or 0) < (names["to_drained"] or 0) / 5
 
 
+@pytest.mark.spec("AL-03")
 def test_a_reload_breaks_all_connections_and_a_directed_drain_none() -> None:
     """The storm after a reload is many times the even pace of a drain."""
     options = Options(nodes=4, schedulers=2, seconds=300)
@@ -268,6 +272,7 @@ def test_new_nodes_fill_with_the_fewest_moves() -> None:
     assert (shed["moves"] or 0) > 3 * (shed["min_over_mean_at_end"] or 0) * 9_000
 
 
+@pytest.mark.spec("AR-1")
 def test_a_bad_canary_gets_nobody_more_and_gives_back_whom_it_had() -> None:
     """Shares are those of the steps; a rollback moves everybody and closes nobody."""
     options = Options(nodes=10, schedulers=1, seconds=650)

@@ -24,6 +24,7 @@ from tests.roadstead.view_world import BOB, CID, LATER, ME, NOW, Log, Server, be
 # ---------------------------------------------------------------- gaps
 
 
+@pytest.mark.spec("MI-08", "MD-01")
 def test_what_is_late_but_in_time_causes_no_pull() -> None:
     """A gap has to last half a second; when the missing one comes, nothing is due."""
     log = Log()
@@ -39,6 +40,7 @@ def test_what_is_late_but_in_time_causes_no_pull() -> None:
     assert server.pulls == []
 
 
+@pytest.mark.spec("MI-08")
 def test_each_gap_has_its_own_half_second() -> None:
     """A second one that is seen just before the first one closes is not read with the first one's patience."""
     log = Log()
@@ -50,6 +52,7 @@ def test_each_gap_has_its_own_half_second() -> None:
     assert view.advance(LATER) == []
 
 
+@pytest.mark.spec("MI-02", "MI-08", "MD-01")
 def test_a_gap_that_lasts_is_read_once() -> None:
     """From where the known stretch ends."""
     log = Log()
@@ -65,6 +68,7 @@ def test_a_gap_that_lasts_is_read_once() -> None:
     assert view.due is None
 
 
+@pytest.mark.spec("MI-08")
 def test_a_pull_that_fails_is_tried_again_later_and_later() -> None:
     """Whether there was no answer, or one that brought nothing."""
     log = Log()
@@ -294,6 +298,7 @@ def test_a_change_is_told_of_what_is_shown_only() -> None:
 # ---------------------------------------------------------------- windows and echoes
 
 
+@pytest.mark.spec("OR-03")
 def test_an_open_window_is_only_appended_to_and_sorted_when_it_is_opened_anew() -> None:
     """Append then re-sort: no line moves under the reader's eyes."""
     log = Log()
@@ -440,6 +445,7 @@ STEP = st.sampled_from(["message", "message", "mine", "edit", "recall", "rename"
 FATE = st.sampled_from(["on time", "on time", "lost", "twice", "late", "very late"])
 
 
+@pytest.mark.spec("MI-08", "OR-03")
 @settings(max_examples=100, deadline=None)
 @given(
     steps=st.lists(st.tuples(STEP, FATE, st.integers(0, 5)), max_size=40), appends=st.booleans(), opens=st.booleans()

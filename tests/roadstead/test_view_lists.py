@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from base.clock import Instant
 from roadstead.client.conversation import GAP_WAIT_MS
 from roadstead.client.view import (
@@ -105,6 +107,7 @@ def test_what_came_after_the_list_was_made_is_counted_on_top_of_it() -> None:
     assert view.total_unread() == 3, "one that knows less says nothing new"
 
 
+@pytest.mark.spec("UN-04")
 def test_devices_that_replay_the_same_marks_agree_and_the_list_repairs_one_that_lost_some() -> None:
     """Who only counts, and lost a mark, shows unread messages that were read elsewhere."""
     log = Log()
@@ -267,6 +270,7 @@ def test_an_operators_event_in_a_chat_that_is_not_known_asks_for_the_list() -> N
     assert view.with_peer(BOB) is view.conversation(CID) is not None
 
 
+@pytest.mark.spec("FO-03", "MD-02")
 def test_a_list_shows_what_no_push_did() -> None:
     """The last message of every conversation is lost: all of them are repaired."""
     logs = [Log(str(cid)) for cid in range(1, 30)]
@@ -289,6 +293,7 @@ def test_a_list_shows_what_no_push_did() -> None:
     assert len(server.pulls) == len(logs)
 
 
+@pytest.mark.spec("FO-03", "MI-09")
 def test_a_thousand_idle_conversations_ask_for_nothing() -> None:
     """No pull, and one comparison a heartbeat."""
     view = ViewModel(ME)
@@ -306,6 +311,7 @@ def test_a_thousand_idle_conversations_ask_for_nothing() -> None:
         assert view.advance(now) == []
 
 
+@pytest.mark.spec("MD-02")
 def test_a_sync_version_that_stays_another_asks_for_the_list_once() -> None:
     """A last message that nobody pushed; what is merely late makes it equal in time."""
     log = Log()

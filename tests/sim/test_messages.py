@@ -56,6 +56,7 @@ SEEN = (
 )
 
 
+@pytest.mark.spec("CC-10", "FO-08", "DT-01", "OR-01", "OR-04", "MD-04", "UN-01")
 @pytest.mark.parametrize("part", range(PARTS))
 def test_clients_see_what_they_should(part: int, record_property: Callable[[str, object], None]) -> None:
     """I1 to I13 of the checker and H1 to H4 of the history, each of which had something to judge."""
@@ -85,6 +86,7 @@ def test_without_a_guard_the_checker_finds_a_broken_promise(
     pytest.fail(f"nobody noticed in {SEEDS_TO_CATCH} histories")
 
 
+@pytest.mark.spec("FO-05", "FO-06", "MI-06")
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_at_any_step_of_a_transaction_is_survived(point: str) -> None:
     """Before it is durable, between that and the answer, and between the answer and the push; in fine weather else."""

@@ -141,6 +141,7 @@ async def state_of(here: Town, *users: str) -> list[Any]:
     return seen
 
 
+@pytest.mark.spec("CC-02")
 async def test_what_cannot_be_done_has_a_code_and_one_message_and_changes_nothing(tmp_path: Path) -> None:
     """Of messages: unknown places, others' conversations, wrong types, limits, used keys, closed windows, positions."""
     async with town(tmp_path, recall_window_ms=0, edit_window_ms=0) as here:
@@ -246,6 +247,7 @@ async def test_what_cannot_be_done_in_a_group_changes_nothing(tmp_path: Path) ->
         assert await state_of(here, "ann", "bob", "eve") == before
 
 
+@pytest.mark.spec("FO-07", "WX-02")
 @pytest.mark.parametrize("preset", ["wechat", "hybrid"])
 async def test_the_501st_member_is_refused_or_changes_the_strategy(tmp_path: Path, preset: str) -> None:
     """Refused it changes nothing; else the group goes on by its channel, in one sequence, and nobody misses a thing."""

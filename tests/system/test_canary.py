@@ -64,6 +64,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollouts, "TICK_S", 0.2)
 
 
+@pytest.mark.spec("AR-1")
 async def test_a_share_is_the_same_for_all_moved_to_and_given_back() -> None:
     """Both schedulers assign alike; live connections follow and return at their pace; nobody misses anything."""
     async with fleet_of(nodes(2, 2)) as fleet, clients_of(fleet) as clients:
@@ -176,6 +177,7 @@ async def newcomers(fleet: Fleet, clients: Clients) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.spec("AR-1", "AR-7")
 async def test_a_bad_canary_is_failed_within_its_intervals_and_left_by_all() -> None:
     """Whoever judges: here the one that took over from the one that died, with evidence of its own."""
     async with fleet_of(nodes(2, 1)) as fleet, clients_of(fleet) as clients:

@@ -150,6 +150,7 @@ async def test_what_is_before_is_read_when_a_window_is_opened(services: Services
     assert [entry["seq"] for entry in document["entries"]] == [141, 142, 143, 144]
 
 
+@pytest.mark.spec("MD-05")
 async def test_a_position_that_is_too_old_is_answered_by_the_list(world: World, services: Services) -> None:
     """Nothing is skipped silently: the application is told that what was before is not."""
     for _ in range(3):
@@ -266,6 +267,7 @@ async def test_a_channel_that_is_refused_is_left_alone(world: World) -> None:
     await app.client.close()
 
 
+@pytest.mark.spec("OR-01")
 async def test_sends_into_one_conversation_keep_their_order_whatever_fails(
     world: World, services: Services, app: Viewing
 ) -> None:
@@ -298,6 +300,7 @@ async def test_a_send_that_is_refused_is_shown_as_failed(world: World, services:
     assert app.conversation().rows()[-1].state == "queued"
 
 
+@pytest.mark.spec("PP-05")
 async def test_when_no_push_arrives_the_timeline_is_read_from_time_to_time(world: World) -> None:
     """A safety net, for whom the access node's own is not enough."""
     app = Viewing(world, sync_interval_ms=40)

@@ -258,6 +258,7 @@ async def append_without_push(cluster: Cluster, *bodies: int) -> None:
     assert all(isinstance(outcome, Appended) and outcome.is_new for outcome in outcomes)
 
 
+@pytest.mark.spec("PP-03")
 async def test_a_lost_push_is_fetched_when_the_next_one_comes(cluster: Cluster) -> None:
     """The gap in the offsets tells; order is kept."""
     reader = Reader(cluster, "bob")
@@ -268,6 +269,7 @@ async def test_a_lost_push_is_fetched_when_the_next_one_comes(cluster: Cluster) 
     await reader.client.close()
 
 
+@pytest.mark.spec("PP-03")
 async def test_a_lost_last_push_is_found_by_the_audit(cluster: Cluster) -> None:
     """No later push ever reveals it: positions are compared with the timelines' heads."""
     reader = Reader(cluster, "bob")

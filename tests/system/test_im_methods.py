@@ -148,6 +148,7 @@ async def eventually_all(person: Person, ends: dict[str, int]) -> None:
     await eventually(look)
 
 
+@pytest.mark.spec("FO-08", "MI-10", "WX-01")
 async def test_all_presets_look_the_same_to_clients(tmp_path: Path) -> None:
     """One scenario, four ways of fanning out: pushes, logs, lists and counts do not differ."""
     seen = {}
@@ -181,6 +182,7 @@ async def test_all_presets_look_the_same_to_clients(tmp_path: Path) -> None:
     assert all(one == seen["hybrid"] for one in seen.values())
 
 
+@pytest.mark.spec("DT-01")
 async def test_a_switch_of_strategy_is_an_entry_and_loses_nothing(tmp_path: Path) -> None:
     """To and fro while messages come: one continuous log, each entry pushed once."""
     async with town(tmp_path) as here:
@@ -226,6 +228,7 @@ async def test_an_edit_and_a_recall_reach_who_is_there_and_who_comes_late(tmp_pa
         await bob.refused(103, "recall", cid=cid, seq=1, client_msg_id="r2")
 
 
+@pytest.mark.spec("OR-04")
 async def test_queued_messages_have_exactly_one_outcome(tmp_path: Path) -> None:
     """A message in the log, or a note; never both, however often they are sent, and in their order."""
     async with town(tmp_path) as here:
@@ -368,6 +371,7 @@ async def test_mutes_pins_hiding_and_mentions(tmp_path: Path) -> None:
         assert (marked["unread"], marked["is_marked_unread"]) == (1, True)
 
 
+@pytest.mark.spec("CC-06", "UN-01")
 async def test_unread_is_what_the_formula_says(tmp_path: Path) -> None:
     """After each of many random changes: in the counters, in the list, and added up."""
     dice = random.Random(7)
@@ -433,6 +437,7 @@ async def assert_unread(person: Person, cids: list[str]) -> None:
 # ---------------------------------------------------------------- limits and the backend's feed
 
 
+@pytest.mark.spec("AR-5")
 async def test_who_sends_too_much_is_told_when_to_come_back(tmp_path: Path) -> None:
     """A device has its share of the user's, reading is free, and nobody else is concerned."""
     limits = {

@@ -149,6 +149,7 @@ async def drop(client: StockClient) -> None:
 # ---------------------------------------------------------------- what is told
 
 
+@pytest.mark.spec("CC-07")
 async def test_a_subscription_begins_with_the_state_and_is_told_of_changes_at_once(connect: Connect) -> None:
     """Offline at first, online when bob comes, away when he says so, offline after the grace with when it was."""
     alice = await connect("alice")
@@ -446,6 +447,7 @@ async def set_until_confirmed(client: StockClient, **wanted: Any) -> None:
 # ---------------------------------------------------------------- device policy
 
 
+@pytest.mark.spec("CC-05")
 async def test_a_second_device_closes_the_first(tmp_path: Path) -> None:
     """Policy `one`, the newest wins: 3503, and an SDK does not come back."""
     async with connected(tmp_path / "data", device_policy="one") as (system, connect):
@@ -457,6 +459,7 @@ async def test_a_second_device_closes_the_first(tmp_path: Path) -> None:
         assert not second.disconnected.done()
 
 
+@pytest.mark.spec("CC-05")
 async def test_one_device_of_each_platform_may_stay(tmp_path: Path) -> None:
     """Policy `one_per_platform`: a phone does not close a browser."""
     async with connected(tmp_path / "data", device_policy="one_per_platform") as (system, connect):
@@ -481,6 +484,7 @@ async def test_the_oldest_may_be_the_one_that_stays(tmp_path: Path) -> None:
         assert not first.disconnected.done()
 
 
+@pytest.mark.spec("CC-05")
 async def test_any_number_of_devices_may_stay_by_default(system: System, connect: Connect) -> None:
     """Policy `all`."""
     for number in range(4):

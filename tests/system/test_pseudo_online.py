@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from access.config import AccessConfig
 from base.errors import RoadsteadError
@@ -48,6 +49,7 @@ async def connect(system: System, http: aiohttp.ClientSession, user: str) -> Lin
     return link
 
 
+@pytest.mark.spec("PP-04")
 async def test_what_a_dead_link_did_not_answer_for_is_announced_and_not_lost(tmp_path: Path) -> None:
     """The user seems to be there until a pong is missing. What was answered for before is not announced."""
     async with running(tmp_path / "data", QUICK) as system, aiohttp.ClientSession() as http:

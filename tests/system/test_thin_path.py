@@ -40,6 +40,7 @@ async def _is_offline(system: System, user: str) -> bool:
     return (await system.status(user))["state"] == "offline"
 
 
+@pytest.mark.spec("PP-01")
 async def test_a_message_reaches_the_receiver_wherever_it_is_connected(system: System, connect: Connect) -> None:
     """Sender and receiver on different access nodes; the push carries what was sent and where it stands."""
     alice = await connect("alice")
@@ -57,6 +58,7 @@ async def test_a_message_reaches_the_receiver_wherever_it_is_connected(system: S
     assert (publication.data["mid"], publication.data["seq"]) == (acknowledged["mid"], 1)
 
 
+@pytest.mark.spec("PP-01")
 async def test_all_devices_of_both_users_see_the_message_once(connect: Connect) -> None:
     """Two devices of the receiver and the sender's other device."""
     alice, other = await connect("alice", device="phone"), await connect("alice", device="desk")
@@ -83,6 +85,7 @@ async def test_a_retry_is_acknowledged_with_the_first_place_and_pushed_once(conn
     assert [p.data["body"] for p in publications] == ["hello", "end"]
 
 
+@pytest.mark.spec("MD-04")
 async def test_who_was_offline_recovers_at_connect_by_its_position(system: System, connect: Connect) -> None:
     """A fresh client with a kept position gets exactly what came after it, then what is new, each once."""
     for number in range(5):

@@ -81,6 +81,7 @@ async def stock_client(
 KINDS = pytest.mark.parametrize("kind", ["http_stream", "http_stream+protobuf", "sse"])
 
 
+@pytest.mark.spec("RT-01")
 @KINDS
 async def test_the_stock_sdk_lives_without_a_websocket(system: System, sdk: Path, kind: str) -> None:
     """It connects, calls by way of the other node, gets its messages in order, and is offline when it has left."""
@@ -137,6 +138,7 @@ async def brief_system(tmp_path: Path) -> AsyncIterator[System]:
         yield made
 
 
+@pytest.mark.spec("RT-01")
 async def test_a_client_that_polls_sends_and_receives_at_either_node(brief_system: System) -> None:
     """By the contract of the how-to: by turns, now at one node, now at the other."""
     system = brief_system

@@ -87,6 +87,7 @@ async def all_show(devices: Iterable[Device], cid: str, *texts: Any) -> None:
         await device.shows(cid, *texts)
 
 
+@pytest.mark.spec("CC-05", "MD-04")
 async def test_all_devices_of_a_chat_show_the_same(tmp_path: Path, stack: AsyncExitStack) -> None:
     """With write fan-out: edits, recalls, what is read elsewhere, and a device that begins or comes back later."""
     devices = await begin(stack, tmp_path, "hybrid")
@@ -115,6 +116,7 @@ async def test_all_devices_of_a_chat_show_the_same(tmp_path: Path, stack: AsyncE
     assert [entry["body"] for entry in found["entries"]] == ["three"]
 
 
+@pytest.mark.spec("PP-03", "MD-02")
 async def test_where_entries_are_only_pushed_nothing_that_is_lost_stays_lost(
     tmp_path: Path, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +150,7 @@ async def test_where_entries_are_only_pushed_nothing_that_is_lost_stays_lost(
     assert (ann.client.view.total_unread(), bob.client.view.total_unread()) == (2, 0)
 
 
+@pytest.mark.spec("CC-04")
 async def test_a_large_group_is_followed_until_one_is_put_out(tmp_path: Path, stack: AsyncExitStack) -> None:
     """Over its own channel; from the next entry on nothing is told, and by history neither."""
     devices = await begin(stack, tmp_path, "dingtalk")

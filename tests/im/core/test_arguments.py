@@ -82,11 +82,13 @@ def test_a_send_that_makes_no_sense_is_refused(fields: dict[str, Any]):
         send(**fields)
 
 
+@pytest.mark.spec("CC-02")
 def test_types_up_to_their_bound_are_taken():
     """In bytes, since they are stored."""
     assert send(type="\u00e9" * 16).kind == "\u00e9" * 16
 
 
+@pytest.mark.spec("CC-02")
 def test_what_is_too_large_says_the_limit():
     """The body in bytes, and how many are mentioned."""
     assert send(body="x" * 18).body == b'"%b"' % (b"x" * 18)

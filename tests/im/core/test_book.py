@@ -25,6 +25,7 @@ def book(last_cid: int = 0) -> Book:
 # ---------------------------------------------------------------- conversation ids
 
 
+@pytest.mark.spec("ID-06", "CI-03")
 def test_numbered_users_have_a_computed_id_and_others_a_counted_one():
     """Beside each other, in one column; which is whose stays so when the rule is turned off, or on."""
     world = World(LedgerSettings(conversation_ids="special"))
@@ -52,6 +53,7 @@ def test_the_counter_never_reaches_computed_ids():
         one.next_cid()
 
 
+@pytest.mark.spec("CI-04")
 @pytest.mark.parametrize("shards", [2, 1_024])
 def test_a_shard_draws_numbers_that_name_it(shards: int):
     """Each its own: no two shards draw the same, and a shard goes on behind the greatest that it drew."""
@@ -118,6 +120,7 @@ def test_first_entries_of_members():
 # ---------------------------------------------------------------- forgetting
 
 
+@pytest.mark.spec("AR-4")
 @pytest.mark.parametrize("remembered_max", [0, 1])
 def test_what_was_forgotten_is_asked_for_again(remembered_max: int):
     """Ends, members and fan-outs that go on: nothing is given twice or left out."""
@@ -132,6 +135,7 @@ def test_what_was_forgotten_is_asked_for_again(remembered_max: int):
             assert [seq for cid, seq in world.told(user) if cid == 1] == [1, 2, 3]
 
 
+@pytest.mark.spec("CI-04", "AR-4")
 def test_what_is_remembered_is_not_asked_for():
     """Most messages go where the last ones went: they need nothing."""
     world = World()
@@ -180,6 +184,7 @@ def test_notes_are_for_one_user_and_in_no_log():
     assert world.told("b") == [(1, 1)]
 
 
+@pytest.mark.spec("FO-01")
 def test_a_large_conversation_with_read_fan_out_is_not_told_directly():
     """And a small one is, by nobody's entry."""
     with small_bounds():

@@ -19,6 +19,7 @@ def test_a_group_that_has_grown_stays_with_reading(members: int, current: Any, e
     assert policy.of_group(members, current) == expected
 
 
+@pytest.mark.spec("FO-07", "MI-10", "WX-02")
 def test_presets_are_within_their_own_bounds():
     """What is written is never more than a group may have; single conversations of `qq` alone are read."""
     assert all(0 <= one.write_members_max <= one.members_max for one in PRESETS.values())

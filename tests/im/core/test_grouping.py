@@ -127,6 +127,7 @@ def test_with_write_fan_out_everybody_is_told_also_who_goes():
     assert (world.told("b"), world.told("c")) == ([(1, 1), (1, 2)], [(1, 1), (1, 2), (1, 3)])
 
 
+@pytest.mark.spec("MI-04")
 def test_with_read_fan_out_only_those_it_is_about_get_an_entry():
     """In a small group the others are told directly, so that nobody waits for news that came."""
     world = made("b", policy=READ)
@@ -159,6 +160,7 @@ def test_who_was_told_directly_learns_that_it_is_over():
     assert told_last(world) == (set(), {"b", "c", "own"})
 
 
+@pytest.mark.spec("FO-07")
 def test_growing_beyond_what_is_written_switches_in_the_same_change():
     """While a fan-out goes on: it is finished first, so that nobody has a hole; and everybody is told."""
     world = made("b", "c", "d")
@@ -226,6 +228,7 @@ def test_kicked_and_invited_in_one_batch():
     assert isinstance(world.one(change("b", 1, "leave")), GroupChanged)
 
 
+@pytest.mark.spec("CC-04")
 def test_newcomers_see_everything_where_the_group_says_so():
     """But they are not told of it: they read it."""
     world = made("b")

@@ -144,6 +144,7 @@ def test_a_new_group_has_its_owner_first_and_each_member_once():
     )
 
 
+@pytest.mark.spec("FO-07")
 @pytest.mark.parametrize(("others", "fan_out"), [(0, "write"), (5, "write"), (6, "read"), (7, "read"), (8, None)])
 def test_a_new_group_has_the_strategy_of_its_size(others: int, fan_out: str | None):
     """Six are written to, eight are a group, nine are too many."""
@@ -171,6 +172,7 @@ def test_who_is_in_is_not_invited_again():
     assert decide(ask("invite", "mem", "adm")) is None
 
 
+@pytest.mark.spec("FO-07", "WX-02")
 @pytest.mark.parametrize("current", ["write", "read"])
 @pytest.mark.parametrize(("joining", "fan_out"), [(1, "write"), (2, "read"), (3, "read"), (4, None)])
 def test_growth_switches_a_group_to_reading(current: str, joining: int, fan_out: str | None):

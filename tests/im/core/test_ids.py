@@ -48,6 +48,7 @@ def parts(text: object) -> tuple[int, int, int]:
 # ---------------------------------------------------------------- every kind
 
 
+@pytest.mark.spec("ID-06")
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_unique_over_processes(kind: MessageIdKind):
     """Four processes, the same clock, a burst in one millisecond and a stretch of time."""
@@ -56,6 +57,7 @@ def test_ids_are_unique_over_processes(kind: MessageIdKind):
     assert len(set(ids)) == 4_000
 
 
+@pytest.mark.spec("ID-01", "ID-06")
 @pytest.mark.parametrize(
     ("kind", "is_one"),
     [
@@ -70,6 +72,7 @@ def test_each_kind_has_its_form(kind: MessageIdKind, is_one: Callable[[object], 
     assert all(is_one(ids.next(at(NOON + ms))) for ms in range(100))
 
 
+@pytest.mark.spec("MI-02")
 @pytest.mark.parametrize("kind", ["snowflake", "uuid7"])
 @given(steps_ms=st.lists(st.integers(-20, 20), max_size=50), seed=st.integers(0, 99))
 def test_ids_that_sort_by_time_increase_under_any_clock(kind: MessageIdKind, steps_ms: list[int], seed: int):
@@ -106,6 +109,7 @@ def test_a_random_id_does_not_mind_the_clock():
     assert len({ids.next(at(NOON)), ids.next(at(0)), ids.next(at(-5))}) == 3
 
 
+@pytest.mark.spec("ID-01")
 @pytest.mark.parametrize("bit", [0, 1])
 def test_version_4_takes_all_other_bits_from_its_source(bit: int):
     """122 of them."""
@@ -116,6 +120,7 @@ def test_version_4_takes_all_other_bits_from_its_source(bit: int):
 # ---------------------------------------------------------------- version 7
 
 
+@pytest.mark.spec("ID-01")
 @pytest.mark.parametrize(
     ("bit", "expected"),
     [

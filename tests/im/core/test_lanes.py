@@ -148,12 +148,14 @@ def anomalies(key: LaneKey, *, seed: int = 1) -> int:
     return overtaken
 
 
+@pytest.mark.spec("OR-05", "OR-06")
 @pytest.mark.parametrize("key", ["recipient", "conversation"])
 def test_lanes_by_another_key_than_the_sender_let_a_senders_messages_overtake_each_other(key: LaneKey):
     """OR-05, OR-06: the sender's other devices would see the second message before the first."""
     assert anomalies(key) > 0
 
 
+@pytest.mark.spec("OR-01", "OR-05")
 def test_two_messages_suffice_for_an_anomaly():
     """OR-05 in small: the first waits behind others for its recipient, the second does not."""
     for key, order in (("sender", ["first", "second"]), ("recipient", ["second", "first"])):
@@ -165,6 +167,7 @@ def test_two_messages_suffice_for_an_anomaly():
         assert [ticket for ticket in tickets(lanes.take(10)) if ticket != "other"] == order
 
 
+@pytest.mark.spec("OR-07")
 @pytest.mark.parametrize("seed", range(3))
 def test_lanes_by_sender_keep_every_senders_order(seed: int):
     """OR-07: no anomaly."""

@@ -221,6 +221,7 @@ def is_of_strategy(command: Command) -> bool:
     return isinstance(command, ChangeGroup) and command.action == "fan_out"
 
 
+@pytest.mark.spec("FO-08")
 @pytest.mark.parametrize("seed", range(6))
 def test_clients_see_the_same_sequence_whatever_the_strategy(seed: int):
     """One trace under all policies: same outcomes, same logs, and each user has the same entries, once, in order."""
@@ -249,6 +250,7 @@ def test_clients_see_the_same_sequence_whatever_the_strategy(seed: int):
     assert sum(len(entries) for entries in seen[0][1].values()) > 60
 
 
+@pytest.mark.spec("DT-01")
 @pytest.mark.parametrize("seed", range(4))
 def test_a_switch_under_traffic_loses_and_repeats_nothing(seed: int):
     """What each user has of a conversation is every entry from joining to leaving, over all its lives there."""
@@ -379,6 +381,7 @@ def test_nothing_is_asked_twice_and_everything_that_matters_is():
     assert (second.keys, second.cids) == ([], [])
 
 
+@pytest.mark.spec("FO-01")
 def test_members_of_a_large_group_are_not_looked_up_for_a_message():
     """With read fan-out only its sender may be told anything."""
     world = World(settings_of("read"))

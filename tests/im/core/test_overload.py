@@ -27,6 +27,7 @@ def test_an_idle_service_does_everything():
     assert (overload.pressure, overload.retry_after_ms) == (0, 500)
 
 
+@pytest.mark.spec("AR-5")
 @pytest.mark.parametrize(
     ("waiting", "dropped"),
     [

@@ -22,6 +22,7 @@ def is_numbered(user: str) -> bool:
     return any(user == str(int(user)) for _ in [0] if user.isascii() and user.isdigit()) and 0 < int(user) < 2**32
 
 
+@pytest.mark.spec("ID-05", "CI-01")
 def test_the_smaller_number_stands_above_the_greater():
     """The article's own rule."""
     assert pair_cid("5", "3") == pair_cid("3", "5") == 3 << 32 | 5
@@ -29,6 +30,7 @@ def test_the_smaller_number_stands_above_the_greater():
     assert pair_cid("8", "8") == 8 << 32 | 8, "with oneself"
 
 
+@pytest.mark.spec("CI-01")
 @pytest.mark.parametrize(
     ("one", "other", "cid"),
     [
@@ -61,6 +63,7 @@ def test_what_does_not_fit_is_counted(one: str, other: str, cid: int | None):
     assert pair_cid(one, other) == pair_cid(other, one) == cid
 
 
+@pytest.mark.spec("CI-01")
 def test_small_numbers_have_an_id_for_each_pair():
     """I1, I2 for every pair of the first 150 users."""
     pairs = list(combinations_with_replacement([str(number) for number in range(1, 151)], 2))
@@ -69,6 +72,7 @@ def test_small_numbers_have_an_id_for_each_pair():
     assert [users_of(cid) for cid in cids if cid is not None] == pairs
 
 
+@pytest.mark.spec("ID-05", "CI-01")
 @given(one=numbers, other=numbers)
 def test_an_id_gives_its_pair_back(one: int, other: int):
     """I1, I2, I3: symmetric, without collisions, positive in 64 bits, and not one of the counter's."""
@@ -100,6 +104,7 @@ def test_only_computed_ids_have_a_pair(cid: int):
         assert pair is None
 
 
+@pytest.mark.spec("CI-01")
 def test_many_random_pairs_do_not_meet():
     """Forty thousand, half of them of near numbers, where arithmetic would fail first; each symmetric."""
     random = Random(7)
@@ -114,6 +119,7 @@ def test_many_random_pairs_do_not_meet():
     assert len(seen) > 30_000
 
 
+@pytest.mark.spec("CI-03")
 def test_a_population_may_outgrow_32_bits_without_moving_history():
     """The migration: first 32-bit users by the rule, then larger ones too, then the rule is given up.
 

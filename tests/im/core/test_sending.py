@@ -21,6 +21,7 @@ def with_group(*members: str) -> tuple[World, int]:
 # ---------------------------------------------------------------- where a message goes
 
 
+@pytest.mark.spec("CC-03")
 def test_the_first_message_makes_the_conversation():
     """Whoever sends it: both users have it, and it is the same one from both sides, and by its number."""
     world = World()
@@ -69,6 +70,7 @@ def test_a_reply_is_to_something_that_its_sender_sees():
     assert world.one(draft("a", "z", "k1", ref=1)) == NO_MESSAGE
 
 
+@pytest.mark.spec("CC-03")
 def test_a_refused_first_message_makes_no_conversation():
     """Or its number would be given away, and given again after a crash, with what was written under it meanwhile."""
     world = World()

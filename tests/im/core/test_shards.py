@@ -47,6 +47,7 @@ def test_a_user_stays_where_the_timeline_is(user: str, shard: int):
     assert shard_of_user(user, 8) == shard
 
 
+@pytest.mark.spec("CI-04")
 @given(one=names, other=names, shards=counts)
 def test_a_single_conversation_is_beside_one_of_its_timelines(one: str, other: str, shards: int):
     """Whoever of the two asks finds it in the same shard."""
@@ -56,6 +57,7 @@ def test_a_single_conversation_is_beside_one_of_its_timelines(one: str, other: s
     assert 0 <= found < shards
 
 
+@pytest.mark.spec("HS-01")
 @given(k=st.integers(1, 10**9), shards=counts, data=st.data())
 def test_a_number_that_a_shard_drew_names_it(k: int, shards: int, data: Any):
     """For as many shards as there are, and as the clients write it, too."""
@@ -141,6 +143,7 @@ def test_the_first_table_is_even_and_the_same_whoever_makes_it(nodes: list[str],
     assert first_table(others, shards) == table
 
 
+@pytest.mark.spec("HS-01")
 def test_a_move_changes_one_owner_and_the_epoch():
     """The table itself stays as it is."""
     table = first_table(["im-1", "im-2"], 5)

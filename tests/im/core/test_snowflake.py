@@ -35,6 +35,7 @@ def parts(mid: int | ClockWentBack) -> tuple[int, int, int]:
     return (mid >> 22) + EPOCH_MS, mid >> 12 & WORKER_MAX, mid & COUNTER_MAX
 
 
+@pytest.mark.spec("ID-02")
 def test_an_id_is_time_then_worker_then_counter():
     """So that ids sort by time, whoever gave them."""
     ids = Snowflake(5)
@@ -54,6 +55,7 @@ def test_ids_fit_a_signed_64_bit_integer_to_the_last():
     assert last == 2**63 - 1
 
 
+@pytest.mark.spec("ID-02", "TW-01")
 def test_two_workers_never_give_the_same_id():
     """I2, in the same millisecond."""
     one, other = Snowflake(1), Snowflake(2)
@@ -68,6 +70,7 @@ def test_a_worker_number_beyond_ten_bits_is_a_defect(worker: int):
         Snowflake(worker)
 
 
+@pytest.mark.spec("ID-02")
 def test_a_full_millisecond_borrows_the_next():
     """I1, and the time in the ids runs ahead of the clock by one."""
     ids = Snowflake(0)
@@ -118,6 +121,7 @@ def test_a_random_start_is_for_a_new_millisecond_only():
     assert parts(ids.next(at(NOON))) == (NOON + 1, 0, 0)
 
 
+@pytest.mark.spec("MI-07")
 def test_a_new_holder_numbers_after_the_old_one():
     """A term begins at a time that nobody used, however the new holder's clock stands."""
     ids = Snowflake(0, not_before_ms=at(NOON))
@@ -132,6 +136,7 @@ def test_nobody_starts_before_our_time():
         Snowflake(0, not_before_ms=at(EPOCH_MS - 1))
 
 
+@pytest.mark.spec("ID-02")
 def test_a_small_step_back_goes_on_in_the_last_millisecond():
     """I1: up to five milliseconds nobody needs to notice."""
     ids = Snowflake(0)
@@ -139,6 +144,7 @@ def test_a_small_step_back_goes_on_in_the_last_millisecond():
     assert parts(ids.next(at(NOON - STEP_BACK_MS_MAX))) == (NOON, 0, 1)
 
 
+@pytest.mark.spec("ID-02")
 def test_a_great_step_back_gives_no_id_until_the_clock_is_near_again():
     """By how much it went back is measured against the greatest time seen."""
     ids = Snowflake(0)
@@ -159,6 +165,7 @@ def test_a_clock_past_our_time_is_a_defect():
         Snowflake(0).next(at(EPOCH_MS + TIME_MAX + 1))
 
 
+@pytest.mark.spec("ID-02", "TW-01")
 @given(
     steps_ms=st.lists(st.integers(-20, 20), max_size=50),
     burst=st.sampled_from([1, 3, COUNTER_MAX, COUNTER_MAX + 2]),

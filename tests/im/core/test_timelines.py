@@ -50,6 +50,7 @@ def test_few_users_are_told_at_once_and_many_later(count: int, at_once: int):
     assert [(one.is_first, len(one.positions)) for one in changes.deliveries] == [(True, at_once)]
 
 
+@pytest.mark.spec("FO-06")
 def test_a_big_fan_out_takes_steps_and_remembers_how_far_it_is():
     """Each step is a transaction's worth; the last one says that it is finished."""
     users = names(STEP_MAX + 100)

@@ -82,6 +82,7 @@ def test_a_group_that_was_left_counts_nothing():
     assert unread(part) == 0
 
 
+@pytest.mark.spec("UN-01")
 def test_a_total_is_the_sum_of_its_parts():
     """What is muted is in it, and told apart."""
     parts = [Pointers(1, 9, 9, 4, 4), Pointers(2, 9, 9, 2, 2, is_muted=True), Pointers(3, 9, 9, 9, 9)]
@@ -283,6 +284,7 @@ def test_the_one_who_asked_longest_ago_is_forgotten_first():
     assert count(kept) is None, "too much for all the room there is"
 
 
+@pytest.mark.spec("UN-06")
 def test_drift_is_found_and_repaired():
     """UN-06: the counters say in how many conversations they were wrong."""
     right = Pointers(1, 2, 2, 1, 1), Pointers(2, 2, 2, 1, 1)
@@ -305,6 +307,7 @@ def test_there_is_no_drift_in_what_is_not_known():
     assert kept.reconcile("bob", [Pointers(1, 5, 5, 5, 5)], since=0) is None
 
 
+@pytest.mark.spec("UN-04")
 def test_devices_that_replay_the_same_events_agree_and_one_that_lost_some_does_not():
     """UN-04: marks are events. A device that loses one shows another number until it asks for the pointers."""
     start = Pointers(1, 3, 3, 0, 0)
@@ -479,6 +482,7 @@ class History:
         return len(told)
 
 
+@pytest.mark.spec("UN-01", "UN-06")
 @pytest.mark.parametrize("seed", range(40))
 def test_counters_say_what_an_oracle_says_or_nothing(seed: int):
     """UN-01, UN-04, UN-06, I1 to I5: seeded histories of three users, six conversations, and a store that is ahead."""

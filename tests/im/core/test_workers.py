@@ -161,6 +161,7 @@ class World:
         self._held_by = process
 
 
+@pytest.mark.spec("ID-02", "MI-07")
 def test_no_two_terms_ever_number_the_same_time():
     """I1, I2: whatever clocks do, and with holders that do not know that they were replaced.
 

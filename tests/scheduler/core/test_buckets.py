@@ -15,6 +15,7 @@ from scheduler.core.buckets import BUCKETS, bucket
 KEYS = [f"user-{number}" for number in range(2_000)]
 
 
+@pytest.mark.spec("AL-05")
 @pytest.mark.parametrize("percent", [1, 10, 50, 12.5])
 def test_every_key_is_in_the_arm_that_flagd_puts_it_in(percent: float):
     """Weights in thousandths of a percent add up to our number of buckets, so that flagd's are the same."""

@@ -43,6 +43,7 @@ def test_without_segments_the_bucket_decides(user: str, percent: int):
     assert cohort(percent).place(Request(user)) == Placed(number < percent, number, "")
 
 
+@pytest.mark.spec("AL-05")
 @given(st.text(min_size=1, max_size=12), st.integers(0, FULL), st.integers(0, FULL))
 def test_raising_the_share_brings_nobody_back(user: str, one: int, other: int):
     """Nor does lowering it bring anybody new."""
@@ -51,6 +52,7 @@ def test_raising_the_share_brings_nobody_back(user: str, one: int, other: int):
     assert cohort(less).place(request).is_canary <= cohort(more).place(request).is_canary
 
 
+@pytest.mark.spec("AL-05")
 @pytest.mark.parametrize(("percent", "everybody"), [(0, False), (FULL, True)])
 def test_none_and_all_are_exact(percent: int, everybody: bool):  # noqa: FBT001
     """Nobody is left over by rounding."""

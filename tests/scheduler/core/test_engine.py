@@ -86,6 +86,7 @@ def test_the_first_rule_that_holds_decides() -> None:
 # ---------------------------------------------------------------- draws
 
 
+@pytest.mark.spec("AL-05")
 def test_equal_nodes_get_equally_many() -> None:
     """Two choices: after 15,000 decisions within one view no node is a fiftieth above the mean."""
     counts = firsts(engine(nodes(20), by=LEAST, candidates=3), 15_000)
@@ -174,6 +175,7 @@ def _decided(made: Engine, request: object) -> tuple[Engine, Decision]:
 # ---------------------------------------------------------------- regions
 
 
+@pytest.mark.spec("AL-05")
 def test_a_client_goes_to_its_region_and_then_by_the_order() -> None:
     """Its own, the spill list, then by distance, as each one's share is used up; then by the room in reserve."""
     view = [node(name, region=name, capacity=14) for name in ("east", "north", "south", "west")]
@@ -380,6 +382,7 @@ def test_the_horizon_holds_for_the_node_too() -> None:
 # ---------------------------------------------------------------- arms
 
 
+@pytest.mark.spec("AL-05")
 def test_the_canarys_share_is_its_percentage() -> None:
     """Within three standard deviations, of users; staff by their segment whatever it is."""
     view = [*nodes(5, capacity=100_000), *(node(f"c{number}", version="fast", capacity=100_000) for number in range(5))]

@@ -20,6 +20,7 @@ CITIES = Regions(
 )
 
 
+@pytest.mark.spec("AL-05")
 def test_the_order_is_itself_then_the_spill_list_then_by_distance() -> None:
     """Then regions without coordinates, and those that only nodes name, by name; only those that exist."""
     assert CITIES.order("sh", {"bj", "gz", "sh", "tk", "nowhere", "zz", "aa"}) == (

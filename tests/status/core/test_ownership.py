@@ -199,6 +199,7 @@ def test_a_census_counts_by_partition_and_by_life():
 # ---------------------------------------------------------------- moves
 
 
+@pytest.mark.spec("PR-04")
 def test_a_move_keeps_the_user_online_all_the_way():
     """Source, seal, target; nothing to recover, no beat needed in between."""
     source, target = serving(entry(1)), Node(B, GATE)

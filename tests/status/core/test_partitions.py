@@ -46,6 +46,7 @@ def fewest_moves(before: PartitionTable, weights: Mapping[NodeId, int]) -> int:
 # ---------------------------------------------------------------- users to partitions to nodes
 
 
+@pytest.mark.spec("PR-03")
 @pytest.mark.parametrize(
     ("user", "partition"), [("alice", 1242), ("bob", 320), ("\u6f22\u5b57", 3141), ("u" * 128, 2522)]
 )
@@ -70,6 +71,7 @@ def test_users_spread_over_all_partitions():
     assert max(counts) < 3 * mean
 
 
+@pytest.mark.spec("PR-03")
 def test_a_user_belongs_to_the_owner_of_its_partition():
     """One hash and one index."""
     table = plan_table(equal(3))
@@ -85,6 +87,7 @@ def test_the_counts_of_all_nodes_make_up_all_partitions():
 # ---------------------------------------------------------------- shares
 
 
+@pytest.mark.spec("PR-05")
 @pytest.mark.parametrize("count", range(1, 33))
 def test_equal_nodes_own_equal_shares(count: int):
     """I1 and I2 for each size of cluster; the hottest of 3 to 32 nodes is within 1 % of the mean."""
@@ -179,6 +182,7 @@ def test_of_equal_remainders_the_one_that_saves_a_move_is_rounded_up():
 WEIGHTS = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 6), min_size=1, max_size=6)
 
 
+@pytest.mark.spec("PR-05")
 @given(steps=st.lists(WEIGHTS, min_size=2, max_size=4))
 @settings(max_examples=30, deadline=None)
 def test_whatever_changes_no_more_partitions_move_than_must(steps: list[dict[NodeId, int]]):
@@ -202,6 +206,7 @@ def test_the_order_of_the_nodes_does_not_matter():
     assert all(table == tables[0] for table in tables)
 
 
+@pytest.mark.spec("PR-03")
 def test_the_table_is_the_same_on_every_machine_and_version():
     """I4, pinned: a change of the ring or the hash under us must not pass unseen."""
     first = plan_table(equal(5))

@@ -25,6 +25,7 @@ def seat(conn: int, since: int, platform: str = "ios", *, node: str = "a", life:
 PHONE, NEW_PHONE, DESK = seat(1, 10), seat(2, 30), seat(3, 20, "desktop")
 
 
+@pytest.mark.spec("CC-05")
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

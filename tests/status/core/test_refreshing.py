@@ -59,6 +59,7 @@ def test_a_session_is_written_at_once_and_confirmed_by_that_write():
     assert not lane.has_work
 
 
+@pytest.mark.spec("PR-01")
 def test_each_session_is_refreshed_once_in_a_round_of_phases():
     """I1: and the phases share the users."""
     lane = new_lane()
@@ -303,6 +304,7 @@ def test_a_former_life_of_a_node_is_not_shown_beside_its_new_one():
     assert {view.session for view in status_of(found).sessions} == {"new", "else"}
 
 
+@pytest.mark.spec("PR-02")
 def test_keys_have_the_user_as_their_hash_tag_whatever_it_is_made_of():
     """No two users share a key; every user has a lane."""
     assert key_of("alice") == b"status:{alice}"
