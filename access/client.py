@@ -25,6 +25,7 @@ class Client:
         "id",
         "identity",
         "info",
+        "is_sent_on",
         "opened",
         "place",
         "reader",
@@ -44,6 +45,8 @@ class Client:
         """What its credentials said, while it is on its way in."""
         self.opened: Opened | None = None
         """What the status backend was told of it."""
+        self.is_sent_on = False
+        """Whether it was told to go to another node."""
         self.reader: Reader[Client] | None = None
         """Its place in its inbox."""
         self.expires_at = 0

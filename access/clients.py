@@ -24,6 +24,7 @@ from access.core.outgoing import ENCODINGS, PINGS, wrap
 from access.core.pings import PingRounds
 from access.core.protocol import Close, ConnectRequest, ReplyError, Result
 from access.core.session import Session, SessionPolicy
+from access.leaving import Leaving
 from access.metrics import AccessMetrics
 from access.ports import Connection
 from access.websocket import write_soon
@@ -77,6 +78,9 @@ class Clients:
         )
         self._wheel: TimerWheel[Client] = TimerWheel(now, tick_ms=TICK_MS)
         """Who has to connect, or to renew its credentials, by when."""
+        self.leaving = Leaving(reports, site.clock, linger_ms=config.linger_ms)
+        """Sessions of clients that were sent on."""
+        metrics.show_leaving(lambda: len(self.leaving))
         self._crowd: set[Client] = set()
         """Who does not keep up: nobody else has to be looked at for what waits."""
         self.abnormal = 0
@@ -155,7 +159,11 @@ class Clients:
         self._wheel.cancel(client)
         opened = client.opened
         if opened is not None:  # first of what others do: nobody may be shown online for ever
-            self._reports.close(Closed(opened.user, opened.session, opened.conn_seq))
+            closed = Closed(opened.user, opened.session, opened.conn_seq)
+            if client.is_sent_on:
+                self.leaving.add(closed)
+            else:
+                self._reports.close(closed)
         for listener in self._gone:
             listener(client)
         self._way_in.gone(client)
@@ -191,6 +199,11 @@ class Clients:
         """End a client's session from this side."""
         self._carry_out(client, client.session.close(close))
 
+    def send_on(self, client: Client) -> None:
+        """Close a client that is expected at another node then."""
+        client.is_sent_on = True
+        self.close(client, Close.SHUTDOWN)
+
     def close_all(self, close: Close) -> None:
         """End every session."""
         for client in self:
@@ -206,6 +219,7 @@ class Clients:
     # ---------------------------------------------------------------- time
 
     def _tick(self, now: Instant) -> None:
+        self.leaving.tick(now)
         ping, look = self._rounds.advance(now)
         for client in look:
             self._carry_out(client, client.session.looked_at())

@@ -222,6 +222,15 @@ class AccessConfig(Section, frozen=True, kw_only=True):
             description="How long a client that was told to go elsewhere may take, before it is closed with 3001 (ms).",
         ),
     ] = 10_000
+    linger_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=2_000,
+            description="How long the session of a client that went where it was sent is shown after it left this node "
+            "(ms): so nobody sees it offline who connects to the next one only then.",
+        ),
+    ] = 1_500
     stop_drain_ms: Annotated[
         int,
         Meta(

@@ -18,7 +18,6 @@ from access.client import Client
 from access.clients import Clients
 from access.config import AccessConfig
 from access.core.drain import DrainPlan, Move, Progress, Targets
-from access.core.protocol import Close
 from access.metrics import AccessMetrics
 from access.redirect import Redirects
 from base.errors import NotFound
@@ -188,7 +187,7 @@ class Drain:
             client = self._moving.get(client_id)
             if client is not None:
                 self._metrics.moved.inc("closed")
-                self._clients.close(client, Close.SHUTDOWN)
+                self._clients.send_on(client)
 
     def _tell(self, client: Client, move: Move, after_ms: int) -> None:
         # Who is not let in yet is not told, and is closed like all others.

@@ -99,6 +99,12 @@ class AccessMetrics:
             "access_watched_users", "Users whom this node watches for its clients.", lambda: watches()["users"]
         )
 
+    def show_leaving(self, leaving: Callable[[], float]) -> None:
+        """Show how many are on their way."""
+        self._metrics.gauge(
+            "access_leaving_sessions", "Sessions shown for a moment longer, of clients sent to another node.", leaving
+        )
+
     def show_listener(
         self,
         *,

@@ -16,7 +16,6 @@ from access.api import ClientEntry, ClientsListed, ClientsMoved, ListClients, Mo
 from access.client import Client
 from access.clients import Clients
 from access.core.moves import MovePlans
-from access.core.protocol import Close
 from access.core.session import Phase
 from access.metrics import AccessMetrics
 from access.redirect import Redirects
@@ -112,7 +111,7 @@ class Moves:
     def _close_late(self) -> None:
         for client_id in self._plans.expire(self._clock.monotonic()):
             self._metrics.moved.inc("closed")
-            self._clients.close(self._waiting.pop(client_id), Close.SHUTDOWN)
+            self._clients.send_on(self._waiting.pop(client_id))
 
     def _gone(self, client: Client) -> None:
         if self._waiting.pop(client.id, None) is not None:

@@ -113,6 +113,7 @@ class Redirects:
                 "ticket": signer.sign(ticket),
             }
             self._sent[instance.id] = self._sent.get(instance.id, 0) + 1
+        client.is_sent_on = True
         outgoing = Outgoing("", Message(msgspec.Raw(msgspec.json.encode({"move": told}))))
         client.connection.write(outgoing.frame(client.connection.form))
         return True

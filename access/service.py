@@ -89,7 +89,8 @@ class AccessNode:
             watches: where users are watched; None if the status backend has no watches.
         """
         self.node = Node(site, SERVICE, statistics=self.statistics, note=self._report)
-        self.node.drain_deadline_s = (config.stop_drain_ms + config.drain_grace_ms) / 1000 + DRAIN_SPARE_S
+        drain_ms = config.stop_drain_ms + config.drain_grace_ms + config.linger_ms
+        self.node.drain_deadline_s = drain_ms / 1000 + DRAIN_SPARE_S
         self._config = config
         self._version = config.version or VERSION
         self._heartbeats = 0
@@ -286,13 +287,18 @@ class AccessNode:
         else:
             self._admission.is_draining = True
             await self._announce(True)
-        self._clients.close_all(Close.SHUTDOWN)
+        if self._drain.has_targets():
+            for client in self._clients:
+                self._clients.send_on(client)
+        else:
+            self._clients.close_all(Close.SHUTDOWN)
         try:
             async with asyncio.timeout(LAST_FRAMES_S):
                 while self._admission.open:  # noqa: ASYNC110 - sockets end one by one, there is no one event
                     await asyncio.sleep(0.01)
         except TimeoutError:
             self.node.log.info("clients_left_behind", connections=self._admission.open)
+        await self._clients.leaving.wait_over()
 
     async def stop(self) -> None:
         """Deregister and close."""

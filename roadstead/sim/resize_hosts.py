@@ -171,7 +171,7 @@ class Registry:
                     if state.signed != (term, source):
                         state.before = state.signed[1] if state.signed[1] != source else ""
                         state.signed = (term, source)
-                    self._host.send(source, Signed(number, incarnation, term, state.before))
+                    self._host.send(source, Signed(number, incarnation, term, state.before, state.table))
             case Write(expect, table):
                 if state.table.epoch == expect:
                     table.check_structure()
@@ -415,8 +415,9 @@ class StatusNode:
         match message:
             case Elected(number, _, term):
                 self._elected(number, term)
-            case Signed(number, _, term, last):
+            case Signed(number, _, term, last, table):
                 self._signed(now, number, term, NodeId(last))
+                self._adopt(now, table, is_registered=True)  # by an older one it could grant what another node has
 
     def _elected(self, number: int, term: Epoch) -> None:
         asked_at = self._campaigns.get(number)
@@ -442,7 +443,6 @@ class StatusNode:
         over = self._grants.is_over
         blind = not self._guards.recovery_barrier
         self._migration = (_BlindMigration if blind else Migration)(now, grants_over=over, predecessor=last or None)
-        self._host.send("registry", Read())
 
     def _lead(self, now: Instant) -> None:
         self._campaigns = {number: at for number, at in self._campaigns.items() if now < at + LOCK_MS}

@@ -94,12 +94,13 @@ class Sign(_Message):
 
 @dataclass(frozen=True, slots=True)
 class Signed(_Message):
-    """It is written; `last` led before."""
+    """It is written; `last` led before, and this is the table that it left."""
 
     number: int
     incarnation: Incarnation
     term: Epoch
     last: str
+    table: PartitionTable
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ import msgspec
 import pytest
 
 from access.api import Deliver, InboxEntry
+from access.client import Client
 from access.core.protocol import Close
 from access.core.session import Session
 from access.ports import Connection
+from access.redirect import Redirects
 from base.errors import Conflict, Overloaded, PeerUnavailable
 from im.api import RpcReply
 from scheduler.api import Ticket
@@ -89,6 +91,47 @@ async def test_whoever_is_gone_is_not_shown_online_whatever_else_goes_wrong(node
     node.channels.breaks = "gone"
     with pytest.raises(ValueError, match="defect"):
         ann.go()
+    assert node.reports.open_sessions == {}
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_who_goes_where_it_was_sent_is_shown_until_it_can_be_there(node: ClientsNode, *, is_closed: bool) -> None:
+    """By itself, or closed when its time was over; whoever goes for a reason of its own is gone at once."""
+    ann, bob = node.wire(), node.wire()
+    await ann.connect()
+    await bob.connect("bob")
+    client = ann.client
+    assert isinstance(client, Client)
+    if is_closed:
+        node.clients.send_on(client)
+        assert ann.closed is Close.SHUTDOWN
+    else:
+        redirects = Redirects(node.site, region="", version="", signer=lambda: None, app_of=node.clients.app_of)
+        assert redirects.tell(client, None, 10_000)
+    ann.go()
+    bob.go()
+    assert [opened.user for opened in node.reports.open_sessions.values()] == ["ann"]
+    await node.let_pass(1_499)
+    assert node.reports.open_sessions
+    assert len(node.clients.leaving) == 1
+    await node.let_pass(1)
+    assert node.reports.open_sessions == {}
+
+
+async def test_a_node_that_stops_does_not_end_before_it_has_told_who_went(node: ClientsNode) -> None:
+    """Nobody else would."""
+    ann = node.wire()
+    await ann.connect()
+    assert isinstance(ann.client, Client)
+    node.clients.send_on(ann.client)
+    ann.go()
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(node.clients.leaving.wait_over())
+        await settle()
+        assert node.reports.open_sessions
+        node.clock.advance(1_500)
+        async with asyncio.timeout(5):
+            await waiting
     assert node.reports.open_sessions == {}
 
 

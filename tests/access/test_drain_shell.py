@@ -17,7 +17,6 @@ from access.client import Client
 from access.clients import Clients
 from access.config import AccessConfig
 from access.core.outgoing import Form
-from access.core.protocol import Close
 from access.core.session import Phase, Session, SessionPolicy
 from access.drain import Drain
 from access.metrics import AccessMetrics
@@ -61,7 +60,7 @@ class Here:
 
     def __init__(self) -> None:
         self.clients: dict[str, Client] = {}
-        self.closed: list[tuple[str, Close]] = []
+        self.closed: list[str] = []
         self._gone: Callable[[Client], None] | None = None
 
     def __iter__(self) -> Iterator[Client]:
@@ -83,8 +82,8 @@ class Here:
         assert self._gone is not None
         self._gone(self.clients.pop(name))
 
-    def close(self, client: Client, close: Close) -> None:
-        self.closed.append((client.id, close))
+    def send_on(self, client: Client) -> None:
+        self.closed.append(client.id)
         self.go(client.id)
 
 
@@ -191,7 +190,7 @@ async def test_each_outcome_is_counted_once(node: Node) -> None:
     assert set(went.moves[0]) == {"after_ms"}
     node.here.go("went")
     await until(lambda: node.drain.status().state == "done")
-    assert node.here.closed == [("stayed", Close.SHUTDOWN)]
+    assert node.here.closed == ["stayed"]
     assert node.moves() == {"arrived": 1, "closed": 1}
     status = node.drain.status()
     assert (status.total, status.arrived, status.closed, status.departed) == (2, 1, 1, 0)
@@ -282,7 +281,7 @@ async def test_an_abort_takes_everything_back(node: Node) -> None:
     await node.drain.start(over_ms=1, grace_ms=300)
     await asyncio.wait_for(node.drain.wait_over(), SETTLE_S)
     assert len(wire.moves) == 2
-    assert node.here.closed == [("ann", Close.SHUTDOWN)]
+    assert node.here.closed == ["ann"]
     assert node.announced == [True, False, True]
 
 
