@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -221,6 +221,16 @@ class LookupReply(msgspec.Struct, array_like=True, frozen=True):
     shown: list[Shown]
     table: TableDiff | None = None
     seen: list[Presence] | None = None
+
+    def completed(self, places: Sequence[int], later: LookupReply) -> LookupReply:
+        """Return a later reply, about the users at these places only, with this one's answers for all others."""
+        shown = list(self.shown)
+        seen = list(self.seen) if self.seen is not None else None
+        for number, place in enumerate(places):
+            shown[place] = later.shown[number]
+            if seen is not None and later.seen is not None:
+                seen[place] = later.seen[number]
+        return LookupReply(later.epoch, shown, later.table, seen)
 
 
 _session_decoder = msgspec.msgpack.Decoder(SessionView)

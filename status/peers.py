@@ -36,7 +36,7 @@ __all__ = [
     "KnownAsk",
     "LifeDigest",
 ]
-__all__ += ["Pulls"]
+__all__ += ["CEASE", "Cease", "Ceased", "Pulls"]
 __all__ += ["COUNT", "SESSIONS", "Count", "CountAsk", "NodeCount", "SessionsAsk", "SessionsPart"]
 __all__ += ["EVENTS", "EVENTS_END", "EventsAsk", "EventsEndAsk", "Snapshot", "Told"]
 
@@ -86,6 +86,16 @@ class Chunks(msgspec.Struct, array_like=True, frozen=True):
 
     chunks: list[Chunk | None]
     is_cut: bool
+
+
+class Cease(msgspec.Struct, array_like=True, frozen=True):
+    """Answer no lookups any more of what the sender has of you by these moves, (partition, move_id) each."""
+
+    moves: list[tuple[int, Epoch]]
+
+
+class Ceased(msgspec.Struct, array_like=True, frozen=True):
+    """The sender answers none, and never will by these moves."""
 
 
 class CensusAsk(msgspec.Struct, array_like=True, frozen=True):
@@ -197,6 +207,7 @@ class EventsEndAsk(msgspec.Struct, array_like=True, frozen=True):
 ASK = Method("status.ask", Ask, Given)
 KNOWN = Method("status.known", KnownAsk, Known)
 PULL = Method("status.pull", Pulls, Chunks)
+CEASE = Method("status.cease", Cease, Ceased)
 CENSUS = Method("status.census", CensusAsk, Census)
 COUNT = Method("status.count", CountAsk, Count)
 SESSIONS = Method("status.sessions", SessionsAsk, SessionsPart)

@@ -57,6 +57,7 @@ from status.rollcall import RollCall
 from status.rollcall_api import RollCallApi
 from status.sights import Sights
 from status.table import TableFollower
+from status.taking_over import TakingOver
 from status.watching import Watching
 
 __all__ = ["StatusNode"]
@@ -97,6 +98,7 @@ class StatusNode:
         self._ownership = self._member.ownership
         self._table.on_change(self._adopt)
         self._client = StatusClient(site, table=self._table)
+        self._taking_over = TakingOver(self._ownership, self._member.pool, catch_up=self._catch_up)
         self._parking: Parking[_Parked] = Parking()
         self._metrics = StatusMetrics(self.node.metrics, self._ownership.statistics)
         self._lease_ms = config.lease_ms
@@ -107,6 +109,7 @@ class StatusNode:
         self.node.peers.serve(BEAT, self._beat)
         self.node.peers.serve(LOOKUP, self._lookup)
         self._member.serve(self.node.peers)
+        self._taking_over.serve(self.node.peers)
         census = CensusTaker(self._ownership, self._table, self._member.pool)
         census.serve(self.node.peers)
         LookupApi(self._client, site.credentials).add_to(self.node.http.app.router)
@@ -202,12 +205,14 @@ class StatusNode:
 
     def _beat(self, beat: Beat, peer: str) -> BeatReply | Awaitable[BeatReply]:
         table = self._table.table
-        if table is not None and beat.epoch > table.epoch:
+        is_ahead = table is not None and beat.epoch > table.epoch
+        if is_ahead or self._ownership.shares(_told_of(beat)):
             return self._beat_later(beat, NodeId(peer))
         return self._take_beat(beat, NodeId(peer))
 
     async def _beat_later(self, beat: Beat, peer: NodeId) -> BeatReply:
         await self._wait_for(beat.epoch)
+        await self._taking_over.wait(_told_of(beat))
         return self._take_beat(beat, peer)
 
     def _take_beat(self, beat: Beat, node: NodeId) -> BeatReply:
@@ -257,30 +262,41 @@ class StatusNode:
             raise BadRequest(f"bad lookup: {error}") from error
         if len(partitions) != len(lookup.users) or max(partitions, default=0) >= len(table.owners):
             raise BadRequest("bad lookup: a partition for each user is needed")
+        self._metrics.lookups.inc(len(partitions))
+        reply = self._answer(lookup, partitions)
         if lookup.epoch > table.epoch or self._ownership.has_sealed(partitions):
-            return self._lookup_later(lookup)
-        return self._answer(lookup)
+            late = [place for place, one in enumerate(reply.shown) if one is REFUSED]
+            if late:
+                return self._answer_later(lookup, reply, late)
+        return reply
 
-    async def _lookup_later(self, lookup: Lookup) -> LookupReply:
-        """Answer when the table has come by which it was asked, and no partition of it is sealed here."""
+    async def _answer_later(self, lookup: Lookup, reply: LookupReply, late: Sequence[int]) -> LookupReply:
+        """Answer also those who were refused, once the table has come by which it was asked, and they are not sealed.
+
+        What could be answered was, at once: among many users there is nearly always one whose partition is sealed just
+        now, and when that is over another one is.
+        """
+        of_all = unpack_partitions(lookup.partitions)
+        partitions = [of_all[place] for place in late]
         await self._wait_for(lookup.epoch)
-        if self._ownership.has_sealed(unpack_partitions(lookup.partitions)):
-            parked = _Parked(unpack_partitions(lookup.partitions), asyncio.get_running_loop().create_future())
+        sealed = [partition for partition in partitions if self._ownership.has_sealed([partition])]
+        if sealed:
+            parked = _Parked(sealed, asyncio.get_running_loop().create_future())
             self._metrics.parked.inc()
             began = self._clock.stopwatch()
             if self._parking.park(self._observe(), parked):
                 asyncio.get_running_loop().call_later(PARK_MS / 1000, self._unpark)
                 await parked.woken
                 self._metrics.park_time.observe(self._clock.stopwatch() - began)
-        return self._answer(lookup)
+        users = [lookup.users[place] for place in late]
+        again = self._answer(Lookup(lookup.epoch, pack_partitions(partitions), users, lookup.viewer), partitions)
+        return reply.completed(late, again)
 
-    def _answer(self, lookup: Lookup) -> LookupReply:
+    def _answer(self, lookup: Lookup, partitions: Sequence[int]) -> LookupReply:
         now = self._observe()
         table = self._table.table
         assert table is not None
-        partitions = unpack_partitions(lookup.partitions)
         shown = self._ownership.lookup(now, partitions, lookup.users)
-        self._metrics.lookups.inc(len(shown))
         newer = self._table.diff_from(lookup.epoch) if lookup.epoch < table.epoch else None
         if lookup.viewer is None:
             return LookupReply(table.epoch, shown, newer)
@@ -306,8 +322,8 @@ class StatusNode:
             reach(point)
         if self._ownership.adopt(now, table):
             self._member.adopted(table)
-            for parked in self._parking.release(lambda one: self._ownership.has_sealed(one.partitions)):
-                parked.wake()
+            self._taking_over.begin()
+            self._wake()
 
     async def _follow_access(self) -> None:
         keep_ms = self._site.config.registration_ttl_ms
@@ -325,6 +341,10 @@ class StatusNode:
     def _granter(self) -> Granter:
         return self._member.lease.granter(self._clock.monotonic(), self._table.table)
 
+    def _wake(self) -> None:
+        for parked in self._parking.release(lambda one: self._ownership.has_sealed(one.partitions)):
+            parked.wake()
+
     def _unpark(self) -> None:
         for parked in self._parking.expire(self._clock.monotonic()):
             parked.wake()  # still sealed: it is refused
@@ -334,6 +354,8 @@ class StatusNode:
         turns, changes = self._ownership.take_turns(), self._ownership.take_changes()
         if turns:
             self._member.report_soon()
+            self._taking_over.done()
+            self._wake()
         if turns or changes:
             for listener in self._listeners:
                 listener(now, turns, changes)
@@ -355,3 +377,11 @@ class StatusNode:
         self._observed = now
         self._ownership.step(now, self._clock.realtime())
         return now
+
+
+def _told_of(beat: Beat) -> set[int]:
+    """Return the partitions that a beat has news of; none where they cannot be read, which is told later."""
+    try:
+        return {*unpack_partitions(beat.partitions), *unpack_partitions(beat.floors)}
+    except ValueError:
+        return set()

@@ -57,7 +57,7 @@ FAULTS = Faults(
     down_ms_max=6_000, stall_ms_max=4_000, cut_ms_max=5_000, crash_every_ms=3_000, cut_every_ms=3_000, tail_ms_max=4_000
 )
 
-SERVES = {Role.SERVING, Role.RECOVERING}
+SERVES = {Role.SERVING, Role.ANSWERING, Role.RECOVERING}
 
 
 class Referee:

@@ -78,6 +78,8 @@ class Guards:
     """A beat vouches from the answer that it echoes, not from when it arrived."""
     lock_is_lease: bool = True
     """A leader's own lease ends with its lock."""
+    alone: bool = True
+    """A target takes a partition's news when its source, which answers while it is sealed, can do so no more."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -320,6 +322,8 @@ class StatusNode:
             case Chunk():
                 self._answers[NodeId(source)] = self._answers.get(NodeId(source), 0) + 1
                 self.ownership.received(now, message)
+                for move in self.ownership.incoming() if not self._guards.alone else ():
+                    move.alone_from = Instant(0)
             case _:
                 pass
 

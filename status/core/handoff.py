@@ -11,11 +11,16 @@ applied up to the mark compares; equal means *caught up*. Once the source is sea
 same comparison means *ready*. Lives of access nodes whose lease ended are left out of the comparison: each side forgets
 them in its own time.
 
+A sealed store stays true until somebody else takes changes, which the target does when it has read the commit. So the
+source goes on answering lookups, and the target has it *cease* before it takes anything. If the source cannot be
+reached a lease decides instead: it answers for `ANSWER_MS` from its first word that it is sealed, by its clock, and the
+target waits for longer than that, by its own, from the word that made it ready.
+
 ```
-    source   streaming ── seal ─▶ sealed ── commit read ─▶ released
+    source   streaming ── seal ─▶ sealed ── told to cease, or commit read ─▶ released
                  ▲                   │
                  └──── unseal ───────┘  only on an abort read at a higher epoch, never on a timeout
-    target   copying ─▶ caught up ─▶ ready ── commit read ─▶ its store is served
+    target   copying ─▶ caught up ─▶ ready ── commit read, source ceased ─▶ its store is served
                 └───────────┴──────────┴── abort read, another stream, an unequal digest: begin anew, empty
 ```
 
@@ -27,7 +32,9 @@ Invariants:
     I5  A request is parked for at most `PARK_MS`, and at most `PARKED_MAX` are.
     I6  An access node's lease at the target, counted from the pull, ends no later than at the source.
     I7  A source remembers at most `CHANGES_MAX` items more than its stream began with.
-    I8  A chunk has at most `CHUNK_ITEMS` items, and ends where it reaches `CHUNK_BYTES`; an answer to many pulls ends
+    I8  A source answers lookups while sealed only until it was told to cease, and for `ANSWER_MS` at most after its
+        target may have become ready; a target is alone no earlier.
+    I9  A chunk has at most `CHUNK_ITEMS` items, and ends where it reaches `CHUNK_BYTES`; an answer to many pulls ends
         with the chunk that reaches `PULL_ITEMS` or `PULL_BYTES`.
 
 Sources: the atomic slot migration of Redis 8.4 and Valkey 9 for snapshot, stream and hidden staging; Scylla's tablets
@@ -47,8 +54,8 @@ from base.clock import Instant
 from base.ids import Epoch, Incarnation, NodeId
 from status.core.records import Digest, Item, Kind, Life, PartitionRecords, Sources
 
-__all__ = ["CHANGES_MAX", "CHUNK_BYTES", "CHUNK_ITEMS", "LAG_MAX", "PARKED_MAX", "PARK_MS", "Chunk", "Incoming"]
-__all__ += ["PULL_BYTES", "PULL_ITEMS", "Outgoing", "Parking", "Pull", "answered"]
+__all__ = ["ANSWER_MS", "CHANGES_MAX", "CHUNK_BYTES", "CHUNK_ITEMS", "LAG_MAX", "PARKED_MAX", "PARK_MS", "Chunk"]
+__all__ += ["PULL_BYTES", "PULL_ITEMS", "Incoming", "Outgoing", "Parking", "Pull", "answered"]
 
 CHUNK_ITEMS = 500
 CHUNK_BYTES = 256 * 1024
@@ -60,6 +67,8 @@ PULL_BYTES = 1024 * 1024
 CHANGES_MAX = 10_000
 """So many changes are remembered for a target beside the snapshot. A copy begun anew costs less than more of them."""
 LAG_MAX = 256
+ANSWER_MS = 250
+"""As long as a commit takes, and how long a partition's news wait if the source died at that moment."""
 PARK_MS = 250
 PARKED_MAX = 10_000
 DRIFT_PPM = 100_000
@@ -124,6 +133,8 @@ class Outgoing:
         self.partition = partition
         self.move_id = move_id
         self.is_sealed = False
+        self._sealed_told_at: Instant | None = None
+        self._has_ceased = False
         self._incarnation = incarnation
         self._records = records
         self._sources = sources
@@ -190,6 +201,21 @@ class Outgoing:
         """Answer no more requests and take in no more changes; what was taken in is in the stream."""
         self.is_sealed = True
 
+    def sealed_told(self, now: Instant) -> None:
+        """Take note that an answer leaves which says that this is sealed: the target may be ready from now on."""
+        if self._sealed_told_at is None:
+            self._sealed_told_at = now
+
+    def cease(self) -> None:
+        """Answer no lookups any more: the target takes this one's place (I8)."""
+        self._has_ceased = True
+
+    def may_answer(self, now: Instant) -> bool:
+        """Return whether lookups may be answered though it is sealed: nobody else does, or takes changes (I8)."""
+        if self._has_ceased:
+            return False
+        return self._sealed_told_at is None or now < self._sealed_told_at + ANSWER_MS
+
     def check_invariants(self) -> None:
         """Assert that the stream is numbered without a gap."""
         assert self._head == self._base + len(self._log)
@@ -241,6 +267,8 @@ class Incoming:
         self.is_ready = False
         self.vouches: dict[NodeId, tuple[Incarnation, Instant]] = {}
         """When ready: until when each access node's records may be shown without hearing from it again."""
+        self.alone_from = Instant(0)
+        """When ready: from when on the source answers no lookups any more, be it that nobody told it to cease (I8)."""
         self._incarnation = incarnation
         self.asked_at = Instant(0)
         """When the last question was asked."""
@@ -270,7 +298,7 @@ class Incoming:
         if not chunk.first <= self._applied + 1:
             return  # a gap: the next pull says where it begins
         self._apply(now, chunk)
-        self._compare(asked_at, chunk)
+        self._compare(now, asked_at, chunk)
 
     def check_invariants(self) -> None:
         """Assert what one state shows."""
@@ -286,7 +314,7 @@ class Incoming:
             merge(now, user, entry if is_alike else ours.get(entry[:2], entry[:2]) + entry[2:])
             self._applied += 1
 
-    def _compare(self, asked_at: Instant, chunk: Chunk) -> None:
+    def _compare(self, now: Instant, asked_at: Instant, chunk: Chunk) -> None:
         self.is_copied = self.is_copied or chunk.head - self._applied <= LAG_MAX
         if self._applied != chunk.head:
             # A stream under load is never at its head for long; what was equal once and lags a little will be again.
@@ -298,6 +326,7 @@ class Incoming:
         self.is_caught_up = True
         if chunk.is_sealed:
             self.is_ready = True
+            self.alone_from = Instant(now + 1 + ANSWER_MS + ANSWER_MS * DRIFT_PPM // 1_000_000)
             self.vouches = {
                 vouch.node: (
                     vouch.incarnation,
@@ -314,7 +343,7 @@ class Incoming:
 
 
 def answered(pulls: Iterable[Pull], answer: Callable[[Pull], Chunk | None]) -> tuple[list[Chunk | None], bool]:
-    """Answer many pulls in their order; return an answer a pull, and whether it was cut for its size (I8).
+    """Answer many pulls in their order; return an answer a pull, and whether it was cut for its size (I9).
 
     What was cut is None, as is what `answer` does not answer.
     """

@@ -19,7 +19,8 @@ is swept out (`sweeping`).
 Nearly always all lives with entries here vouch for them. Then a partition is *clean*: a lookup is one dictionary look.
 
 Invariants:
-    I1  Answers and acceptance need: owner in the newest table read, a serving lease, no seal, no pending barrier.
+    I1  Answers and acceptance need: owner in the newest table read, a serving lease, no seal, no pending barrier, and
+        that the owner before answers no more. Sealed, it answers as long as nobody else does (`handoff`).
     I2  A store is served only if it is complete: kept since the owner epoch in the table, promoted, or recovered.
     I3  Offline is never said of an entry before its access node had a lease's time to speak, here or at the last owner;
         and of nobody while most access nodes seem to have died at once.
@@ -32,14 +33,13 @@ It does not ask for leases (`serving`), nor send pulls (its shell does, with `ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from base.clock import Instant, Timestamp
 from base.ids import Epoch, Incarnation, NodeId
 from status.api import REFUSED, Beat, Shown, Stamp, unpack_partitions
 from status.core.handoff import Chunk, Incoming, Outgoing, Pull, Vouch
-from status.core.holding import Held, Role
+from status.core.holding import Heard, Held, Role, census, is_as_told, promoted
 from status.core.partitions import Move, PartitionTable, Stage, changed_since
 from status.core.records import NEVER, Digest, Found, Full, Item, Kind, Life, Merged, PartitionRecords, Sources
 from status.core.showing import Showing
@@ -60,21 +60,10 @@ FROM_COPY = frozenset({Stage.COPY, Stage.CATCHUP, Stage.SEAL})
 _UNLISTED = NodeId("")
 """Stands for access nodes that live, and that a registry which started over does not list yet: their beats will tell
 of them, if there are any. Nobody is called so, and so it is awaited until silence is proof."""
+WHOLE = frozenset({Role.SERVING, Role.ANSWERING})
+ANSWERS = WHOLE | {Role.RECOVERING}
 CLOSED_STAGES = frozenset({Stage.SEAL, Stage.RECOVER})
 """The owner takes nothing: it is about to lose the partition, or must wait until nobody else can answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """What to answer: which partitions were refused, and of which everything must be told.
-
-    `is_heard` False: nothing was taken. `is_fenced`: a newer life of the access node is known, so the sender must stop.
-    """
-
-    is_heard: bool = True
-    is_fenced: bool = False
-    refused: Sequence[int] = ()
-    mismatched: Sequence[int] = ()
 
 
 Change = tuple[int, str, bytes, Merged]
@@ -138,6 +127,7 @@ class Ownership:
         self._owned: set[int] = set()
         self._accepting: dict[int, Held] = {}
         self._sealed: set[int] = set()
+        self._shared: set[int] = set()
         self._clean: dict[int, dict[str, Found]] = {}
         self._unclean: set[int] = set()
         self._recovering: set[int] = set()
@@ -179,8 +169,9 @@ class Ownership:
         if table is None or table.owner(partition) != self._node:
             return Role.NONE
         move = self._moves.get(partition)
-        if move is not None and move.stage is Stage.SEAL:
-            return Role.SEALED
+        if partition in self._sealed:
+            may_answer = self._held[partition].may_answer(now) and self._is_leased(now, table)
+            return Role.ANSWERING if may_answer else Role.SEALED
         if (move is not None and move.stage is Stage.RECOVER) or not self._is_leased(now, table):
             return Role.FENCED
         held = self._held[partition]
@@ -199,6 +190,8 @@ class Ownership:
                 self.stalled(now - self._listened_at)
             self._listened_at = now
         self._had_lease = has_lease
+        for partition in [one for one in self._shared if now >= self._held[one].alone_from]:
+            self._take_over(now, partition)
         if has_lease and now >= self._round_at:
             self._round_at = Instant(now + ROUND_MS)
             for partition in tuple(self._recovering):
@@ -254,9 +247,9 @@ class Ownership:
         is_in_doubt = self._vouching.is_in_doubt(now, self.access)
         return [
             self._showing.show(
-                now, self._held[partition], user, is_serving=roles[partition] is Role.SERVING and not is_in_doubt
+                now, self._held[partition], user, is_serving=roles[partition] in WHOLE and not is_in_doubt
             )
-            if roles[partition] in {Role.SERVING, Role.RECOVERING}
+            if roles[partition] in ANSWERS
             else REFUSED
             for partition, user in zip(partitions, users, strict=True)
         ]
@@ -273,7 +266,7 @@ class Ownership:
         return self._vouching.silent(now)
 
     def has_sealed(self, partitions: Iterable[int]) -> bool:
-        """Return whether one of these partitions is sealed here: requests for them are parked."""
+        """Return whether one of these is sealed here, or not here alone: requests that are refused are parked."""
         return bool(self._sealed) and not self._sealed.isdisjoint(partitions)
 
     def stamp(self, now: Instant, node: NodeId) -> Stamp:
@@ -331,13 +324,37 @@ class Ownership:
         )
         lives = map(self.sources.life, held.records.sources())
         gone = frozenset(life for life in lives if not self._vouching.is_alive(now, life))
-        return held.outgoing.pulled(pull, vouches, gone)
+        chunk = held.outgoing.pulled(pull, vouches, gone)
+        if chunk is not None and chunk.is_sealed:
+            held.outgoing.sealed_told(now)
+        return chunk
 
     def received(self, now: Instant, chunk: Chunk) -> None:
         """Take in an answer to one of this node's questions."""
         held = self._held.get(chunk.partition)
         if held is not None and held.incoming is not None:
             held.incoming.received(now, chunk)
+
+    def shares(self, partitions: Iterable[int]) -> bool:
+        """Return whether somebody else may still answer for one of these partitions, which this node owns."""
+        return bool(self._shared) and not self._shared.isdisjoint(partitions)
+
+    def shared(self) -> list[Move]:
+        """Return the moves by which this node owns partitions whose sources are to cease."""
+        return [self._moves[partition] for partition in sorted(self._shared) if partition in self._moves]
+
+    def cease(self, partition: int, move_id: Epoch) -> None:
+        """The target of a move takes this node's place: from now on this one answers nothing (`handoff`, I8)."""
+        held = self._held.get(partition)
+        if held is not None and held.outgoing is not None and held.outgoing.move_id == move_id:
+            held.outgoing.cease()
+
+    def ceased(self, now: Instant, moves: Iterable[Move]) -> None:
+        """The sources of these moves answer no more: this node has their partitions alone."""
+        for move in moves:
+            known = self._moves.get(move.partition)
+            if move.partition in self._shared and known is not None and known.move_id == move.move_id:
+                self._take_over(now, move.partition)
 
     def incoming(self) -> list[Incoming]:
         """Return the moves that copy to this node, to report how far they are."""
@@ -357,17 +374,7 @@ class Ownership:
 
         Costs a pass over the partitions owned.
         """
-        sizes: dict[int, int] = {}
-        lives: dict[Life, Digest] = {}
-        for partition in sorted(self._owned):
-            records = self._held[partition].records
-            sizes[partition] = 0
-            for source in records.sources():
-                entries, hashes = records.digest(source)
-                sizes[partition] += entries
-                known = lives.get(self.sources.life(source), Digest(0, 0))
-                lives[self.sources.life(source)] = Digest(known.entries + entries, known.xor ^ hashes)
-        return sizes, lives
+        return census(((partition, self._held[partition].records) for partition in sorted(self._owned)), self.sources)
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes. Costs a pass over the partitions held."""
@@ -392,6 +399,8 @@ class Ownership:
             assert (held.incoming is not None) == (partition in self._staging), "I2"
             held.records.check_invariants()
         assert self._recovering.isdisjoint(self._clean), "I5"
+        assert self._shared <= self._owned & self._sealed, "I1"
+        assert self._sealed.isdisjoint(self._accepting), "I1"
         for partition in self._clean:
             held = self._held[partition]
             assert held.awaited is not None, "I5"
@@ -403,8 +412,13 @@ class Ownership:
     def _forget_indexes(self, partition: int) -> None:
         self._clean.pop(partition, None)
         self._accepting.pop(partition, None)
-        for index in (self._owned, self._sealed, self._unclean, self._recovering, self._staging):
+        for index in (self._owned, self._sealed, self._shared, self._unclean, self._recovering, self._staging):
             index.discard(partition)
+
+    def _take_over(self, now: Instant, partition: int) -> None:
+        self._held[partition].alone_from = Instant(0)
+        self._forget_indexes(partition)
+        self._own(now, partition, self._moves.get(partition))
 
     def _own(self, now: Instant, partition: int, move: Move | None) -> None:
         assert self.table is not None
@@ -415,10 +429,14 @@ class Ownership:
         since = self.table.owner_epoch(partition)
         held = self._held.get(partition)
         if held is None or held.owned_since != since:
-            held = self._held[partition] = self._promoted(held, move) or Held(self._new_store())
+            held = self._held[partition] = promoted(held, move) or Held(self._new_store())
             held.owned_since = since
             held.vouch_from = self.table.partition_epoch(partition)
             held.grace_until = self._vouching.grace_from(now)
+        if now < held.alone_from:
+            self._shared.add(partition)
+            self._sealed.add(partition)
+            return
         if not is_closed:
             self._accepting[partition] = held
         outgoing = held.outgoing
@@ -440,14 +458,6 @@ class Ownership:
         if partition not in self._served:
             self._served.add(partition)
             self._turns.append(Turn(partition, owner_epoch, is_served=True))
-
-    @staticmethod
-    def _promoted(held: Held | None, move: Move | None) -> Held | None:
-        """Return the staging as a served store, if it is that of the very move that made this node the owner."""
-        incoming = held.incoming if held is not None else None
-        if incoming is None or move is None or move.move_id != incoming.move_id or not incoming.is_ready:
-            return None
-        return Held(records=incoming.records, awaited=set(), vouches=incoming.vouches)
 
     def _send(self, now: Instant, partition: int, held: Held, move: Move) -> None:
         if held.awaited is None or not self._is_complete(now, held):
@@ -542,19 +552,8 @@ class Ownership:
         mismatched: list[int] = []
         for audit in beat.audits:
             partitions = unpack_partitions(audit.partitions)
-            count = xor = 0
-            is_told = True
-            for partition in partitions:
-                if partition not in self._owned:
-                    continue
-                held = self._held[partition]
-                told = held.records.told(source)
-                if told is not None:
-                    count += told.entries
-                    xor ^= told.xor
-                if held.awaited is None or node in held.awaited:
-                    is_told = False
-            if not is_told or (count, xor) != (audit.entries, audit.xor):
+            owned = (self._held[partition] for partition in partitions if partition in self._owned)
+            if not is_as_told(owned, node, source, audit):
                 mismatched.extend(partitions)
         return mismatched
 

@@ -53,7 +53,7 @@ class Showing:
     def _is_vouched(self, now: Instant, held: Held, entry: bytes) -> bool:
         life = self._sources.life(entry[:2])
         beats = self._vouching.by_beats(life, held.vouch_from)
-        if beats is not None:
-            return now < beats.until
+        if beats is not None and now < beats.until and not held.is_sealed():
+            return True
         incarnation, until = held.vouches.get(life.node, (Incarnation(0), Instant(0)))
         return incarnation == life.incarnation and now < until

@@ -11,6 +11,7 @@ from base.clock import Instant, Timestamp
 from base.ids import Epoch, Incarnation, NodeId
 from base.peer.wire import ENVELOPE_BYTES_MAX
 from status.core.handoff import (
+    ANSWER_MS,
     CHANGES_MAX,
     CHUNK_BYTES,
     CHUNK_ITEMS,
@@ -184,6 +185,30 @@ def test_a_stream_keeps_its_snapshot_and_as_many_changes_as_it_may():
     for change in range(CHANGES_MAX):
         pair.change(entry(10_000 + change), user=f"u{change}")
     assert pair.round().stream == 1
+
+
+def test_a_sealed_source_answers_until_its_target_is_alone():
+    """I8: for a while from its first word of the seal; the target counts longer, from the word that it needed."""
+    pair = Pair(2)
+    pair.round()
+    pair.source.seal()
+    assert pair.source.may_answer(Instant(NOW + 60_000)), "nobody was told"
+    chunk = pair.answer()
+    for told in (NOW, NOW + 50):
+        pair.source.sealed_told(Instant(told))
+    assert pair.source.may_answer(Instant(NOW + ANSWER_MS - 1))
+    assert not pair.source.may_answer(Instant(NOW + ANSWER_MS))
+    assert pair.target.alone_from == 0
+    pair.target.received(Instant(NOW + 3), chunk)
+    assert (pair.target.is_ready, pair.target.alone_from) == (True, NOW + 3 + 1 + ANSWER_MS * 11 // 10)
+
+
+def test_a_source_that_ceased_answers_no_more():
+    """I8: whatever the time is."""
+    pair = Pair(1)
+    pair.source.seal()
+    pair.source.cease()
+    assert not pair.source.may_answer(NOW)
 
 
 def test_a_dropped_stream_can_be_sealed():

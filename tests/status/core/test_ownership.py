@@ -212,19 +212,17 @@ def test_a_move_keeps_the_user_online_all_the_way():
         copied(source, target, at(100))
         if source.role(at(100)) is Role.SERVING:
             assert source.beat(at(100), entry(2, seq=made.epoch), epoch=made.epoch) == Heard()
-    assert (source.role(at(100)), source.core.has_sealed([1, 0]), source.core.has_sealed([1])) == (
-        Role.SEALED,
-        True,
-        False,
-    )
+    assert source.role(at(100)) is Role.ANSWERING
+    assert (source.core.has_sealed([1, 0]), source.core.has_sealed([1])) == (True, False)
     assert source.beat(at(100), entry(3)) == Heard(refused=(0,))
-    assert source.says(at(100)) is REFUSED
+    assert source.says(at(100)) == (entry(1), entry(2, seq=4))
     assert [move.is_ready for move in target.core.incoming()] == [True]
     assert target.core.pulls(at(100)) == []
     assert (target.says(at(100)), target.core.statistics()["staging"]) == (REFUSED, 1)
     made = table(Advance(0, Stage.COMMIT), since=made)
     source.read(at(200), made)
     target.read(at(200), made)
+    target.core.ceased(at(200), target.core.shared())
     assert (source.role(at(200)), target.role(at(200))) == (Role.NONE, Role.SERVING)
     assert target.says(at(200)) == (entry(1), entry(2, seq=4))
     assert target.core.census()[0][0] == 2
@@ -265,6 +263,7 @@ def test_who_does_not_reach_the_new_owner_is_not_swept_out_before_its_time(*, wa
     target.read(at(1_000), seal)
     copied(source, target, at(1_000))
     target.read(at(1_000), table(Advance(0, Stage.COMMIT), since=seal))
+    target.core.ceased(at(1_000), target.core.shared())
     for late in range(0, GRACE_MS, ROUND_MS):
         target.step(at(1_000 + late))
         assert target.says(at(1_000 + late)) in {entry(1), UNKNOWN_SHOWN}
@@ -293,7 +292,7 @@ def test_an_abort_that_was_skipped_over_unseals_as_well():
     """The next move of the partition has another name."""
     node = serving(entry(1))
     node.read(at(0), table(*EARLY))
-    assert node.role(at(0)) is Role.SEALED
+    assert node.role(at(0)) is Role.ANSWERING
     newer = table(End(0), Begin(0, B), since=table(*EARLY))
     node.read(at(0), newer)
     assert node.role(at(0)) is Role.SERVING

@@ -236,3 +236,10 @@ def test_a_partition_that_went_away_is_dropped():
     node.read(at(0), table(Take(0, B)))
     assert node.core.store(0) is None
     assert node.core.statistics()["partitions"] == 0
+
+
+def test_an_audit_of_somebody_who_has_nothing_here_is_compared_with_nothing():
+    """Who is not awaited and told nothing has nothing."""
+    node = serving(entry(1))
+    assert node.beat(at(1), has=(), node=OTHER) == Heard()
+    assert node.beat(at(1), has=(entry(2),), node=OTHER) == Heard(mismatched=(0,))
