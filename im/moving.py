@@ -4,12 +4,14 @@
     SEAL    the shard takes nothing new, commits what waits, and closes its files
     REST    what changed since goes over; the target proves that it has the whole, durably
     COMMIT  the table names the target, by compare-and-set
+    OPEN    the target is told at once, and opens the shard; the calls that wait here go there, and then those that wait
+            there already: who learns early where the shard is must not overtake who did not
     CLEAR   the files here are removed
 
 Whatever fails before COMMIT is undone: the shard opens again where it was. A process that dies on the way finds in the
 table whose the shard is: the source opens it again, or clears what is left; the target opens what it has proven to have
-once the table names it, and until then does not touch it. Calls for the shard are refused with a retryable error from
-SEAL until the target has opened it.
+once the table names it, and until then does not touch it. Calls for the shard wait from SEAL until the target has
+opened it (`im.absence`). If it cannot be told it finds the table in the registry.
 
 A commit whose answer is lost is looked up until it is known: until then nobody serves the shard.
 
@@ -38,6 +40,7 @@ from base.errors import (
     NotFound,
     RoadsteadError,
     StoreUnavailable,
+    Unavailable,
 )
 from base.faultpoint import reach
 from base.log import logger
@@ -46,7 +49,19 @@ from base.site import Site
 from im.core.pages import PART_BYTES, Parts
 from im.core.shards import ShardTable
 from im.folders import SHARD_FILES, incoming_folder, shard_folder
-from im.moving_api import MOVE_BEGIN, MOVE_END, MOVE_PARTS, MoveBegin, Moved, MoveEnd, MoveParts
+from im.moving_api import (
+    MOVE_BEGIN,
+    MOVE_DONE,
+    MOVE_END,
+    MOVE_OPEN,
+    MOVE_PARTS,
+    MoveBegin,
+    Moved,
+    MoveDone,
+    MoveEnd,
+    MoveOpen,
+    MoveParts,
+)
 from im.tables import ShardTables, read_table, replace_table
 
 __all__ = ["MoveStatus", "Moving"]
@@ -56,6 +71,10 @@ T = TypeVar("T")
 CALL_DEADLINE_MS = 10_000
 END_DEADLINE_MS = 120_000
 """The target reads and syncs whole files."""
+OPEN_DEADLINE_MS = 2_000
+"""The calls that wait at the source wait for so long at most until the target has opened the shard."""
+HAND_OVER_MS = 1_000
+"""Those that wait at the target wait for so long at most for those of the source, which may have died."""
 BATCH_BYTES = 524_288
 RETRY_MS = 200
 
@@ -68,6 +87,17 @@ class MoveStatus(msgspec.Struct):
     stage: str
     bytes_sent: int = 0
     error: str = ""
+
+
+class _Arrival:
+    """A shard that comes here."""
+
+    __slots__ = ("is_handed_over", "is_open", "source")
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.is_open = asyncio.Event()
+        self.is_handed_over = asyncio.Event()
 
 
 class Moving:
@@ -83,6 +113,7 @@ class Moving:
         tables: ShardTables,
         seal: Callable[[int], Awaitable[None]],
         unseal: Callable[[int], Awaitable[None]],
+        gone: Callable[[int], None],
     ) -> None:
         """Serve the target's side.
 
@@ -94,6 +125,7 @@ class Moving:
             tables: told of a commit at once.
             seal: takes a shard out of service and closes its files.
             unseal: opens them again.
+            gone: told that a shard is at its new process now: the calls that wait for it are to be passed on, at once.
         """
         self._site = site
         self._folder = folder
@@ -101,6 +133,8 @@ class Moving:
         self._tables = tables
         self._seal = seal
         self._unseal = unseal
+        self._gone = gone
+        self._arrivals: dict[int, _Arrival] = {}
         self._moving = asyncio.Lock()
         self._receiving = asyncio.Lock()
         self.status: MoveStatus | None = None
@@ -112,6 +146,8 @@ class Moving:
         peers.serve(MOVE_BEGIN, self._begin)
         peers.serve(MOVE_PARTS, self._parts)
         peers.serve(MOVE_END, self._end)
+        peers.serve(MOVE_OPEN, self._open)
+        peers.serve(MOVE_DONE, self._done)
 
     # ------------------------------------------------------------ the source
 
@@ -178,6 +214,8 @@ class Moving:
             self._close_raw(source)
             await self._unseal(shard)
             raise
+        _enter(status, "open")
+        await self._hand_over(shard, status.to)
         _enter(status, "clear")
         self._close_raw(source)
         await asyncio.to_thread(shutil.rmtree, source, ignore_errors=True)
@@ -246,6 +284,18 @@ class Moving:
             self._tables.learn(moved)
             return
 
+    async def _hand_over(self, shard: int, to: str) -> None:
+        """Have the target open the shard, and the calls that wait for it go there."""
+        try:
+            await self._call(to, MOVE_OPEN, MoveOpen(shard, self._tables.known), deadline_ms=OPEN_DEADLINE_MS)
+            self._gone(shard)
+            await asyncio.sleep(0)  # who waited has passed its call on when this goes on, by the same stream
+            await self._call(to, MOVE_DONE, MoveDone(shard), deadline_ms=OPEN_DEADLINE_MS)
+        except RoadsteadError as error:  # it reads of it in the registry, and waits no longer than it has to
+            self._log.info("shard_not_handed_over", shard=shard, to=to, error=str(error))
+        finally:
+            self._gone(shard)
+
     async def _read_table(self) -> tuple[ShardTable, int]:
         table, index = await read_table(self._site.registry)
         if table is None:
@@ -260,6 +310,7 @@ class Moving:
             place = self._incoming(request.shard)
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)
             await asyncio.to_thread(place.mkdir, parents=True, mode=0o700)
+        self._arrivals[request.shard] = _Arrival(peer)
         self._log.info("shard_arrives", shard=request.shard, source=peer)
         reach("move_target.copy")
         return Moved()
@@ -278,6 +329,42 @@ class Moving:
             await _outside(_prove, self._incoming(request.shard), request.files)
         reach("move_target.commit")
         return Moved()
+
+    async def _open(self, request: MoveOpen, _peer: str) -> Moved:
+        arrival = self._arrivals.get(request.shard)
+        self._tables.learn(request.table)
+        if arrival is not None:
+            try:
+                async with asyncio.timeout(OPEN_DEADLINE_MS / 1000):
+                    await arrival.is_open.wait()
+            except TimeoutError:
+                raise Unavailable(f"shard {request.shard} is not open yet", retry_after_ms=RETRY_MS) from None
+        return Moved()
+
+    async def _done(self, request: MoveDone, _peer: str) -> Moved:
+        arrival = self._arrivals.get(request.shard)
+        if arrival is not None:
+            arrival.is_handed_over.set()
+        return Moved()
+
+    def sender(self, shard: int) -> str | None:
+        """Return the process whose calls for a shard go before all others': it has just given it to this one."""
+        arrival = self._arrivals.get(shard)
+        return arrival.source if arrival is not None else None
+
+    async def opened(self, shard: int) -> None:
+        """A shard is open here. Return once the calls have come that waited for it elsewhere, or do not come."""
+        arrival = self._arrivals.get(shard)
+        if arrival is None:
+            return
+        arrival.is_open.set()
+        try:
+            async with asyncio.timeout(HAND_OVER_MS / 1000):
+                await arrival.is_handed_over.wait()
+        except TimeoutError:
+            self._log.info("shard_not_handed_over", shard=shard, source=arrival.source)
+        finally:
+            self._arrivals.pop(shard, None)
 
     def _incoming(self, shard: int) -> Path:
         return incoming_folder(self._folder, shard)

@@ -21,6 +21,7 @@ from base.log import logger
 from base.node import Node
 from base.peer import PeerPool
 from base.site import REGISTERED_AGAIN_MS, Site
+from im.absence import Absence
 from im.admin import ShardsAdmin
 from im.api import (
     CONVERSATION,
@@ -148,9 +149,8 @@ class MessageService:
         self._tasks: asyncio.TaskGroup | None = None
         self._running: dict[int, asyncio.Task[None]] = {}
         """Of each shard that is here."""
-        self._opening: set[int] = set()
-        self._is_open = False
-        """Whether `start` has opened what was ours then."""
+        self._absence = Absence()  # of shards that are being opened, or given away
+        self._is_open = False  # whether `start` has opened what was ours then
         self._moving = None
         if folder is not None and config.shards > 1:
             self._moving = Moving(
@@ -161,6 +161,7 @@ class MessageService:
                 tables=self._tables,
                 seal=self._close_shard,
                 unseal=self._reopen,
+                gone=self._absence.end,
             )
         metrics.shards.set_function(lambda: len(self._here))
         self._api = ImApi(
@@ -292,32 +293,35 @@ class MessageService:
         if not self._is_open or self._tasks is None:
             return
         for number in table.owned_by(self.node.site.name):
-            if number not in self._here and number not in self._opening:
-                self._opening.add(number)
+            if number not in self._here and number not in self._absence:
+                self._absence.begin(number)
                 self._tasks.create_task(self._take_on(number, table))
 
     async def _take_on(self, number: int, table: ShardTable) -> None:
         try:
             await self._open(number, table)
             self._log.info("shard_opened", shard=number, table=table.epoch)
+            if self._moving is not None:
+                await self._moving.opened(number)
         except RoadsteadError as error:
             self._log.error("shard_not_opened", shard=number, error=str(error))
         finally:
-            self._opening.discard(number)
+            self._absence.end(number)
 
     async def _close_shard(self, number: int) -> None:
-        """Take a shard out of service: what it has begun is committed, and its files are closed."""
-        self._opening.add(number)  # by nobody: until `_reopen`, or until the table names another process
+        """Take a shard out of service: what it has begun is committed, and its files are closed.
+
+        It is on its way from here on, whatever table comes by, until it is reopened or its new process has it.
+        """
+        self._absence.begin(number)
         shard = self._here.pop(number)
         await shard.drain()
         running = self._running.pop(number)
         running.cancel()
         await asyncio.wait([running])
         await shard.close()
-        self._opening.discard(number)
 
     async def _reopen(self, number: int) -> None:
-        self._opening.add(number)
         await self._take_on(number, self._tables.known)
 
     def _missed(self, user: str, message: Message) -> None:
@@ -331,87 +335,104 @@ class MessageService:
         """Begin a call, wherever its shard is; what is awaited is its result as JSON. Raises as `Methods.call`."""
         require_method(name)
         number = shard_of_call(caller.user, name, data, self._config.shards)
-        shard = self._here.get(number)
+        shard = self._here.get(number) if number not in self._absence else None
         return shard.call(caller, name, data) if shard is not None else self._forward(number, caller, name, data)
 
     async def _forward(self, number: int, caller: Caller, name: str, data: bytes) -> bytes:
+        """Have the process carry it out that has the shard; this one, if the shard was on its way here."""
+        await self._absence.wait(number)
+        shard = self._here.get(number)
+        if shard is not None:
+            return await shard.call(caller, name, data)
         self._metrics.forwarded.inc()
         method = f"{SERVICE}.{name}"
         request = Rpc(caller.user, caller.device, method, data, is_backend=caller.is_backend, is_forwarded=True)
         return (await self._shards.call(number, RPC, request, deadline_ms=FORWARD_DEADLINE_MS)).data
 
-    def _rpc(self, rpc: Rpc, _peer: str) -> Awaitable[RpcReply]:
+    def _rpc(self, rpc: Rpc, peer: str) -> Awaitable[RpcReply]:
         service, _, name = rpc.method.partition(".")
         if service != SERVICE:
             raise UnknownMethod(f"there is no method {rpc.method}")
         caller = Caller(rpc.user, rpc.device, rpc.is_backend)
         number = shard_of_call(rpc.user, name, rpc.data, self._config.shards)
         shard = self._here.get(number)
+        if number in self._absence and (shard is None or self._moving is None or self._moving.sender(number) != peer):
+            return self._rpc_later(number, caller, name, rpc.data)
         if shard is not None and name == "send":
             return shard.send(caller, rpc.data)
-        if shard is None and rpc.is_forwarded:
+        require_method(name)
+        if shard is not None:
+            return _as_reply(shard.call(caller, name, rpc.data))
+        if rpc.is_forwarded:
             raise elsewhere(number)
-        return _as_reply(self.call(caller, name, rpc.data))
+        return _as_reply(self._forward(number, caller, name, rpc.data))
+
+    async def _rpc_later(self, number: int, caller: Caller, name: str, data: bytes) -> RpcReply:
+        """Carry a call out once the shard is somewhere. Who passed it on here could not know where: it is passed on."""
+        await self._absence.wait(number)
+        return RpcReply(await self.call(caller, name, data))
 
     # ------------------------------------------------------------ access nodes' calls
 
-    def _of_user(self, user: str) -> Shard:
-        return self._shard(shard_of_user(user, self._config.shards))
+    async def _of_user(self, user: str) -> Shard:
+        return await self._shard(shard_of_user(user, self._config.shards))
 
-    def _of_cid(self, cid: str) -> Shard:
-        return self._shard(shard_of_text(cid, self._config.shards))
+    async def _of_cid(self, cid: str) -> Shard:
+        return await self._shard(shard_of_text(cid, self._config.shards))
 
-    def _shard(self, number: int) -> Shard:
+    async def _shard(self, number: int) -> Shard:
+        """Return a shard, once it is here if it is on its way. Raises Unavailable if it is not here then."""
+        await self._absence.wait(number)
         shard = self._here.get(number)
         if shard is None:
             raise elsewhere(number)
         return shard
 
     async def _timeline(self, request: Timeline, _peer: str) -> TimelinePage:
-        return await self._of_user(request.user).timeline(request)
+        return await (await self._of_user(request.user)).timeline(request)
 
     async def _heads(self, request: Heads, _peer: str) -> HeadsReply:
         if len(request.users) > HEADS_USERS_MAX:
             raise LimitExceeded("too many users in one call", what="users", limit=HEADS_USERS_MAX)
         if not request.users:
             return HeadsReply("", [])
-        return await self._of_user(request.users[0]).heads(request)
+        return await (await self._of_user(request.users[0])).heads(request)
 
     async def _conversation(self, request: Conversation, _peer: str) -> ConversationReply:
-        return await self._of_cid(request.cid).conversation(request)
+        return await (await self._of_cid(request.cid)).conversation(request)
 
     async def _conversation_heads(self, request: ConversationHeads, _peer: str) -> HeadsReply:
         if len(request.cids) > CONVERSATIONS_MAX:
             raise LimitExceeded("too many conversations in one call", what="conversations", limit=CONVERSATIONS_MAX)
         if not request.cids:
             return HeadsReply("", [])
-        return await self._of_cid(request.cids[0]).conversation_heads(request)
+        return await (await self._of_cid(request.cids[0])).conversation_heads(request)
 
     async def _unproven(self, request: Unproven, _peer: str) -> Taken:
         """Hold that users missed what was written to them after their last sign of life."""
         if len(request.sessions) > UNPROVEN_MAX:
             raise LimitExceeded("too many sessions in one call", what="sessions", limit=UNPROVEN_MAX)
         for user, offset in request.sessions:
-            await self._of_user(user).missed_from(user, offset + 1)
+            await (await self._of_user(user)).missed_from(user, offset + 1)
         return Taken()
 
     # ------------------------------------------------------------ other processes' calls
 
     async def _take_over(self, request: TakeOver, _peer: str) -> TakenOver:
-        return TakenOver(await self._shard(request.target).take_over(request.source, request.entries))
+        return TakenOver(await (await self._shard(request.target)).take_over(request.source, request.entries))
 
     async def _conversations_of(self, request: ConversationsOf, _peer: str) -> ListedReply:
         return await self._shards.page_here(request)
 
     async def _listed(self, request: ListedOf, _peer: str) -> ListedReply:
-        shard = self._of_cid(str(request.cids[0])) if request.cids else None
+        shard = await self._of_cid(str(request.cids[0])) if request.cids else None
         return ListedReply(await shard.store.listed(request.user, request.cids) if shard is not None else [])
 
     async def _membership(self, request: MembershipOf, _peer: str) -> MembershipReply:
-        return MembershipReply(await self._of_cid(str(request.cid)).store.membership(request.cid, request.user))
+        return MembershipReply(await (await self._of_cid(str(request.cid))).store.membership(request.cid, request.user))
 
     async def _messages(self, request: MessagesOf, _peer: str) -> MessagesReply:
-        page = await self._of_cid(str(request.cid)).store.messages(request.cid, request.seqs)
+        page = await (await self._of_cid(str(request.cid))).store.messages(request.cid, request.seqs)
         return MessagesReply(page.head, page.messages, tuple(page.overlays.values()))
 
 

@@ -351,9 +351,11 @@ class Scene(World):
         raise AssertionError("no process of the message services answers")
 
     async def move(self, shard: int, source: str, target: str) -> None:
-        """Begin to move a shard of the messages."""
+        """Begin to move a shard of the messages, once the process has done with the one before."""
         url = f"{self.system.endpoints.im[source]}/v1/admin/im/shards/{shard}/move"
-        assert await self.ask("POST", url, {"to": target}) is not None
+        async with asyncio.timeout(SETTLED_S):
+            while await self.ask("POST", url, {"to": target}) is None:  # noqa: ASYNC110 - seen from outside
+                await asyncio.sleep(0.02)
 
     async def moved(self, shard: int, target: str) -> None:
         """Return once it is there."""

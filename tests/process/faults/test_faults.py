@@ -38,7 +38,7 @@ CUT_OFF = ["access-2", "status-3", "im-2"] if IS_LONG else ["access-2"]
 JUMPS = [(name, hours) for name in ("status-1", "access-1", "scheduler-1") for hours in (1, -1)] + [("im-1", -1)]
 STAGES = ["prepare", "copy", "catchup", "seal", "commit"]
 POINTS = [f"{role}.{stage}" for role in CAST for stage in (*STAGES, "cleanup")]
-MOVES = [f"move_source.{stage}" for stage in ("copy", "seal", "rest", "commit", "clear")]
+MOVES = [f"move_source.{stage}" for stage in ("copy", "seal", "rest", "commit", "open", "clear")]
 MOVES += [f"move_target.{stage}" for stage in ("copy", "commit")]
 if not IS_LONG:
     JUMPS, STAGES, POINTS, MOVES = [("access-1", 1), ("im-1", -1)], ["copy"], [], ["move_source.commit"]

@@ -31,6 +31,7 @@ SENT_MS_MAX = 3_000
 Record = Callable[[str, object], None]
 
 
+@pytest.mark.spec("AR-7")
 async def test_nobody_notices_that_every_process_was_restarted(tmp_path: Path, record_property: Record) -> None:
     """Sends are answered, lookups and assignments too."""
     async with scene(tmp_path, counts=COUNTS, settings=ORDERLY) as made:
@@ -47,6 +48,8 @@ async def test_nobody_notices_that_every_process_was_restarted(tmp_path: Path, r
                     await restarted_without_shards(made, name)
                 else:
                     await restarted(made, name)
+                if role == "status":
+                    await made.resized(list(made.system.endpoints.status))  # it has its partitions again
                 await made.calm()
             figures[role] = told(made.watch.take_latencies(), made.watch.counts - before)
     for what, figure in figures.items():
