@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -29,11 +28,11 @@ from base.errors import (
     from_wire,
 )
 from base.log import logger
+from base.peer.deadlines import Deadlines
 from base.peer.link import Link, StreamLimits
 from base.peer.wire import (
     ENVELOPE_BYTES_MAX,
     Envelope,
-    Failure,
     Method,
     Push,
     Reply,
@@ -47,8 +46,6 @@ from base.peer.wire import (
 __all__ = ["Done", "Handlers", "PeerStream", "Serve"]
 
 STOP_TIMEOUT_S = 1.0
-EXPIRY_STEP_S = 0.005
-"""How late a deadline may be noticed."""
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
@@ -63,8 +60,8 @@ it is answered once it is done, and left alone.
 Done = Callable[[Any], None]
 """Gets the reply, or the RoadsteadError that stands for it."""
 
-_Call = tuple[Done, Method[Any, Any], float]
-"""Who gets the reply, how to decode it, when to give up."""
+_Call = tuple[Done, Method[Any, Any]]
+"""Who gets the reply, and how to decode it."""
 
 Handlers = Mapping[str, tuple[Method[Any, Any], Serve]]
 
@@ -87,11 +84,12 @@ class PeerStream:
         self._limits = limits
         self._waiting: dict[int, _Call] = {}
         self._next_id = 1
-        self._expiring: asyncio.TimerHandle | None = None
-        self._expires_at = math.inf  # when it runs: not after the nearest deadline
         self._serving: dict[asyncio.Task[None], Awaitable[Any]] = {}
+        self._given_up: set[asyncio.Task[None]] = set()
         self._owed = 0  # requests that futures will answer
         self._loop = asyncio.get_running_loop()
+        self._answers_due = Deadlines(self._loop, self._expire)
+        self._served_by = Deadlines(self._loop, self._give_up)
         self._log = logger(peer=peer)
         self._link = Link(
             transport, peer=peer, limits=limits, on_batch=self._receive, on_end=self._ended, on_lost=on_lost
@@ -122,7 +120,7 @@ class PeerStream:
         try:
             return await future
         except asyncio.CancelledError:
-            self._waiting.pop(request_id, None)
+            self._taken(request_id)
             raise
 
     def ask(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int, done: Done) -> int:
@@ -134,10 +132,8 @@ class PeerStream:
         request_id = self._next_id
         self._next_id += 1
         self._put(encode_request(request_id, method.name, deadline_ms, request))
-        due = self._loop.time() + deadline_ms / 1000
-        self._waiting[request_id] = done, method, due
-        if due < self._expires_at:
-            self._expire_at(due)
+        self._waiting[request_id] = done, method
+        self._answers_due.add(request_id, deadline_ms / 1000)
         return request_id
 
     def push(self, method: Method[Req, Any], message: Req) -> None:
@@ -185,21 +181,20 @@ class PeerStream:
 
     def _receive(self, batch: list[Envelope]) -> None:
         for envelope in batch:
-            match envelope:
-                case Request():
-                    self._serve(envelope)
-                case Reply():
-                    self._resolve(envelope)
-                case Push():
-                    self._serve_push(envelope)
-                case Failure():
-                    self._fail(envelope.id, from_wire(envelope.code, envelope.message, envelope.detail))
+            if isinstance(envelope, Request):  # not `match`, which costs more than all that is decided here
+                self._serve(envelope)
+            elif isinstance(envelope, Reply):
+                self._resolve(envelope)
+            elif isinstance(envelope, Push):
+                self._serve_push(envelope)
+            else:
+                self._fail(envelope.id, from_wire(envelope.code, envelope.message, envelope.detail))
 
     def _resolve(self, reply: Reply) -> None:
         found = self._taken(reply.id)
         if found is None:
             return  # too late: its caller has given up
-        done, method, _ = found
+        done, method = found
         try:
             result = method.decode_reply(reply.body)
         except RemoteProtocolError as error:
@@ -213,36 +208,19 @@ class PeerStream:
 
     def _taken(self, request_id: int) -> _Call | None:
         """Forget a call and return it, None if it was settled before."""
-        found = self._waiting.pop(request_id, None)
-        if not self._waiting and self._expiring is not None:
-            # Who asks once in a while would be woken by it each time, for nothing.
-            self._expiring.cancel()
-            self._expires_at, self._expiring = math.inf, None
-        return found
+        self._answers_due.met(request_id)
+        return self._waiting.pop(request_id, None)
 
-    def _expire_at(self, due: float) -> None:
-        # One timer for all calls, which nearly always finds that those it was set for have long been answered.
-        if self._expiring is not None:
-            self._expiring.cancel()
-        self._expires_at = due
-        self._expiring = self._loop.call_at(due, self._expire)
-
-    def _expire(self) -> None:
-        now = self._loop.time()
-        self._expires_at, self._expiring = math.inf, None
-        late = [(request_id, method) for request_id, (_, method, due) in self._waiting.items() if due <= now]
-        for request_id, method in late:
-            message = f"{method.name} at {self.peer}: no reply in time"
-            self._fail(request_id, DeadlineExceeded(message, peer=self.peer))
-        if self._waiting:
-            # Not at once again: if many calls wait, each look at all of them must be worth it.
-            nearest = min(due for _, _, due in self._waiting.values())
-            self._expire_at(max(nearest, now + EXPIRY_STEP_S))
+    def _expire(self, request_id: int) -> None:
+        _, method = self._waiting[request_id]
+        self._fail(request_id, DeadlineExceeded(f"{method.name} at {self.peer}: no reply in time", peer=self.peer))
 
     def _ended(self) -> None:
         for request_id in tuple(self._waiting):
             message = f"the stream to {self.peer} broke before the reply"
             self._fail(request_id, PeerUnavailable(message, peer=self.peer))
+        self._answers_due.clear()
+        self._served_by.clear()
         # What is being served has nobody left to answer to.
         for task in self._serving:
             task.cancel()
@@ -256,7 +234,8 @@ class PeerStream:
             if isinstance(result, asyncio.Future):
                 self._owe(request, result)
             elif hasattr(result, "__await__"):
-                self._spawn(self._answer_later(request, result), result)
+                task = self._spawn(self._answer_later(request, result), result)
+                self._served_by.add(task, request.ttl_ms / 1000)
             else:
                 self._answer(request.id, request.method, result)
         except Exception as error:  # noqa: BLE001 - any failure of a handler becomes the caller's error
@@ -280,14 +259,18 @@ class PeerStream:
 
     async def _answer_later(self, request: Request, result: Awaitable[Any]) -> None:
         try:
-            async with asyncio.timeout(request.ttl_ms / 1000):
-                value = await result
-            self._answer(request.id, request.method, value)
-        except TimeoutError:
+            self._answer(request.id, request.method, await result)
+        except (asyncio.CancelledError, TimeoutError) as error:
+            if isinstance(error, asyncio.CancelledError) and asyncio.current_task() not in self._given_up:
+                raise
             late = DeadlineExceeded(f"{request.method} took over {request.ttl_ms} ms")
             self._answer_error(request.id, request.method, late)
         except Exception as error:  # noqa: BLE001 - see _serve
             self._answer_error(request.id, request.method, error)
+
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        self._given_up.add(task)
+        task.cancel()
 
     def _serve_push(self, push: Push) -> None:
         try:
@@ -325,12 +308,15 @@ class PeerStream:
         method, serve = found
         return serve(method.decode_request(envelope.body), self.peer)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], result: Awaitable[Any]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], result: Awaitable[Any]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._serving[task] = result
         task.add_done_callback(self._served)
+        return task
 
     def _served(self, task: asyncio.Task[None]) -> None:
+        self._served_by.met(task)
+        self._given_up.discard(task)
         result = self._serving.pop(task)
         if inspect.iscoroutine(result):
             result.close()  # nobody began to await it if the stream ended right after the request came
