@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUNTIME := .venv/.runtime
+DEMO := .venv/.demo
 DEV := .venv/.dev
 # Real servers for tests and benchmarks come from the distribution's packages.
 APT := sh -c 'apt-get update -q > /dev/null; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$$@" > /dev/null' apt
@@ -44,13 +45,17 @@ $(DEV): $(RUNTIME) requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
+$(DEMO): $(RUNTIME) requirements-demo.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-demo.lock
+	@touch $@
+
 venv: $(DEV)        ## make .venv with everything for development
 
 up: $(RUNTIME)      ## run the whole system in one process (ARGS="--port 9000" for options)
 	@exec $(BIN)/roadstead up $(ARGS)
 
-demo: $(RUNTIME)    ## two clients talk through a system of their own, in a temporary folder
-	@exec $(BIN)/python -m roadstead.demo
+demo: $(DEMO)       ## real people talk through a system of their own while it is resized, drained and killed (two minutes)
+	@exec $(BIN)/roadstead replay chitchat $(or $(ARGS),--day 2018-05-11 --speed 1000)
 
 test: $(DEV)        ## all checks and all tests; installs the servers that they need
 	@$(SERVERS)
@@ -80,9 +85,9 @@ soak: $(DEV)        ## long forms: simulator, crash tests, recorded histories an
 	ROADSTEAD_TEST_FAULTS=long $(BIN)/python -m pytest -m process --timeout 7200 -o faulthandler_timeout=0 tests/process/faults
 	ROADSTEAD_TEST_CRASHES=1000 ROADSTEAD_TEST_HISTORIES=20 $(BIN)/python -m pytest -m process --timeout 7200
 
-bench: $(DEV)       ## every benchmark, one JSON line each
+bench: $(DEV)       ## every benchmark, one JSON line each (ARGS="--quick --report report.html" for a page)
 	@$(SERVERS)
-	$(BIN)/python -m bench all
+	$(BIN)/python -m bench all $(ARGS)
 
 docs: $(DEV)        ## write the generated pages: docs/reference, docs/spec-coverage.md
 	$(BIN)/python -m roadstead.reference docs/reference

@@ -21,7 +21,7 @@ from bench.echo_server import LIBRARIES
 from bench.load.fleet import Fleet, fleet
 from bench.load.wire import Close, Kind, Open
 from bench.process import Child, child
-from bench.result import Options, Result
+from bench.result import Comparison, Options, Result
 from scheduler.client import LEEWAY_S
 
 __all__ = ["run"]
@@ -52,6 +52,12 @@ def run(options: Options) -> Result:
             "to_better_peer": round(ours / min(peers.values()), 3),
             "to_better_peer_goal": 0.25,
         },
+        comparison=Comparison(
+            unit="bytes per connection",
+            better="lower",
+            ours=round(ours),
+            others={library: round(spent) for library, spent in peers.items()},
+        ),
     )
 
 

@@ -20,7 +20,7 @@ from bench.access_system import AccessSystem, access_system
 from bench.load.fleet import WORKER_CONNECTIONS_MAX, Fleet, Total, fleet
 from bench.load.wire import Clear, Look, Open, Probe
 from bench.process import KernelMemory, cpu_s, kernel_memory, resident_bytes
-from bench.result import Options, Result
+from bench.result import Options, Result, Series
 
 __all__ = ["run"]
 
@@ -79,6 +79,14 @@ async def _measure(connections: int, *, hold_s: float) -> Result:
             "steps": steps,
             "counts": dict(total.counts),
         },
+        series=Series(
+            of="memory, MB",
+            over="connections",
+            lines={
+                what: [(step["open"], step[f"{name}_mb"]) for step in (started, *steps)]
+                for name, what in (("servers", "access nodes"), ("rest", "the other services"), ("kernel", "kernel"))
+            },
+        ),
     )
 
 

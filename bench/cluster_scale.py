@@ -13,6 +13,9 @@ What the processes use while nothing is asked (heartbeats, Consul, pings) is mea
 without it, the details have both. Sizes take turns over several rounds, as the machine is not equally fast all the
 time; each figure is the median of its rounds.
 
+Beside, to tell what comes of the number of processes from what comes of each one's having less to do: one process with
+as little to do as each of eight has, that is with an eighth of the users a batch and of the messages a second.
+
 Beside: what the division into shards costs. The same messages with one shard and with eight, all in one process, as
 many as it takes.
 """
@@ -32,11 +35,13 @@ import msgspec
 from base import loop
 from bench.cluster_system import ClusterSystem, cluster_system
 from bench.load.messenger import messenger
-from bench.result import Options, Result
+from bench.result import Options, Result, Series
 from bench.status_node import opened
 from status.client import StatusClient, StatusPublisher
 
 __all__ = ["run"]
+
+SPEC = ("RT-04",)  # rows of docs/spec-coverage.md
 
 SIZES = (1, 2, 4, 8)
 ROUNDS = 3
@@ -50,7 +55,11 @@ SHARDS = 8
 USERS = 20_000
 USERS_PER_S = 20_000
 BATCH = 200
-BATCHES = (BATCH, 1_000)
+SHARE = 8
+"""A share is what each of so many processes has to do."""
+LOOKUPS = ((BATCH, USERS_PER_S), (1_000, USERS_PER_S))
+"""Users a batch, and a second."""
+LOOKUPS_OF_SHARE = ((BATCH // SHARE, USERS_PER_S // SHARE),)
 CONNECTIONS = 400
 MESSAGES_PER_S = 300
 IN_FLIGHT = 400
@@ -129,13 +138,15 @@ def run(options: Options) -> Result:
     """Measure, see the module."""
     if options.quick:
         with cluster_system(status=2, im=2) as cluster:
-            found = [{2: [cost]} for cost in loop.run(_lookups(cluster, 0.5, 0.5))]
-            found += [{2: [cost]} for cost in _messages(cluster, 0.5, 0.5, OPEN, CLOSED)]
+            found = [{2: [cost]} for cost in loop.run(_lookups(cluster, 0.5, 0.5, LOOKUPS + LOOKUPS_OF_SHARE))]
+            found += [{2: [cost]} for cost in _messages(cluster, 0.5, 0.5, OPEN, OPEN_OF_SHARE, CLOSED)]
     else:
-        found = _series("lookups", SIZES, _lookups_on)
-        found += _series("messages", SIZES, _messages_on)
+        found = _series("lookups", SIZES, lambda nodes: _lookups_on(nodes, LOOKUPS))
+        found += _series("lookups of a share", (1,), lambda nodes: _lookups_on(nodes, LOOKUPS_OF_SHARE))
+        found += _series("messages", SIZES, lambda nodes: _messages_on(nodes, OPEN))
+        found += _series("messages of a share", (1,), lambda nodes: _messages_on(nodes, OPEN_OF_SHARE))
         found += _series("shards", (1, SHARDS), _messages_in)
-    users, users_in_large_batches, messages, shards = found
+    users, users_in_large_batches, users_of_share, messages, messages_of_share, shards = found
     return Result(
         name="cluster_scale",
         value=max(_ratio(users), _ratio(messages)),
@@ -143,11 +154,15 @@ def run(options: Options) -> Result:
         goal=1.15,
         better="lower",
         details={
-            "user_looked_up": {"batch": BATCHES[0], **_shown(users)},
-            "user_looked_up_in_large_batches": {"batch": BATCHES[1], **_shown(users_in_large_batches)},
+            "user_looked_up": {"batch": BATCH, **_shown(users)},
+            "user_looked_up_in_large_batches": {"batch": LOOKUPS[1][0], **_shown(users_in_large_batches)},
             "users_per_s": USERS_PER_S,
             "message": _shown(messages),
             "messages_per_s": MESSAGES_PER_S,
+            "one_process_with_a_share_of_eight": {
+                "user_looked_up": _shown(users_of_share),
+                "message": _shown(messages_of_share),
+            },
             "one_process_by_shards": {
                 str(count): {
                     "messages_per_s": round(median(one.operations / one.seconds for one in costs)),
@@ -156,6 +171,15 @@ def run(options: Options) -> Result:
                 for count, costs in shards.items()
             },
         },
+        series=Series(
+            of="CPU of an operation / on the fewest",
+            over="processes",
+            lines={
+                "a user looked up": _growth(users),
+                "the same, large batches": _growth(users_in_large_batches),
+                "a message": _growth(messages),
+            },
+        ),
     )
 
 
@@ -183,6 +207,11 @@ def _ratio(costs: dict[int, list[Cost]]) -> float:
     return round(_us(costs[max(costs)]) / _us(costs[min(costs)]), 3)
 
 
+def _growth(costs: dict[int, list[Cost]]) -> list[tuple[float, float]]:
+    least = _us(costs[min(costs)])
+    return [(size, round(_us(costs[size]) / least, 3)) for size in sorted(costs)]
+
+
 def _shown(costs: dict[int, list[Cost]]) -> dict[str, Any]:
     whole = {size: median(cost.whole_us for cost in found) for size, found in costs.items()}
     return {
@@ -205,12 +234,14 @@ def _shown(costs: dict[int, list[Cost]]) -> dict[str, Any]:
 # ---------------------------------------------------------------- lookups
 
 
-def _lookups_on(nodes: int) -> list[Cost]:
+def _lookups_on(nodes: int, loads: Sequence[tuple[int, int]]) -> list[Cost]:
     with cluster_system(status=nodes) as cluster:
-        return loop.run(_lookups(cluster, SECONDS, IDLE_S))
+        return loop.run(_lookups(cluster, SECONDS, IDLE_S, loads))
 
 
-async def _lookups(cluster: ClusterSystem, seconds: float, idle_s: float) -> list[Cost]:
+async def _lookups(
+    cluster: ClusterSystem, seconds: float, idle_s: float, loads: Sequence[tuple[int, int]]
+) -> list[Cost]:
     site = cluster.site("asking-1")
     client, publisher = StatusClient(site), StatusPublisher(site)
     meter = _Meter(cluster, "status")
@@ -224,9 +255,9 @@ async def _lookups(cluster: ClusterSystem, seconds: float, idle_s: float) -> lis
         await asyncio.sleep(idle_s)
         meter.is_idle()
         costs = []
-        for batch in BATCHES:
+        for batch, users_per_s in loads:
             meter.begin()
-            costs.append(meter.cost(await _ask(client, batch, seconds)))
+            costs.append(meter.cost(await _ask(client, batch, users_per_s, seconds)))
         for task in running:
             task.cancel()
     await site.registry.close()
@@ -240,10 +271,10 @@ async def _fill(publisher: StatusPublisher) -> None:
         assert await publisher.open(opened(begin + 999), deadline_ms=60_000)
 
 
-async def _ask(client: StatusClient, batch: int, seconds: float) -> int:
+async def _ask(client: StatusClient, batch: int, users_per_s: int, seconds: float) -> int:
     """Send batches by a schedule that waits for nobody; half of the users are online. Return how many were asked."""
     rng, begun = random.Random(1), time.perf_counter()
-    rate = USERS_PER_S / batch
+    rate = users_per_s / batch
 
     async def look(users: list[str]) -> None:
         states = {status.state for status in (await client.lookup(users)).values()}
@@ -261,12 +292,13 @@ async def _ask(client: StatusClient, batch: int, seconds: float) -> int:
 
 
 OPEN = ("open", MESSAGES_PER_S)
+OPEN_OF_SHARE = ("open", MESSAGES_PER_S / SHARE)
 CLOSED = ("closed", IN_FLIGHT)
 
 
-def _messages_on(nodes: int) -> list[Cost]:
+def _messages_on(nodes: int, order: tuple[str, float]) -> list[Cost]:
     with cluster_system((f"im.shards={SHARDS}", *LIMITS), im=nodes) as cluster:
-        return _messages(cluster, SECONDS, IDLE_S, OPEN)
+        return _messages(cluster, SECONDS, IDLE_S, order)
 
 
 def _messages_in(shards: int) -> list[Cost]:

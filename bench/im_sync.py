@@ -41,6 +41,8 @@ from roadstead.local import System, UpProcess
 
 __all__ = ["run"]
 
+SPEC = ("FO-09", "MI-09", "PP-06", "OR-02", "MD-03")  # rows of docs/spec-coverage.md
+
 READER, LISTER, SENDER = "reader", "lister", "sender"
 ENTRIES = 20_000
 PAGE = 100

@@ -14,6 +14,8 @@ import time
 
 __all__ = ["needed", "pushes", "slept_ms", "virtual_ms", "waited_ms"]
 
+SPEC = ("RT-02",)  # rows of docs/spec-coverage.md
+
 
 def needed(n: int, t_total_ms: float, t_one_ms: float) -> int:
     """Return how many workers push to `n` members within `t_total_ms`, if one push takes `t_one_ms`.

@@ -32,6 +32,8 @@ from scheduler.core.request import Request
 from scheduler.core.rollout import FULL, Analysis, Check, Rollout, Step
 from scheduler.core.rollout_machine import RolloutState, command, judged, next_deadline, start, tick
 
+SPEC = ("AR-1",)  # rows of docs/spec-coverage.md
+
 USERS = 1_000_000
 FLAGD_KEYS = 2_000
 ROLLOUTS = 1_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from bench.result import Options, Result
+from bench.result import Comparison, Options, Result
 from roadstead.sim.fleet.catalog import SCENARIOS
 from roadstead.sim.fleet.scaling import DIRECTED
 from roadstead.sim.fleet.scenario import Options as Simulated
@@ -32,4 +32,10 @@ def run(options: Options) -> Result:
     seconds, moves = ours["balanced_s"], ours["moves_over_minimum"]
     is_in_time = seconds is not None and seconds <= MINUTES_MAX * 60
     value = moves if moves is not None and is_in_time else MISSED
-    return Result(NAME, value, "moves / minimum", GOAL, "lower", details)
+    comparison = Comparison.of_known(
+        unit="moves / minimum, of those that balance",
+        better="lower",
+        ours=moves,
+        others={policy: figures["moves_over_minimum"] for policy, figures in details.items() if policy != DIRECTED},
+    )
+    return Result(NAME, value, "moves / minimum", GOAL, "lower", details, comparison)

@@ -11,10 +11,12 @@ from collections import Counter
 from uhashring import HashRing
 
 from base.ids import NodeId
-from bench.result import Options, Result
+from bench.result import Comparison, Options, Result
 from status.core.partitions import PARTITIONS, PartitionTable, plan_table
 
 __all__ = ["run"]
+
+SPEC = ("PR-05",)  # rows of docs/spec-coverage.md
 
 
 def run(options: Options) -> Result:
@@ -40,6 +42,12 @@ def run(options: Options) -> Result:
             "moved_over_minimum": round(moved / least, 4),
             "plain_ring_hottest_over_mean": round(worst_ring, 4),
         },
+        comparison=Comparison(
+            unit="hottest / mean partitions, worst over sizes",
+            better="lower",
+            ours=round(worst, 4),
+            others={"plain consistent-hash ring": round(worst_ring, 4)},
+        ),
     )
 
 

@@ -24,7 +24,7 @@ import redis
 
 from base import loop
 from bench.redis_server import RedisServer, redis_server
-from bench.result import Options, Result
+from bench.result import Comparison, Options, Result
 from bench.status_cluster import Cluster, Sessions, cluster
 from bench.status_node import opened
 
@@ -73,6 +73,12 @@ def run(options: Options) -> Result:
             "two_nodes": asdict(ours),
             "three_to_four_nodes": asdict(at_large),
         },
+        comparison=Comparison(
+            unit="keys moved a second",
+            better="higher",
+            ours=round(ours.moved / ours.seconds),
+            others={"Redis Cluster, redis-cli reshard": round(theirs)},
+        ),
     )
 
 

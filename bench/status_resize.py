@@ -31,6 +31,8 @@ from status.table import TableFollower
 
 __all__ = ["Seen", "resize_processes", "run"]
 
+SPEC = ("PR-04",)  # rows of docs/spec-coverage.md
+
 SESSIONS = 200_000
 LOOKUPS_PER_S = 20_000
 CHANGES_PER_S = 5_000

@@ -27,6 +27,8 @@ from im.store.sqlite import SqliteMessageStore
 
 __all__ = ["MEASURED", "StoreCost", "store_costs"]
 
+SPEC = ("FO-01", "FO-09")  # rows of docs/spec-coverage.md
+
 POLICIES: dict[FanOut, FanOutPolicy] = {
     "write": FanOutPolicy(single="write", write_members_max=500, members_max=500),
     "read": FanOutPolicy(single="read", write_members_max=0, members_max=100_000),

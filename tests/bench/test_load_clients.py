@@ -193,6 +193,7 @@ async def test_an_error_reply_is_counted_and_tried_again(first: Node, worker: Wo
     assert len(first.sessions) == 2
 
 
+@pytest.mark.spec("AR-9")
 async def test_holes_and_repeats_are_seen(first: Node, worker: Worker) -> None:
     """Of all offsets; but what somebody sent himself is not received."""
     first.on_connect = lambda _: connected(10)
@@ -247,6 +248,7 @@ async def test_ends_without_notice_are_counted_and_come_back(first: Node, worker
     assert counts["received"] == 1
 
 
+@pytest.mark.spec("AR-9")
 async def test_it_sends_by_its_schedule_and_counts_answers(first: Node, worker: Worker) -> None:
     """Each message carries when it was meant to leave, and goes to the next user."""
     await worker.carry_out(one(first.url))

@@ -10,6 +10,7 @@ from base import loop
 from bench.push_arithmetic import needed, pushes, slept_ms, virtual_ms, waited_ms
 
 
+@pytest.mark.spec("RT-02", "RT-03")
 def test_the_articles_figures() -> None:
     """One worker: 20 s. Within 10 ms: 2,000 of them."""
     assert virtual_ms(10_000, 1, 2) == 20_000
@@ -25,6 +26,7 @@ def test_a_push_that_does_not_fit_cannot_be_made_up_for_by_workers() -> None:
     assert needed(3, 0.3, 0.1) == 1
 
 
+@pytest.mark.spec("RT-03")
 @given(st.integers(1, 500), st.integers(1, 60), st.integers(1, 60))
 def test_so_many_workers_are_enough_and_one_less_is_not(n: int, t_total: int, t_one: int) -> None:
     """By virtual time."""
