@@ -28,7 +28,7 @@ _COMMANDS = {
     "lists": "Write the lists of users that rollouts and policies name.",
     "explain": "Explain where the scheduler sends a client, and why.",
     "record": "Record what the scheduler decides.",
-    "replay": "Decide a recording again, with the same policy or another one.",
+    "replay": "Have recorded decisions, or people's chats, happen again.",
     "history": "Check what clients saw of the message services.",
     "simulate": "Simulate a fleet under the scheduler and other ways of balancing.",
     "token": "Mint a user token, as your backend would.",

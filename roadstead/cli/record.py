@@ -31,7 +31,7 @@ CHUNK_BYTES = 1 << 16
 @json_option
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def command(data: DataFolder, as_json: bool, for_ms: int, decisions_max: int | None, file: Path) -> None:
-    """Record what the scheduler decides, for `roadstead replay`. Ctrl-C ends it; what was recorded is good.
+    """Record what the scheduler decides, for `roadstead replay decisions`. Ctrl-C ends it; what was recorded is good.
 
     Who may read the file can read who asked from which address. Exit code 1 if the recording was cut off.
     """

@@ -1,175 +1,170 @@
-"""`roadstead replay`: a recording is decided again, by the same policy to the last bit, or by another one to compare.
-
-The file is read as it goes; memory does not grow with its length.
-"""
+"""`roadstead replay`: what was recorded happens again: what a scheduler decided, or a day of people's chats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sys
+from datetime import datetime
 from pathlib import Path
-from random import Random  # noqa: TID251 - the engine's dice, from the recorded seed
-from typing import IO, NamedTuple
+from tempfile import TemporaryDirectory
 
 import click
-import msgspec
-import rich.progress
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from base.errors import BadRequest
+from base import loop
+from base.errors import ConfigError
 from roadstead.cli.common import EXIT_FAILED, json_option, print_json
-from roadstead.cli.explain import stages_table
-from roadstead.cli.policy import difference_table
-from roadstead.cli.rollout import fail_with
-from scheduler.core.engine import Decision, Engine
-from scheduler.core.explanation import explain
-from scheduler.core.policy import Policy, parse_policy
-from scheduler.core.recording import Decided, Record, Replay, records
-from scheduler.core.shadow import Comparison
+from roadstead.cli.replay_decisions import command as decisions
+from roadstead.replay.core.day import DAY_S, Choice, chosen
+from roadstead.replay.core.figures import Mark
+from roadstead.replay.core.plan import Pace, Plan, planned
+from roadstead.replay.dataset import read
+from roadstead.replay.operations import NOT_IN_ONE_PROCESS, script_of
+from roadstead.replay.report import VIOLATIONS_SHOWN, facts_of, written
+from roadstead.replay.run import Outcome, most_active, replayed
+from roadstead.replay.stage import ClusterStage, UpStage
 
 __all__ = ["command"]
 
-CHUNK_BYTES = 1 << 20
-_path = click.Path(path_type=Path, exists=True, dir_okay=False)
+EPOCH_DAY = 719_163
+"""1970-01-01 in the days of the proleptic Gregorian calendar, as `datetime.toordinal` counts them."""
 
 
-class _Other(NamedTuple):
-    """The first decision that came out otherwise: its number in the recording, as it was, and as it is now."""
-
-    number: int
-    recorded: Decision
-    replayed: Decision
+@click.group("replay")
+def command() -> None:
+    """Have what was recorded happen again: a scheduler's decisions, or people's chats."""
 
 
-@click.command("replay")
-@click.option("--policy", "policy_file", type=_path, metavar="FILE", help="Decide by this document instead.")
-@click.option("--explain", "explained", type=click.IntRange(1), metavar="N", help="Explain the N-th decision.")
+command.add_command(decisions)
+
+
+class _TimeOfDay(click.ParamType[int]):
+    """`HH:MM`, as seconds since midnight."""
+
+    name = "HH:MM"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([01]\d|2[0-4]):([0-5]\d)", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no time of day such as 17:30", param, ctx)
+        return (int(found[1]) * 3_600 + int(found[2]) * 60) % DAY_S
+
+
+@command.command("chitchat")
+@click.option("--speed", type=click.FloatRange(0.1, 100_000), default=100.0, show_default=True, help="How much faster.")
+@click.option(
+    "--day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="One real day, from 2018-04-10 to 2018-11-16. [default: all of them, laid on one day]",
+)
+@click.option("--from", "begin_s", type=_TimeOfDay(), default="00:00", help="Only from this time of day on, in UTC.")
+@click.option("--to", "end_s", type=_TimeOfDay(), default="00:00", help="Only until then.")
+@click.option("--conversations", "most", type=click.IntRange(1), help="Only so many of them.")
+@click.option("--cluster", is_flag=True, help="On a cluster of processes on Consul, not on one process.")
+@click.option(
+    "--operations/--no-operations", default=True, show_default=True, help="Resize, drain, kill ... meanwhile."
+)
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write a page with charts; needs the extra `replay`.",
+)
 @json_option
-@click.argument("file", type=_path)
-def command(as_json: bool, policy_file: Path | None, explained: int | None, file: Path) -> None:
-    """Decide a recording again.
+def _chitchat(
+    *,
+    speed: float,
+    day: datetime | None,
+    begin_s: int,
+    end_s: int,
+    most: int | None,
+    cluster: bool,
+    operations: bool,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Have the people of the Chit-Chat data set talk through a system of its own, which is operated on meanwhile.
 
-    Without --policy: all must come out the same to the last bit; exit code 1 if one does not. With it: show what would
-    have been different.
+    Each device is a stock client. In the end everything that anybody saw is compared with what was sent: exit code 1 if
+    a message is missing, doubled, out of order or miscounted, or if an operation failed.
     """
-    if policy_file is not None and explained is not None:
-        raise click.UsageError("--explain is about the recorded decisions; it does not go with --policy")
-    policy = _policy(policy_file) if policy_file is not None else None
-    try:
-        if explained is not None:
-            _explain(file, explained, as_json=as_json)
-        elif policy is not None:
-            _compare(file, policy, as_json=as_json)
-        else:
-            _verify(file, as_json=as_json)
-    except ValueError as error:
-        raise BadRequest(f"{file}: {error}") from error
-
-
-def _policy(file: Path) -> Policy:
-    parsed = parse_policy(file.read_bytes())
-    if isinstance(parsed, tuple):
-        fail_with(file, parsed)
-    return parsed
-
-
-def _told(file: Path) -> Iterator[Record]:
-    console = Console(stderr=True)
-    with rich.progress.open(
-        file, "rb", description="replaying", console=console, transient=True, disable=not console.is_terminal
-    ) as stream:
-        is_empty = True
-        for record in records(_chunks(stream)):
-            is_empty = False
-            yield record
-    if is_empty:
-        raise ValueError("this is no recording: it has no record")
-
-
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := stream.read(CHUNK_BYTES):
-        yield chunk
-
-
-# ---------------------------------------------------------------- the same again
-
-
-def _verify(file: Path, *, as_json: bool) -> None:
-    replay = Replay(Random)
-    decisions, other = 0, None
-    for record in _told(file):
-        made = replay.tell(record)
-        if made is not None:
-            assert isinstance(record, Decided)
-            decisions += 1
-            if made != record.decision:
-                other = _Other(decisions, record.decision, made)
-                break
+    if report is not None:
+        _check_charts()
+    plan = _plan(Choice(day.toordinal() - EPOCH_DAY if day is not None else None, begin_s, end_s, most), speed)
+    console = Console(highlight=False, stderr=as_json)
+    kind = ClusterStage if cluster else UpStage
+    title = (
+        f"{len(plan.messages):,} messages of {len(plan.people):,} people, "
+        f"{f'of {day:%Y-%m-%d}' if day is not None else 'of 101 days laid on one'}, {speed:g} times as fast"
+    )
+    console.print(f"[bold]{title}[/]: about {plan.end_ms / 1_000:.0f} s, on {kind.kind}", soft_wrap=True)
+    outcome = loop.run(_run(plan, kind, console, operates=operations))
+    left_out = NOT_IN_ONE_PROCESS if operations and not cluster else ()
+    files = written(report, title, outcome, left_out) if report is not None else []
     if as_json:
-        print_json({"decisions": decisions, "is_identical": other is None, "first_difference": other})
-    elif other is None:
-        click.echo(f"{decisions:,} decisions, all the same to the last bit")
+        print_json({"title": title, "took_ms": outcome.took_ms, "proof": outcome.proof, "operations": outcome.marks})
     else:
-        click.echo(f"decision {other.number:,} is different; the {other.number - 1:,} before it are the same")
-        Console(highlight=False).print(_side_by_side(other))
-    if other is not None:
+        _show(console, outcome)
+        for file in files:
+            console.print(f"wrote {file}")
+    if not outcome.is_right:
+        sys.stdout.flush()
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
-def _side_by_side(other: _Other) -> Table:
-    table = Table("", "recorded", "replayed", box=None, pad_edge=False)
-    for field in Decision.__struct_fields__:
-        was, now = getattr(other.recorded, field), getattr(other.replayed, field)
-        if was != now:
-            table.add_row(field, str(was), str(now))
-    return table
+def _check_charts() -> None:
+    """Find out before the replay whether its charts can be drawn. Raises ConfigError."""
+    try:
+        import matplotlib  # noqa: F401, ICN001 - only whether it is there
+    except ImportError as error:
+        raise ConfigError(["--report needs matplotlib; the extra `replay` installs it: roadstead[replay]"]) from error
 
 
-# ---------------------------------------------------------------- another policy
+def _plan(choice: Choice, speed: float) -> Plan:
+    """Return what is to be done. Raises ConfigError when the data set is not there, UsageError when nothing is left."""
+    recorded = read()
+    made = chosen(recorded, choice)
+    if not made:
+        raise click.UsageError("there is no message on that day and in that time")
+    senders = {said.sender for one in recorded for said in one.said} if len(made) == 1 else set()
+    return planned(made, Pace(speed), senders=senders)
 
 
-def _compare(file: Path, policy: Policy, *, as_json: bool) -> None:
-    # The recorded decisions need no engine that makes them again, only its snapshots: they name the nodes.
-    real, other = Replay(Random), Replay(Random, policy=policy)
-    comparison = Comparison()
-    for record in _told(file):
-        made = other.tell(record)
-        if not isinstance(record, Decided):
-            real.tell(record)
-            continue
-        assert made is not None
-        comparison.add(_engine(real), record.decision, _engine(other), made)
-    difference = comparison.difference()
-    if as_json:
-        print_json(difference)
-    else:
-        found = msgspec.structs.asdict(difference)
-        Console(highlight=False).print(difference_table(found, policy.name, "as recorded"))
+async def _run(plan: Plan, kind: type[UpStage | ClusterStage], console: Console, *, operates: bool) -> Outcome:
+    def tell(mark: Mark) -> None:
+        style = "green" if mark.is_done else "red"
+        took_s = (mark.end_ms - mark.begin_ms) / 1_000
+        console.print(
+            f"{mark.begin_ms / 1_000:6.1f} s  [{style}]{mark.name}[/], {took_s:.1f} s: {escape(mark.says)}",
+            soft_wrap=True,
+        )
+
+    with TemporaryDirectory(prefix="roadstead-") as folder:
+        stage = kind(Path(folder))
+        try:
+            await stage.start()
+            script = script_of(stage, most_active(plan)) if operates else []
+            return await replayed(plan, stage, script, tell=tell)
+        finally:
+            await stage.stop()
 
 
-def _engine(replay: Replay) -> Engine:
-    assert replay.engine is not None
-    return replay.engine
-
-
-# ---------------------------------------------------------------- one of them
-
-
-def _explain(file: Path, number: int, *, as_json: bool) -> None:
-    replay = Replay(Random)
-    decisions = 0
-    for record in _told(file):
-        made = replay.tell(record)
-        decisions += made is not None
-        if decisions == number:
-            break
-    else:
-        raise ValueError(f"it has {decisions:,} decisions, none of number {number:,}")
-    assert isinstance(record, Decided)
-    engine = _engine(replay)
-    stages = msgspec.to_builtins(explain(engine.snapshot, engine.policy, record.request, record.decision))
-    if as_json:
-        print_json({"number": number, "request": record.request, "decision": record.decision, "stages": stages})
-        return
-    click.echo(f"decision {number:,}, for {record.request.user}")
-    Console(highlight=False).print(stages_table(stages))
+def _show(console: Console, outcome: Outcome) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for row in facts_of(outcome).rows:
+        table.add_row(*row)
+    console.print(table)
+    violations = outcome.proof.violations
+    for violation in violations[:VIOLATIONS_SHOWN]:
+        console.print(f"[red]{escape(str(violation))}[/]", soft_wrap=True)
+    if len(violations) > VIOLATIONS_SHOWN:
+        console.print(f"[red]and {len(violations) - VIOLATIONS_SHOWN} more[/]")
+    failed = [mark.name for mark in outcome.marks if not mark.is_done]
+    if failed:
+        console.print(f"[bold red]failed: {', '.join(failed)}[/]")
+    if violations:
+        console.print("[bold red]not as it should be[/]")
+    elif not failed:
+        console.print("[bold green]every message is at every device, once and in order[/]")

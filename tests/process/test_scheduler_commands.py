@@ -290,10 +290,10 @@ def test_what_is_recorded_is_replayed_to_the_last_bit(run: Run, system: System, 
     with requests(system):
         recorded = told(run, "record", file, "--for", "10s", "--decisions", "20")
     assert (recorded["is_whole"], recorded["bytes"]) == (True, file.stat().st_size)
-    assert told(run, "replay", file) == {"decisions": 20, "is_identical": True, "first_difference": None}
+    assert told(run, "replay", "decisions", file) == {"decisions": 20, "is_identical": True, "first_difference": None}
     policy.write_text("policy: even\nrules: [{name: all, strategies: [weighted]}]\n")
-    assert told(run, "replay", file, "--policy", policy)["decisions"] == 20
-    assert said(run, "replay", file, "--explain", "20")[0].startswith("decision 20, for user-")
+    assert told(run, "replay", "decisions", file, "--policy", policy)["decisions"] == 20
+    assert said(run, "replay", "decisions", file, "--explain", "20")[0].startswith("decision 20, for user-")
     assert refused(run, "record", file, code=2) == f"error: {file} is there already"
     short = told(run, "record", tmp_path / "short.rec", "--for", "100ms")
     assert short["is_whole"] is True

@@ -245,7 +245,7 @@ async def decisions_are_replayed(operator: Operator, made: Clients, folder: Path
         await made.ask(f"asking-{asked}", "scheduler-1")
         asked += 1
     assert (await recording)["is_whole"] is True
-    code, said, _ = await asyncio.to_thread(Operator.run, ["replay", str(file)])
+    code, said, _ = await asyncio.to_thread(Operator.run, ["replay", "decisions", str(file)])
     assert (code, said) == (0, "200 decisions, all the same to the last bit\n")
 
 

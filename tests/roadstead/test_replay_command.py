@@ -1,4 +1,4 @@
-"""`roadstead replay` and `roadstead rollout validate`: what needs a file and no running system."""
+"""`roadstead replay decisions` and `roadstead rollout validate`: what needs a file and no running system."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_recording_is_decided_again_to_the_last_bit(run: Run, recording: Path) -> None:
-    assert run("replay", recording) == (0, "300 decisions, all the same to the last bit\n", "")
-    code, said, _ = run("replay", recording, "--json")
+    assert run("replay", "decisions", recording) == (0, "300 decisions, all the same to the last bit\n", "")
+    code, said, _ = run("replay", "decisions", recording, "--json")
     assert (code, json.loads(said)) == (0, {"decisions": 300, "is_identical": True, "first_difference": None})
 
 
@@ -92,7 +92,7 @@ def test_a_recording_that_was_cut_off_is_good_as_far_as_it_goes(run: Run, record
     """In the middle of a record, at that."""
     cut = tmp_path / "cut.rec"
     cut.write_bytes(recording.read_bytes()[:-10])
-    assert run("replay", cut)[:2] == (0, "299 decisions, all the same to the last bit\n")
+    assert run("replay", "decisions", cut)[:2] == (0, "299 decisions, all the same to the last bit\n")
 
 
 def test_the_first_decision_that_is_different_is_shown(run: Run, recording: Path, tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_the_first_decision_that_is_different_is_shown(run: Run, recording: Path
         told[place] = Decided(record.request, msgspec.structs.replace(record.decision, not_before_ms=12_345))
     other = tmp_path / "other.rec"
     other.write_bytes(b"".join(map(encode, told)))
-    code, said, _ = run("replay", other)
+    code, said, _ = run("replay", "decisions", other)
     assert code == 1
     first, _, *lines = said.splitlines()
     assert first == "decision 100 is different; the 99 before it are the same"
     assert [line.split() for line in lines] == [["not_before_ms", "12345", "0"]]
-    code, said, _ = run("replay", other, "--json")
+    code, said, _ = run("replay", "decisions", other, "--json")
     shown = json.loads(said)
     assert (code, shown["is_identical"], shown["first_difference"][0]) == (1, False, 100)
 
@@ -119,16 +119,16 @@ def test_another_policy_is_compared_with_what_was_recorded(run: Run, recording: 
     """The one of the recording differs from itself in nothing; one that looks at no region in half of all regions."""
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY)
-    code, said, _ = run("replay", recording, "--policy", policy, "--json")
+    code, said, _ = run("replay", "decisions", recording, "--policy", policy, "--json")
     found = json.loads(said)
     assert (code, found["decisions"], found["nobody"], found["somebody"]) == (0, 300, 0, 0)
     assert 100 < found["other_region"] < 200
     assert found["other_arm"] > 50
-    header, *lines = run("replay", recording, "--policy", policy)[1].splitlines()
+    header, *lines = run("replay", "decisions", recording, "--policy", policy)[1].splitlines()
     assert re.split(r"\s{2,}", header.strip()) == ["300 decisions", "as recorded", "by anywhere"]
     assert f"{found['other_region']:,} (" in next(line for line in lines if line.startswith("another region"))
     policy.write_text("policy: default\nrules: [{name: all, strategies: [canary, proximity, least_connections]}]\n")
-    found = json.loads(run("replay", recording, "--policy", policy, "--json")[1])
+    found = json.loads(run("replay", "decisions", recording, "--policy", policy, "--json")[1])
     assert {name for name, count in found.items() if count} == {"decisions", "max_to_mean", "shadow_max_to_mean"}
     assert found["max_to_mean"] == found["shadow_max_to_mean"]
 
@@ -137,14 +137,14 @@ def test_a_policy_with_a_fault_is_refused_by_line(run: Run, recording: Path, tmp
     """As compilers write it; exit code 1."""
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY.replace("weighted", "weigted"))
-    code, said, complained = run("replay", recording, "--policy", policy)
+    code, said, complained = run("replay", "decisions", recording, "--policy", policy)
     assert (code, said) == (1, "")
     assert complained.startswith(f"{policy}:2: ")
 
 
 def test_one_decision_is_explained(run: Run, recording: Path) -> None:
     """By its number in the recording, on what was known when it was made."""
-    code, said, _ = run("replay", recording, "--explain", "200")
+    code, said, _ = run("replay", "decisions", recording, "--explain", "200")
     lines = said.splitlines()
     assert (code, lines[0]) == (0, "decision 200, for user-199")
     assert [line.split()[0] for line in lines[1:] if not line.startswith(" ")] == [
@@ -156,17 +156,17 @@ def test_one_decision_is_explained(run: Run, recording: Path) -> None:
         "draw",
         "slot",
     ]
-    shown = json.loads(run("replay", recording, "--explain", "200", "--json")[1])
+    shown = json.loads(run("replay", "decisions", recording, "--explain", "200", "--json")[1])
     assert (shown["number"], shown["request"][0], len(shown["stages"])) == (200, "user-199", 7)
 
 
 def test_what_does_not_go_together_is_refused(run: Run, recording: Path) -> None:
     """Exit code 2."""
-    code, _, complained = run("replay", recording, "--policy", recording, "--explain", "1")
+    code, _, complained = run("replay", "decisions", recording, "--policy", recording, "--explain", "1")
     assert code == 2
     assert "does not go with --policy" in complained
-    assert run("replay", recording.parent / "nothing.rec")[0] == 2
-    assert run("replay", recording, "--explain", "0")[0] == 2
+    assert run("replay", "decisions", recording.parent / "nothing.rec")[0] == 2
+    assert run("replay", "decisions", recording, "--explain", "0")[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_file_that_is_no_recording_is_one_clear_line(run: Run, tmp_path: Path,
     """Exit code 1."""
     file = tmp_path / "file.rec"
     file.write_bytes(content)
-    code, said, complained = run("replay", file)
+    code, said, complained = run("replay", "decisions", file)
     assert (code, said, complained.count("\n")) == (1, "", 1)
     assert complained.startswith(f"error: {file}: this is no recording")
     assert meaning in complained
@@ -190,16 +190,16 @@ def test_a_file_that_is_no_recording_is_one_clear_line(run: Run, tmp_path: Path,
 
 def test_a_recording_without_so_many_decisions_says_how_many_it_has(run: Run, recording: Path, tmp_path: Path) -> None:
     """And one that does not begin with its engine is none."""
-    code, _, complained = run("replay", recording, "--explain", "301")
+    code, _, complained = run("replay", "decisions", recording, "--explain", "301")
     assert (code, "it has 300 decisions, none of number 301" in complained) == (1, True)
     told = list(records([recording.read_bytes()]))
     headless = tmp_path / "headless.rec"
     headless.write_bytes(encode(told[1]))
-    assert "does not begin with its engine" in run("replay", headless)[2]
+    assert "does not begin with its engine" in run("replay", "decisions", headless)[2]
     later, birth = tmp_path / "later.rec", told[0]
     assert isinstance(birth, Born)
     later.write_bytes(encode(msgspec.structs.replace(birth, format=99)))
-    assert "this recording has format 99" in run("replay", later)[2]
+    assert "this recording has format 99" in run("replay", "decisions", later)[2]
 
 
 # ---------------------------------------------------------------- documents

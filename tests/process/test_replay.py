@@ -1,0 +1,41 @@
+"""A part of a real day on a real system, which is resized, drained and killed meanwhile: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roadstead.replay.core.day import Choice, chosen
+from roadstead.replay.core.plan import Pace, planned
+from roadstead.replay.dataset import read
+from roadstead.replay.operations import script_of
+from roadstead.replay.run import most_active, replayed
+from roadstead.replay.stage import UpStage
+
+pytestmark = pytest.mark.process
+
+DATE = 17_662
+"""2018-05-11."""
+QUICK = ("resize 3 to 5", "drain access-1", "kill -9 the whole process")
+"""The others take longer than a test may: `make demo` does them."""
+
+
+async def test_people_notice_nothing_of_what_is_done_to_the_system(tmp_path: Path) -> None:
+    """Every message at every device, once, in order, and counted right; presence and latencies were noted."""
+    plan = planned(chosen(read(), Choice(date=DATE, most=20)), Pace(speed=8_000))
+    assert 300 < len(plan.messages) < 2_000
+    stage = UpStage(tmp_path)
+    try:
+        await stage.start()
+        script = [one for one in script_of(stage, most_active(plan)) if one.name in QUICK]
+        outcome = await replayed(plan, stage, script, tell=print)
+    finally:
+        await stage.stop()
+    assert [(mark.name, mark.is_done) for mark in outcome.marks] == [(name, True) for name in QUICK], outcome.marks
+    assert outcome.proof.violations == ()
+    assert outcome.proof.looked["acknowledged"] == len(plan.messages)
+    assert len(outcome.happened.sends) == len(plan.messages)
+    assert sum(change for _, change in outcome.happened.presence) == 0
+    assert any(sum(sample.connections.values()) for sample in outcome.samples)
+    assert outcome.is_right
