@@ -1,4 +1,4 @@
-"""What is done to the system while people talk: a script, each step at a part of the run, in order.
+"""What is done to the system while people talk: a script, each step when a part of the messages is due, in order.
 
 What cannot be done to one process alone is left out of its script, and said in the report.
 """
@@ -50,7 +50,7 @@ S = TypeVar("S", bound=Stage)
 
 
 class Operation(NamedTuple):
-    """Something to do, at a part of the run (0 to 1); it returns what came of it."""
+    """Something to do, when a part of the messages (0 to 1) is due; it returns what came of it."""
 
     at: float
     name: str
@@ -82,14 +82,17 @@ def script_of(stage: UpStage | ClusterStage, testers: Sequence[str]) -> list[Ope
 async def carried_out(
     script: Sequence[Operation],
     *,
-    length_ms: int,
+    due_ms: Callable[[float], int],
     now_ms: Callable[[], int],
     tell: Callable[[Mark], None],
 ) -> list[Mark]:
-    """Do one after the other, each at its time or when the one before is over. What fails is said; the next follows."""
+    """Do one after the other, each at its time or when the one before is over. What fails is said; the next follows.
+
+    `due_ms` tells when a part of the messages is due, and `now_ms` the time, both since the replay began.
+    """
     marks: list[Mark] = []
     for one in script:
-        await asyncio.sleep(max(0, one.at * length_ms - now_ms()) / 1_000)
+        await asyncio.sleep(max(0, due_ms(one.at) - now_ms()) / 1_000)
         began_ms = now_ms()
         try:
             says, is_done = await one.do(), True

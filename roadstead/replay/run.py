@@ -53,7 +53,7 @@ async def replayed(plan: Plan, stage: Stage, script: Sequence[Operation], *, tel
             await asyncio.sleep(SAMPLE_S)
 
     async def operate() -> None:
-        marks.extend(await carried_out(script, length_ms=plan.end_ms, now_ms=crowd.now_ms, tell=tell))
+        marks.extend(await carried_out(script, due_ms=plan.due_ms, now_ms=crowd.now_ms, tell=tell))
 
     async with asyncio.TaskGroup() as tasks:
         looking = tasks.create_task(look_on())

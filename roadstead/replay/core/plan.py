@@ -100,6 +100,11 @@ class Plan(msgspec.Struct, frozen=True):
         """When the last message is due."""
         return max((message.at_ms for message in self.messages.values()), default=0)
 
+    def due_ms(self, part: float) -> int:
+        """Return when a part of the messages (0 to 1) is due."""
+        times = sorted(message.at_ms for message in self.messages.values())
+        return times[min(int(part * len(times)), len(times) - 1)] if times else 0
+
     def expected(self) -> dict[str, int]:
         """Return how many messages each user's timeline has in the end, its own included."""
         counts: defaultdict[str, int] = defaultdict(int)

@@ -53,7 +53,7 @@ async def test_a_step_that_fails_is_noted_and_the_next_one_follows() -> None:
 
     told: list[Mark] = []
     script = [Operation(0.1, "first", works), Operation(0.2, "second", fails), Operation(0.3, "third", works)]
-    marks = await carried_out(script, length_ms=300, now_ms=now_ms, tell=told.append)
+    marks = await carried_out(script, due_ms=lambda part: int(300 * part), now_ms=now_ms, tell=told.append)
     assert [(mark.name, mark.says, mark.is_done) for mark in marks] == [
         ("first", "done", True),
         ("second", "nobody is there", False),

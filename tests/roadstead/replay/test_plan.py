@@ -93,7 +93,13 @@ def test_every_fifth_user_has_a_second_device() -> None:
 def test_nothing_recorded_is_nothing_to_do() -> None:
     """An empty plan is over at once."""
     plan = planned([], PACE)
-    assert (plan.people, plan.messages, plan.end_ms, plan.expected()) == ((), {}, 0, {})
+    assert (plan.people, plan.messages, plan.end_ms, plan.expected(), plan.due_ms(0.5)) == ((), {}, 0, {}, 0)
+
+
+def test_a_part_of_the_messages_is_due_at_the_time_of_the_next_one() -> None:
+    """Whatever the gaps: half of four are due with the third."""
+    plan = planned([talk("x", (0, "ann"), (10, "ann"), (500, "ben"), (600, "ann"))], PACE)
+    assert [plan.due_ms(part) for part in (0, 0.24, 0.25, 0.5, 0.99, 1)] == [1_000, 1_000, 1_100, 6_000, 7_000, 7_000]
 
 
 said = st.lists(st.tuples(st.integers(0, 5_000), st.booleans()), min_size=1, max_size=12)
