@@ -15,8 +15,8 @@ def test_the_page_is_made_from_the_figures() -> None:
 
 
 def test_no_status_was_wrong_and_bounds_are_kept() -> None:
-    """Not by each try on a machine that starts another cluster just then: the page shows the longest, too."""
+    """By each try."""
     assert FIGURES.rows
     for row in FIGURES.rows:
         assert row.wrong == 0, row
-        assert not row.bound_ms or row.times["lookups"].p50 <= row.bound_ms, row
+        assert not row.bound_ms or row.times["lookups"].max <= row.bound_ms, row
