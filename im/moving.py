@@ -9,9 +9,10 @@
     CLEAR   the files here are removed
 
 Whatever fails before COMMIT is undone: the shard opens again where it was. A process that dies on the way finds in the
-table whose the shard is: the source opens it again, or leaves what it has there until the shard comes back in its place;
-the target opens what it has proven to have once the table names it, and until then does not touch it. Calls for the shard wait from SEAL until the target has
-opened it (`im.absence`). If it cannot be told it finds the table in the registry.
+table whose the shard is: the source opens it again, or leaves what it has there until the shard comes back in its
+place; the target opens what it has proven to have once the table names it, and until then does not touch it. Calls for
+the shard wait from SEAL until the target has opened it (`im.absence`). If it cannot be told it finds the table in the
+registry.
 
 A commit whose answer is lost is looked up until it is known: until then nobody serves the shard.
 
