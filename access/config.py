@@ -196,7 +196,8 @@ class AccessConfig(Section, frozen=True, kw_only=True):
         Meta(
             ge=500,
             description="How often every session's position is compared with its timeline (ms): the longest time that "
-            "a lost last push stays unnoticed.",
+            "a lost last push stays unnoticed. It is compared at once, too, when a process of the message services is "
+            "back.",
         ),
     ] = 10_000
     publish_deadline_ms: Annotated[

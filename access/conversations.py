@@ -40,6 +40,7 @@ from access.metrics import AccessMetrics
 from access.peers import Joined, Place
 from access.ports import Member
 from access.refusing import RefusingBroker
+from access.rounds import Rounds
 from base.clock import Timestamp
 from base.errors import LimitExceeded, NotMember, NotReady, PermissionDenied, RoadsteadError
 from base.log import logger
@@ -90,6 +91,8 @@ class Conversations(RefusingBroker):
     ) -> None:
         self._config = config
         self._im = im
+        self._rounds = Rounds(config.audit_interval_ms)
+        im.on_connected(self._rounds.come_soon)
         self._metrics = metrics
         self._fanout = fanout
         self._rooms: dict[str, _Room] = {}
@@ -102,7 +105,7 @@ class Conversations(RefusingBroker):
         """Read what is missing, and look for it, until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             while True:
-                await asyncio.sleep(self._config.audit_interval_ms / 1000)
+                await self._rounds.next()
                 try:
                     await self._audit()
                 except RoadsteadError as error:

@@ -35,6 +35,7 @@ from access.core.protocol import (
 from access.metrics import AccessMetrics
 from access.ports import Member
 from access.refusing import RefusingBroker
+from access.rounds import Rounds
 from access.websocket import write_soon
 from base.errors import RoadsteadError
 from base.log import logger
@@ -53,6 +54,8 @@ class Inboxes(RefusingBroker):
         self.hub: InboxHub[Client] = InboxHub()
         self._config = config
         self._im = im
+        self._rounds = Rounds(config.audit_interval_ms)
+        im.on_connected(self._rounds.come_soon)
         self._metrics = metrics
         self._epochs: dict[int, str] = {}
         """Of the timelines, by shard of the message services."""
@@ -64,7 +67,7 @@ class Inboxes(RefusingBroker):
         """Fetch and audit until cancelled."""
         async with asyncio.TaskGroup() as self._tasks:
             while True:
-                await asyncio.sleep(self._config.audit_interval_ms / 1000)
+                await self._rounds.next()
                 try:
                     ends = await self._im.heads(self.hub.users())
                 except RoadsteadError as error:

@@ -66,7 +66,12 @@ class ImClient:
         self._tables = ShardTables(site)
         self._following = Following()
         self._is_due = asyncio.Event()
+        self._when_connected: list[Callable[[], None]] = []
         self._log = logger(node=site.name)
+
+    def on_connected(self, listener: Callable[[], None]) -> None:
+        """Call this whenever a stream to a process is up. What it pushed before may be lost."""
+        self._when_connected.append(listener)
 
     async def run(self) -> None:
         """Keep the streams until cancelled."""
@@ -236,6 +241,8 @@ class ImClient:
         while pages := self._following.restate(now):
             self._tell(pages)
         self._is_due.set()
+        for listener in self._when_connected:
+            listener()
 
     async def _restate(self) -> None:
         """Say anew what is followed, whenever that is due."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -122,6 +122,10 @@ class FakeIm:
         self.asked: list[tuple[str, str, str, bytes, Done]] = []
         self.waited: list[tuple[str, str, bytes]] = []
         self.refusal: RoadsteadError | None = None
+        self.when_connected: list[Callable[[], None]] = []
+
+    def on_connected(self, listener: Callable[[], None]) -> None:
+        self.when_connected.append(listener)
 
     async def rpc(self, user: str, device: str, method: str, data: bytes) -> bytes:
         """What is called while no stream is up."""

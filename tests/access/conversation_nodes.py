@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -56,6 +56,7 @@ class FakeIm:
         """Whether an answer that waited shows what is stored when it goes, rather than when it was asked for."""
         self.held: list[asyncio.Future[None]] = []
         self._audits: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
+        self.when_connected: list[Callable[[], None]] = []
 
     def store(self, cid: str = CID) -> DeliverConversations:
         """Store a message; return how it would be pushed."""
@@ -119,6 +120,9 @@ class FakeIm:
         await settle()
 
     # ---------------------------------------------------------------- as ImClient
+
+    def on_connected(self, listener: Callable[[], None]) -> None:
+        self.when_connected.append(listener)
 
     def follow(self, cids: Iterable[str]) -> None:
         self.follows += [("follow", cid) for cid in cids]
