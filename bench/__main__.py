@@ -60,7 +60,7 @@ DEADLINE_S = 1_800
     "--report",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     metavar="FILE",
-    help="With `all`: write an HTML page of all results.",
+    help="With `all`: write a page of all results, in HTML; in Markdown without charts, if its name ends in `.md`.",
 )
 @click.option(
     "--from",
@@ -139,12 +139,14 @@ def _report_again(recorded: TextIO, report: Path | None) -> None:
 def _page_writer(report: Path) -> Callable[[Record], None]:
     try:
         from bench.report import page
+        from bench.report_table import table
     except ImportError as error:
         raise click.ClickException("--report needs what the group `dev` has: matplotlib and MarkupSafe") from error
 
     def write(record: Record) -> None:
         try:
-            report.write_text(page(record), encoding="utf-8")
+            text = table(record, name=report.name) if report.suffix == ".md" else page(record)
+            report.write_text(text, encoding="utf-8")
         except OSError as error:
             raise click.ClickException(f"{report}: {error.strerror}") from error
 

@@ -3,7 +3,7 @@
 Every person is a stock client (centrifuge-python, with the way in around it) of `roadstead up`, which runs as it is.
 A message leaves when its sender has the one before it in its conversation, so it is the system's latency, and how many
 people talk at once, that bound the rate, beside the clients: they run in processes of their own on the same machine,
-and take several times the CPU of the server. At the end every device comes once more; logs, devices and unread counts
+and take about as much CPU as the server. At the end every device comes once more; logs, devices and unread counts
 are compared with what was sent.
 """
 

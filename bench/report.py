@@ -16,7 +16,7 @@ from bench.report_charts import draw_comparison, draw_goals, draw_series, shown,
 from bench.report_record import Environment, Outcome, Record
 from bench.result import Comparison, Result
 
-__all__ = ["about", "page"]
+__all__ = ["about", "page", "state_of"]
 
 STYLE = Markup("""
 :root { color-scheme: light dark; --page: #fff; --text: #1d2430; --soft: #5b6675; --grid: #c9d0d9; --band: #f3f5f8;
@@ -94,7 +94,7 @@ _MIXED = "Recorded in more than one run, perhaps on different machines: the list
 def page(record: Record) -> str:
     """Return the page, with whatever names and texts are in the record."""
     outcomes = record.outcomes
-    states = [_state(outcome) for outcome in outcomes]
+    states = [state_of(outcome) for outcome in outcomes]
     took_s = sum(outcome.seconds or 0 for outcome in outcomes)
     counted = ", ".join(f"{states.count(state)} {state}" for state in ("met", "missed", "failed"))
     warnings = [_QUICK] * any(each.quick for each in record.environments) + [_MIXED] * (len(record.environments) > 1)
@@ -164,7 +164,7 @@ def _row(outcome: Outcome) -> Markup:
         claim=about(outcome.name)[0],
         measured=measured,
         goal=goal,
-        state=_state(outcome),
+        state=state_of(outcome),
         beside=beside,
         took="" if outcome.seconds is None else _duration(outcome.seconds),
     )
@@ -217,7 +217,8 @@ def _value(value: Any) -> Markup:
 # ---------------------------------------------------------------- texts
 
 
-def _state(outcome: Outcome) -> str:
+def state_of(outcome: Outcome) -> str:
+    """Return met, missed or failed."""
     if outcome.result is None:
         return "failed"
     return "met" if outcome.result.ok else "missed"

@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -243,6 +244,32 @@ def test_a_page_is_made_of_what_was_printed_once(tmp_path: Path) -> None:
     ran = CliRunner().invoke(command.main, ["--from", str(recorded), "--report", str(report)])
     assert ran.exit_code == 0, ran.output
     assert "2 benchmarks: 1 met, 0 missed, 1 failed" in report.read_text(encoding="utf-8")
+
+
+def test_a_table_in_markdown_is_made_of_the_same(tmp_path: Path) -> None:
+    """By the file's name; no text breaks a row."""
+    odd = Outcome(name="access_drain", failed="no | such\nthing")
+    recorded, report = tmp_path / "results.jsonl", tmp_path / "benchmarks.md"
+    lines = [MET.to_json(), MISSED.to_json(), odd.to_json()]
+    recorded.write_text(
+        "\n".join([f'{{"environment": {msgspec.json.encode(MACHINE).decode()}}}', *lines]), encoding="utf-8"
+    )
+    ran = CliRunner().invoke(command.main, ["--from", str(recorded), "--report", str(report)])
+    assert ran.exit_code == 0, ran.output
+    text = report.read_text(encoding="utf-8")
+    assert "--report benchmarks.md`" in text
+    assert "began 2026-01-02T03:04:05+00:00, commit abc1234+.\n" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows] == ["| `status_lookup`", "| `access_idle`", "| `access_drain`"]
+    assert rows[0][1:] == [
+        about("status_lookup")[0],
+        "4.5 x",
+        "≥ 3",
+        "met",
+        "ours 45,000, peer 10,000 users per CPU second |",
+    ]
+    assert rows[1][2:] == ["1.28 cores", "≤ 0.6", "missed", " |"]
+    assert rows[2][4:] == ["failed", "no \\| such thing |"]
 
 
 @pytest.mark.parametrize(
