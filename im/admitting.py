@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from base.clock import Clock
 from base.errors import BadRequest, Overloaded, RateLimited
@@ -75,10 +75,12 @@ class Admission:
                 f"too many calls in a short time; try again in {wait_ms} ms", what="calls", retry_after_ms=wait_ms
             )
 
-    def shedding(self, tell: Callable[[Iterable[str], bytes], None], work: Work) -> Callable[[list[str], bytes], None]:
+    def shedding(
+        self, tell: Callable[[Iterable[str], bytes], None], work: Work
+    ) -> Callable[[Sequence[str], bytes], None]:
         """Return `tell` as it is while this kind of work is done, and nothing else."""
 
-        def told(users: list[str], data: bytes) -> None:
+        def told(users: Sequence[str], data: bytes) -> None:
             if self._overload.does(work):
                 tell(users, data)
 

@@ -248,6 +248,10 @@ class Gathered:
         """The store's."""
         return await self._store.members(cid, after=after, limit=limit)
 
+    async def users(self, cid: int, *, at_most: int) -> Sequence[str]:
+        """The store's."""
+        return await self._store.users(cid, at_most=at_most)
+
     async def views(self, cid: int, *, read_from: int, limit: int) -> list[View]:
         """The store's."""
         return await self._store.views(cid, read_from=read_from, limit=limit)

@@ -6,8 +6,7 @@ documents, and the OpenAPI document is made from this table.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -16,7 +15,7 @@ from base.errors import BadRequest, RoadsteadError, UnknownMethod
 from im.core import arguments as args
 from im.core.arguments import cid_of
 from im.core.book import DIRECT_MAX
-from im.core.commands import Draft, Outcome
+from im.core.commands import Draft, Marked, Outcome
 from im.core.publications import receipt, typing
 from im.reading import Reading
 from im.writing import Writing, sent
@@ -78,8 +77,8 @@ class Methods:
         writing: Writing,
         *,
         admit: Callable[[Caller, Cost, str], None],
-        type_to: Callable[[list[str], bytes], None],
-        receipt_to: Callable[[list[str], bytes], None],
+        type_to: Callable[[Sequence[str], bytes], None],
+        receipt_to: Callable[[Sequence[str], bytes], None],
     ) -> None:
         """Take what does the work.
 
@@ -156,26 +155,18 @@ class Methods:
 
     async def _typing(self, caller: Caller, arguments: args.TypingArguments) -> args.Nothing:
         cid = cid_of(arguments.cid)
-        self._type_to(await self._others(cid, caller.user), typing(cid, caller.user))
+        users = await self._reading.users(cid, caller.user, at_most=DIRECT_MAX)
+        self._type_to([user for user in users if user != caller.user], typing(cid, caller.user))
         return _NOTHING
 
     def _mark(self, caller: Caller, arguments: args.MarkArguments) -> Awaitable[args.ViewResult]:
-        return self._marked(caller, arguments, self._writing.mark(caller.user, caller.device, arguments))
+        return self._writing.mark(caller.user, caller.device, arguments, then=self._marked)
 
-    async def _marked(
-        self, caller: Caller, arguments: args.MarkArguments, marked: Awaitable[args.ViewResult]
-    ) -> args.ViewResult:
-        result = await marked
-        if result.is_new and (arguments.read_seq is not None or arguments.delivered_seq is not None):
-            cid = cid_of(arguments.cid)
-            told = receipt(cid, caller.user, read_seq=result.read_seq, delivered_seq=result.delivered_seq)
-            with suppress(RoadsteadError):  # a courtesy: the mark is made, whatever becomes of this
-                self._receipt_to(await self._others(cid, caller.user), told)
-        return result
-
-    async def _others(self, cid: int, user: str) -> list[str]:
-        """Return whom something of the moment is told: the others, if they are few. Raises NotMember."""
-        return [other for other in await self._reading.users(cid, user, at_most=DIRECT_MAX) if other != user]
+    def _marked(self, marked: Marked) -> None:
+        if marked.receivers:
+            view = marked.view
+            told = receipt(view.cid, view.user, read_seq=view.read_seq, delivered_seq=view.delivered_seq)
+            self._receipt_to(marked.receivers, told)
 
 
 def require_method(name: str) -> None:

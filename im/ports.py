@@ -139,6 +139,10 @@ class MessageStore(Protocol):
         """Return present members of a group by name, after the name `after`."""
         ...
 
+    async def users(self, cid: int, *, at_most: int) -> Sequence[str]:
+        """Return who is in the conversation now, by name; nobody if they are more than `at_most`, or there is none."""
+        ...
+
     async def views(self, cid: int, *, read_from: int, limit: int) -> list[View]:
         """Return views of present members who have read `read_from`, or sent something there or later."""
         ...

@@ -200,14 +200,10 @@ class Reading:
 
     async def users(self, cid: int, user: str, *, at_most: int) -> Sequence[str]:
         """Return who is in the user's conversation, nobody if they are more than `at_most`. Raises NotMember."""
-        await self.present(cid, user)
-        (found,) = await self._store.listed(user, [cid])
-        conversation, count = found.conversation, found.members
-        if conversation.group is None:
-            return (conversation.lo, conversation.hi)
-        if count > at_most:
-            return ()
-        return [member.user for member in await self._store.members(cid, after="", limit=at_most)]
+        users = await self._store.users(cid, at_most=at_most)
+        if user not in users:
+            await self.present(cid, user)
+        return users
 
     async def search(self, user: str, arguments: SearchArguments) -> Search:
         """Return messages of a conversation that have all the words. Raises NotMember, BadRequest."""

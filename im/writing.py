@@ -71,9 +71,22 @@ class Writing:
         """Take a message back."""
         return self._revise(user, device, arguments)
 
-    def mark(self, user: str, device: str, arguments: MarkArguments | SetArguments) -> Future[ViewResult]:
-        """Change one's view of a conversation."""
-        return self._begin(mark_of(arguments, user=user, device=device, at=self._now()), _marked)
+    def mark(
+        self,
+        user: str,
+        device: str,
+        arguments: MarkArguments | SetArguments,
+        *,
+        then: Callable[[Marked], None] = lambda _marked: None,
+    ) -> Future[ViewResult]:
+        """Change one's view of a conversation. `then` is called when that is durable; it neither waits nor raises."""
+
+        def told(outcome: Outcome) -> ViewResult:
+            marked = _marked(outcome)
+            then(marked)
+            return _view(marked)
+
+        return self._begin(mark_of(arguments, user=user, device=device, at=self._now()), told)
 
     def create_group(self, user: str, device: str, arguments: CreateGroupArguments) -> Future[GroupView]:
         """Make a group."""
@@ -142,11 +155,15 @@ def _revised(outcome: Outcome) -> SendResult:
     return result
 
 
-def _marked(outcome: Outcome) -> ViewResult:
+def _marked(outcome: Outcome) -> Marked:
     if isinstance(outcome, Refused):
         raise error_of(outcome)
     assert isinstance(outcome, Marked)
-    view = outcome.view
+    return outcome
+
+
+def _view(marked: Marked) -> ViewResult:
+    view = marked.view
     return ViewResult(
         str(view.cid),
         view.read_seq,
@@ -155,7 +172,7 @@ def _marked(outcome: Outcome) -> ViewResult:
         view.is_muted,
         view.pinned_at,
         view.hidden_seq,
-        outcome.is_new,
+        marked.is_new,
     )
 
 

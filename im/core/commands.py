@@ -238,11 +238,12 @@ class Queued(msgspec.Struct, frozen=True, gc=False):
 
 class Marked(msgspec.Struct, frozen=True, gc=False):
     """The view as it is now; its `sent_seq` may lack what the same transaction stored. Not `is_new`: it was so before,
-    and nothing was written.
+    and nothing was written. `receivers`: whom a receipt is told, the others there if they are few.
     """
 
     view: View
     is_new: bool
+    receivers: tuple[str, ...] = ()
 
 
 class GroupChanged(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from im.core.book import Book, Log
+from im.core.book import DIRECT_MAX, Book, Log
 from im.core.commands import Cause, Mark, Marked, Refused
 from im.core.model import View
 
@@ -22,8 +22,8 @@ def mark(book: Book, command: Mark) -> Marked | Refused:
     log = book.logs.get(command.cid)
     if log is None:
         return Refused(Cause.NO_CONVERSATION)
+    reads = command.read_seq is not None or command.delivered_seq is not None
     if not log.has(command.user):
-        reads = command.read_seq is not None or command.delivered_seq is not None
         member = (command.cid, command.user)
         if reads or (member not in book.facts.members and member not in book.changes.members):
             return Refused(Cause.NO_CONVERSATION)
@@ -37,7 +37,9 @@ def mark(book: Book, command: Mark) -> Marked | Refused:
         if said(view) != said(before):
             body = _json.encode(said(view))
             book.note(command.user, kind, body, cid=command.cid, device=command.device, at=command.at)
-    return Marked(view, is_new=True)
+    if not reads or len(log.users) > DIRECT_MAX:
+        return Marked(view, is_new=True)
+    return Marked(view, is_new=True, receivers=tuple(user for user in log.users if user != command.user))
 
 
 def _marked(book: Book, view: View, command: Mark, log: Log) -> View:

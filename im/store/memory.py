@@ -198,6 +198,15 @@ class MemoryMessageStore:
         found = [member for member in self._present() if member.cid == cid and member.user > after]
         return sorted(found, key=lambda member: member.user)[:limit]
 
+    async def users(self, cid: int, *, at_most: int) -> Sequence[str]:
+        """Return who is in the conversation now, by name; nobody if they are more than `at_most`, or there is none."""
+        self._check_open()
+        conversation = self._conversations.get(cid)
+        users = [member.user for member in await self.members(cid, after="", limit=at_most + 1)]
+        if conversation is not None and conversation.group is None:
+            users = sorted(set(_users(conversation)))
+        return users if len(users) <= at_most else ()
+
     async def views(self, cid: int, *, read_from: int, limit: int) -> list[View]:
         """Return views of present members who have read `read_from`, or sent something there or later, by name."""
         assert limit > 0

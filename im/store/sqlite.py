@@ -268,6 +268,15 @@ class SqliteMessageStore:
         self._newest()
         return await self._readers.run(lambda connection: read_members(connection, cid, after=after, limit=limit))
 
+    async def users(self, cid: int, *, at_most: int) -> Sequence[str]:
+        """Return who is in the conversation now, by name; nobody if they are more than `at_most`, or there is none."""
+        assert at_most > 1
+        newest = self._newest()
+        pair = newest.users_of(cid)
+        if pair is not None:
+            return sorted(set(pair))
+        return await self._readers.run(lambda connection: _users(connection, newest, cid, at_most))
+
     async def views(self, cid: int, *, read_from: int, limit: int) -> list[View]:
         """Return views of present members who have read `read_from`, or sent something there or later, by name."""
         assert limit > 0
@@ -320,6 +329,14 @@ def _head(connection: sqlite3.Connection, cid: int) -> int:
 
 def _page(head: int, messages: Sequence[Message], overlays: dict[tuple[int, int], Overlay]) -> ConversationPage:
     return ConversationPage(head, tuple(messages), overlays)
+
+
+def _users(connection: sqlite3.Connection, newest: Newest, cid: int, at_most: int) -> Sequence[str]:
+    pair = users_of(connection, newest, [cid]).get(cid)
+    if pair is not None:
+        return sorted(set(pair))
+    users = [member.user for member in read_members(connection, cid, after="", limit=at_most + 1)]
+    return users if len(users) <= at_most else ()
 
 
 def _membership(connection: sqlite3.Connection, newest: Newest, cid: int, user: str) -> Visible | None:

@@ -286,6 +286,7 @@ async def test_what_does_not_exist_is_empty(store: MessageStore):
         assert await store.conversation_heads([cid]) == [0]
         assert await store.listed("ann", [cid]) == []
         assert await store.members(cid, after="", limit=5) == []
+        assert list(await store.users(cid, at_most=5)) == []
         assert await store.views(cid, read_from=1, limit=5) == []
         assert [await store.membership(cid, user) for user in (*USERS, "")] == [None] * 5
 
@@ -376,6 +377,19 @@ async def test_members_are_listed_by_name_in_pages(store: MessageStore):
     assert await store.members(cid, after="ann", limit=1) == members[1:2]
     [listed] = await store.listed("bob", [cid])
     assert listed.members == 3
+
+
+async def test_users_are_those_who_are_there_now_if_they_are_few(store: MessageStore):
+    """Of single conversations and of groups, new ones and those that are out of memory."""
+    await append(store, draft("bob", "ann"), draft("dan", "dan"))
+    cid = await make_group(store, group_of("dan", "cleo", "bob"))
+    await carry_out(store, change("dan", cid, "leave"))
+    for _ in range(2):
+        assert [list(await store.users(one, at_most=3)) for one in (1, 2, cid)] == [
+            ["ann", "bob"], ["dan"], ["ann", "bob", "cleo"],
+        ]  # fmt: skip
+        assert [list(await store.users(one, at_most=2)) for one in (1, 2, cid)] == [["ann", "bob"], ["dan"], []]
+        await push_out_of_memory(store)
 
 
 @pytest.mark.usefixtures("small_steps")

@@ -224,20 +224,21 @@ async def test_typing_and_receipts_go_to_the_others_if_they_are_few():
             made = await here.call(
                 ANN, "group_create", client_msg_id=f"g{size}", name="x", members=[f"u{n}" for n in range(size)]
             )
-            await here.call(ANN, "typing", cid=made["cid"])
-            assert len(here.told) == (size if is_told else 0)
-            here.told.clear()
+            for name, arguments in (("typing", {}), ("mark", {"delivered_seq": 1})):
+                await here.call(ANN, name, cid=made["cid"], **arguments)
+                assert len(here.told) == (size if is_told else 0)
+                here.told.clear()
         with pytest.raises(NotMember):
             await here.call(EVE, "typing", cid="1")
 
 
-async def test_a_mark_holds_though_nobody_can_be_told_of_it():
-    """A receipt is a courtesy."""
+async def test_a_receipt_costs_no_reading():
+    """Whom it is told is decided with the mark."""
     async with desk() as here:
         await here.send(key="k")
         here.store.fails = True
         assert (await here.call(BOB, "mark", cid="1", read_seq=1))["read_seq"] == 1
-        assert here.told == []
+        assert [user for user, _ in here.told] == ["ann"]
 
 
 # ---------------------------------------------------------------- pages

@@ -256,7 +256,9 @@ class Twin:
             said, before = ({name: getattr(one, name) for name in names} for one in (after, view))
             if said != before:
                 self.note(user, kind, said, cid)
-        return Marked(after, True)
+        users = self.users(cid)
+        told = sorted(set(users) - {user}) if reads and len(users) <= SMALL else ()
+        return Marked(after, True, tuple(told))
 
     # ------------------------------------------------------------ groups
 

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from base.clock import Timestamp
-from im.core import book, ledger, timelines
+from im.core import book, ledger, timelines, viewing
 from im.core.commands import (
     Appended,
     ChangeGroup,
@@ -38,7 +38,7 @@ def small_bounds() -> Iterator[None]:
         patch.setattr(timelines, "AT_ONCE_MAX", 2)
         patch.setattr(timelines, "TURN_MAX", 2)
         patch.setattr(timelines, "STEP_MAX", 3)
-        for module in (book, ledger):
+        for module in (book, ledger, viewing):
             patch.setattr(module, "DIRECT_MAX", 3)
         yield
 

@@ -132,3 +132,21 @@ def test_who_left_reads_no_further_but_has_settings(*, is_apart: bool):
     assert isinstance(outcomes[1], Marked)
     assert outcomes[2:] == [NO_CONVERSATION] * 2
     assert world.views["b", 1].hidden_seq == 2
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(99, True), (100, False)])
+def test_a_receipt_is_for_the_others_if_they_are_few(size: int, is_told: bool):
+    """Who is there at the mark's place in the log; nobody of a setting, or of a mark that changes nothing."""
+    world = World()
+    others = tuple(f"u{number:03}" for number in range(size - 1))
+    world.run(group("a", ["gone", *others], "k1"), change("gone", 1, "leave"), change("a", 1, "invite", "z"))
+
+    def receivers(**fields: Any) -> tuple[str, ...]:
+        outcome = world.one(mark("a", 1, **fields))
+        assert isinstance(outcome, Marked)
+        return outcome.receivers
+
+    assert receivers(read_seq=2) == ((*others, "z") if is_told else ())
+    assert receivers(delivered_seq=2) == ((*others, "z") if is_told else ())
+    assert receivers(read_seq=1) == ()
+    assert receivers(is_muted=True) == ()
