@@ -26,6 +26,7 @@ from roadstead.replay.core.day import Choice
 from roadstead.replay.core.figures import Happened
 from roadstead.replay.core.plan import Pace
 from roadstead.replay.core.proof import Seen, prove
+from roadstead.replay.doors import Doors
 from roadstead.replay.stage import SETTINGS
 
 __all__ = ["run"]
@@ -49,8 +50,7 @@ def run(options: Options) -> Result:
         order = Order(
             choice=choice,
             pace=PACE,
-            schedulers=[system.scheduler],
-            credential=system.data.secrets().api_key,
+            doors=Doors([system.scheduler], list(system.endpoints.status.values()), system.data.secrets().api_key),
             in_flight=IN_FLIGHT,
             part=0,
             parts=PROCESSES,

@@ -21,6 +21,7 @@ from roadstead.replay.core.plan import Pace, Plan, planned
 from roadstead.replay.core.proof import Seen
 from roadstead.replay.crowd import Crowd
 from roadstead.replay.dataset import read
+from roadstead.replay.doors import Doors
 
 __all__ = ["Order", "Saw", "plan_of"]
 
@@ -33,8 +34,7 @@ class Order(msgspec.Struct, frozen=True):
 
     choice: Choice
     pace: Pace
-    schedulers: list[str]
-    credential: str
+    doors: Doors
     in_flight: int
     part: int
     parts: int
@@ -58,8 +58,7 @@ async def _run(order: Order) -> Saw:
     clock = SystemClock()
     crowd = Crowd(
         plan_of(order),
-        schedulers=order.schedulers,
-        credential=order.credential,
+        order.doors,
         clock=clock,
         in_flight=order.in_flight,
         part=order.part,
@@ -75,7 +74,7 @@ async def _run(order: Order) -> Saw:
         await crowd.run(began_ms=clock.monotonic(), everybody_is_done=everybody_is_done)
         telling.cancel()
     use = resource.getrusage(resource.RUSAGE_SELF)
-    return Saw(crowd.seen, crowd.happened, use.ru_utime + use.ru_stime)
+    return Saw(crowd.notes.seen, crowd.notes.happened, use.ru_utime + use.ru_stime)
 
 
 def _said(what: str) -> None:
@@ -88,7 +87,7 @@ async def _tell(crowd: Crowd) -> None:
     """Say from time to time how far it is."""
     while True:
         await asyncio.sleep(TELL_S)
-        print(f"{crowd.left} messages left", file=sys.stderr, flush=True)
+        print(f"{crowd.notes.left} messages left", file=sys.stderr, flush=True)
 
 
 def main() -> None:

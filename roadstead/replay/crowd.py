@@ -7,17 +7,17 @@ need nothing of each other, but that nobody asks before all are done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-
-import xxhash
+from collections.abc import Awaitable, Callable
 
 from base.clock import Clock, Instant
-from roadstead.replay.core.figures import Happened
-from roadstead.replay.core.plan import Message, Plan
-from roadstead.replay.core.proof import Entry, Place, Seen
+from roadstead.replay.core.plan import Plan, part_of
+from roadstead.replay.core.proof import GONE
+from roadstead.replay.doors import Doors
+from roadstead.replay.lookups import Lookups
+from roadstead.replay.notebook import Notebook
 from roadstead.replay.person import Actor
 
-__all__ = ["Crowd", "part_of"]
+__all__ = ["Crowd"]
 
 IN_FLIGHT = 8
 """Most steps of one user that are under way: of several conversations. In one of them each waits for the one before."""
@@ -29,25 +29,18 @@ CLOSING_AT_ONCE = 48
 """Users who come in the end, at a time."""
 CLOSE_S = 180.0
 """How long all of them together may take, to be given everything and to ask."""
-
-
-def part_of(user: str, parts: int) -> int:
-    """Return in which part of several a user is."""
-    return xxhash.xxh3_64_intdigest(user.encode()) % parts
+CREDIBLE_S = 10.0
+"""How long in the end what is said of users may be behind what they did."""
 
 
 class Crowd:
-    """See the module. `seen` and `happened` are what came of it."""
-
-    tasks: asyncio.TaskGroup
-    """Of whatever runs beside the scripts; there while `run` runs."""
+    """See the module. `notes` has what came of it."""
 
     def __init__(
         self,
         plan: Plan,
+        doors: Doors,
         *,
-        schedulers: Sequence[str],
-        credential: str,
         clock: Clock,
         in_flight: int = IN_FLIGHT,
         part: int = 0,
@@ -57,28 +50,18 @@ class Crowd:
 
         Args:
             plan: the script of all.
-            schedulers: their base URLs; a user asks always the same one.
-            credential: an API key, which may act for users.
+            doors: where they find the system.
             clock: the time of what is noted.
             in_flight: how many steps of one user may be under way; they begin in order.
             part: which users these are, of so many `parts`.
             parts: see `part`.
         """
-        self.seen = Seen()
-        self.happened = Happened()
-        self.credential = credential
-        self.in_flight = in_flight
-        self._plan = plan
-        self._schedulers = schedulers
-        self._clock = clock
-        self._began_ms = clock.monotonic()
-        self._progress_ms = 0
-        self._begun: dict[str, int] = {}
-        self._read: set[int] = set()
         mine = [one for one in plan.people if part_of(one.user, parts) == part]
-        self._actors = [Actor(self, one) for one in mine]
-        self.left = sum(step.message is not None for one in mine for it in one.stretches for step in it.steps)
-        """Messages that are not acknowledged yet."""
+        left = sum(step.message is not None for one in mine for it in one.stretches for step in it.steps)
+        self.notes = Notebook(clock, left=left)
+        self._plan = plan
+        self._lookups = Lookups(doors.status_nodes, credential=doors.credential, credible_s=CREDIBLE_S)
+        self._actors = [Actor(one, doors, self.notes, lookups=self._lookups, in_flight=in_flight) for one in mine]
 
     async def run(self, *, began_ms: Instant, everybody_is_done: Callable[[], Awaitable[None]]) -> None:
         """Have everybody follow its script, and ask everybody in the end.
@@ -87,26 +70,25 @@ class Crowd:
             began_ms: when the replay begins, by the clock.
             everybody_is_done: returns when nobody of the other parts follows its script any more.
         """
-        self._began_ms = began_ms
-        async with asyncio.TaskGroup() as self.tasks:
-            await self._follow_scripts()
-            await everybody_is_done()
-            await self._close()
+        self.notes.begin(began_ms)
+        await self._follow_scripts()
+        await everybody_is_done()
+        await self._close()
+        seen = self.notes.seen
+        seen.gone = await self._lookups.look_up({actor.person.user: GONE for actor in self._actors})
         for actor in self._actors:
             for device in actor.devices:
-                self.seen.devices[actor.person.user, device.name] = device.entries
+                seen.devices[actor.person.user, device.name] = device.entries
 
     async def _follow_scripts(self) -> None:
         """Return when all are done, or nothing goes on any more: what is missing then is found by the proof."""
-        scripts = {self.tasks.create_task(actor.run()) for actor in self._actors}
-        while scripts:
-            done, scripts = await asyncio.wait(scripts, timeout=LOOK_S)
-            for one in done:
-                if not one.cancelled():
-                    one.result()
-            if self.now_ms() - max(self._progress_ms, self._plan.end_ms) > STALL_S * 1_000:
-                for one in scripts:
-                    one.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            scripts = {tasks.create_task(actor.run()) for actor in self._actors}
+            while scripts:
+                _, scripts = await asyncio.wait(scripts, timeout=LOOK_S)
+                if self.notes.now_ms() - max(self.notes.progress_ms, self._plan.end_ms) > STALL_S * 1_000:
+                    for one in scripts:
+                        one.cancel()
 
     async def _close(self) -> None:
         room = asyncio.Semaphore(CLOSING_AT_ONCE)
@@ -120,44 +102,3 @@ class Crowd:
         async with asyncio.TaskGroup() as tasks:
             for actor in self._actors:
                 tasks.create_task(close(actor))
-
-    # ---------------------------------------------------------------- for actors
-
-    def now_ms(self) -> int:
-        """Return the time since the replay began."""
-        return self._clock.monotonic() - self._began_ms
-
-    async def until(self, at_ms: int) -> None:
-        """Return when it is that time, at once if it was."""
-        left_ms = at_ms - self.now_ms()
-        if left_ms > 0:
-            await asyncio.sleep(left_ms / 1_000)
-
-    def scheduler_of(self, user: str) -> str:
-        """Return the scheduler that a user asks."""
-        return self._schedulers[part_of(user, len(self._schedulers))]
-
-    def begun(self, message: Message) -> int:
-        """Note that a message is about to be sent, and return when."""
-        now_ms = self._begun[message.key] = self.now_ms()
-        return now_ms
-
-    def acknowledged(self, message: Message, place: Place, began_ms: int) -> None:
-        """Note that a message is stored."""
-        self.seen.acknowledged[message.key] = place
-        self.happened.sends.append((self.now_ms(), self.now_ms() - began_ms))
-        self._progress_ms = self.now_ms()
-        self.left -= 1
-
-    def given(self, entry: Entry, *, to: str, since_ms: int | None) -> None:
-        """Note that a device was given a message: how late, if it was connected before that was begun."""
-        began_ms = self._begun.get(entry.key)
-        if began_ms is not None and since_ms is not None and since_ms <= began_ms and entry.sender != to:
-            now_ms = self.now_ms()
-            self.happened.deliveries.append((now_ms, now_ms - began_ms))
-
-    def is_to_read(self, cid: int) -> bool:
-        """Return whether nobody has read the history of a conversation: the first who asks does."""
-        is_new = cid not in self._read
-        self._read.add(cid)
-        return is_new

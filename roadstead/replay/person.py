@@ -8,10 +8,10 @@ id, until they are answered. What a device is given is noted as it comes, unsort
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import centrifuge
 
@@ -20,12 +20,10 @@ from base.errors import RoadsteadError
 from base.ids import entropy
 from roadstead.client import Client, Incoming, Position
 from roadstead.replay.core.plan import Message, Person, Step, Stretch
-from roadstead.replay.core.proof import Entry, Place, Unread, digest
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from roadstead.replay.crowd import Crowd
+from roadstead.replay.core.proof import Entry, Place, Shown, Unread, digest
+from roadstead.replay.doors import Doors
+from roadstead.replay.lookups import Lookups
+from roadstead.replay.notebook import Notebook
 
 __all__ = ["Actor", "Device"]
 
@@ -39,12 +37,15 @@ FAILURES = (RoadsteadError, centrifuge.CentrifugeError, TimeoutError, OSError)
 class Device:
     """A device that comes and goes, and knows how far it has read."""
 
-    def __init__(self, crowd: Crowd, user: str, name: str, on_entry: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, name: str, user: str, doors: Doors, notes: Notebook, *, on_entry: Callable[[Entry], None]
+    ) -> None:
         self.name = name
         self.entries: list[Entry] = []
         """The messages that it was given, in the order in which they came."""
-        self._crowd = crowd
         self._user = user
+        self._doors = doors
+        self._notes = notes
         self._on_entry = on_entry
         self._position = Position()
         self._client: Client | None = None
@@ -56,12 +57,12 @@ class Device:
     @asynccontextmanager
     async def there(self) -> AsyncIterator[None]:
         """Be connected, again and again, until the block ends. It begins without waiting for the first time."""
-        staying = self._crowd.tasks.create_task(self._stay())
-        try:
-            yield
-        finally:
-            staying.cancel()
-            await asyncio.wait([staying])
+        async with asyncio.TaskGroup() as tasks:
+            staying = tasks.create_task(self._stay())
+            try:
+                yield
+            finally:
+                staying.cancel()
 
     async def client(self) -> Client:
         """Return the connected client, when there is one."""
@@ -92,7 +93,7 @@ class Device:
             self._changed(1)
             self._connected.set()
             await self._is_over.wait()
-            self._crowd.happened.ends += 1
+            self._notes.happened.ends += 1
         except asyncio.CancelledError:
             await client.close()
             raise
@@ -103,16 +104,16 @@ class Device:
                 self._changed(-1)
 
     def _changed(self, change: int) -> None:
-        now_ms = self._crowd.now_ms()
+        now_ms = self._notes.now_ms()
         self._since_ms = now_ms if change > 0 else None
-        self._crowd.happened.presence.append((now_ms, change))
+        self._notes.happened.presence.append((now_ms, change))
 
     def _new_client(self) -> Client:
         return Client(
-            self._crowd.scheduler_of(self._user),
+            self._doors.scheduler_of(self._user),
             user=self._user,
             device=self.name,
-            credential=self._crowd.credential,
+            credential=self._doors.credential,
             on_message=self._take,
             on_end=lambda _error: self._is_over.set(),
             position=self._position,
@@ -124,7 +125,7 @@ class Device:
             return
         entry = _entry(data)
         self.entries.append(entry)
-        self._crowd.given(entry, to=self._user, since_ms=self._since_ms)
+        self._notes.given(entry, to=self._user, since_ms=self._since_ms)
         self._on_entry(entry)
         self._given.set()
 
@@ -132,10 +133,12 @@ class Device:
 class Actor:
     """A user who follows its script."""
 
-    def __init__(self, crowd: Crowd, person: Person) -> None:
+    def __init__(self, person: Person, doors: Doors, notes: Notebook, *, lookups: Lookups, in_flight: int) -> None:
         self.person = person
-        self.devices = [Device(crowd, person.user, name, self._note) for name in person.devices]
-        self._crowd = crowd
+        self.devices = [Device(name, person.user, doors, notes, on_entry=self._note) for name in person.devices]
+        self._notes = notes
+        self._lookups = lookups
+        self._in_flight = in_flight
         self._places: dict[str, Place] = {}
         """Of the messages that any of the devices has, or sent."""
         self._waiting: dict[str, asyncio.Future[Place]] = {}
@@ -143,16 +146,16 @@ class Actor:
     async def run(self) -> None:
         """Come and go, and do what there is to do, to the end of the script."""
         for number, stretch in enumerate(self.person.stretches):
-            await self._crowd.until(stretch.begin_ms)
+            await self._notes.until(stretch.begin_ms)
             async with self._together(self.devices if number % 2 else self.devices[:1]):
                 await self._do_all(stretch)
-                await self._crowd.until(stretch.end_ms)
+                await self._notes.until(stretch.end_ms)
 
     async def close(self, *, expected: int, give_up: float) -> None:
         """Come once more with all devices, until each was given `expected` messages.
 
-        Note what is unread meanwhile, and what the history of its conversations has. `give_up`: when to leave in any
-        case, by the event loop's time; what is missing then is found by the proof.
+        Note what is unread meanwhile, what the history of its conversations has, and what is said of the user.
+        `give_up`: when to leave in any case, by the event loop's time; what is missing then is found by the proof.
         """
         async with self._together(self.devices):
             with suppress(TimeoutError):
@@ -160,6 +163,8 @@ class Actor:
                     await self._ask()
                     for device in self.devices:
                         await device.until_given(expected)
+                    online = Shown("online", tuple(sorted(self.person.devices)))
+                    self._notes.seen.there |= await self._lookups.look_up({self.person.user: online})
 
     @asynccontextmanager
     async def _together(self, devices: list[Device]) -> AsyncIterator[None]:
@@ -172,10 +177,10 @@ class Actor:
     # ---------------------------------------------------------------- the script
 
     async def _do_all(self, stretch: Stretch) -> None:
-        room = asyncio.Semaphore(self._crowd.in_flight)
+        room = asyncio.Semaphore(self._in_flight)
         async with asyncio.TaskGroup() as tasks:
             for step in stretch.steps:
-                await self._crowd.until(step.at_ms)
+                await self._notes.until(step.at_ms)
                 await room.acquire()
                 tasks.create_task(self._do(step)).add_done_callback(lambda _task: room.release())
 
@@ -189,12 +194,12 @@ class Actor:
     async def _send(self, message: Message) -> None:
         if message.after:
             await self._has(message.after)
-        began_ms = self._crowd.begun(message)
+        began_ms = self._notes.begun(message)
         answer = await self._answered(
             lambda client: client.send(message.to, message.text, client_msg_id=message.key),
         )
         place = Place(int(answer["cid"]), answer["seq"], int(answer["mid"]))
-        self._crowd.acknowledged(message, place, began_ms)
+        self._notes.acknowledged(message, place, began_ms)
         self._knows(message.key, place)
 
     async def _answered(self, call: Callable[[Client], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
@@ -205,7 +210,7 @@ class Actor:
             try:
                 return await call(client)
             except FAILURES:
-                self._crowd.happened.unknown += 1
+                self._notes.happened.unknown += 1
             await asyncio.sleep(backoff.next_ms() / 1_000)
 
     # ---------------------------------------------------------------- what it knows
@@ -231,10 +236,10 @@ class Actor:
     async def _ask(self) -> None:
         told = await self._answered(lambda client: client.unread())
         counts = {int(one["cid"]): one["unread"] for one in told["conversations"]}
-        self._crowd.seen.unread[self.person.user] = Unread(told["total"], counts)
+        self._notes.seen.unread[self.person.user] = Unread(told["total"], counts)
         for cid in await self._conversations():
-            if self._crowd.is_to_read(cid):
-                self._crowd.seen.logs[cid] = await self._history(cid)
+            if self._notes.is_to_read(cid):
+                self._notes.seen.logs[cid] = await self._history(cid)
 
     async def _conversations(self) -> list[int]:
         cids: list[int] = []

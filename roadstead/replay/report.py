@@ -41,6 +41,7 @@ def facts_of(outcome: Outcome) -> Facts:
             ("until in the other's hands", _latencies(deliveries)),
             ("calls given up, made again", f"{happened.unknown:,}, with the same id"),
             ("unread counts compared", f"{looked['unread counts']:,}"),
+            ("statuses compared", f"{looked['statuses']:,}"),
             ("violations", f"{len(outcome.proof.violations):,}"),
         )
     )

@@ -41,19 +41,20 @@ async def replayed(plan: Plan, stage: Stage, script: Sequence[Operation], *, tel
     """Replay a plan on a system that was started, and do to it what the script says. `tell` is told of each step."""
     clock = SystemClock()
     began_ms = clock.monotonic()
-    crowd = Crowd(plan, schedulers=stage.schedulers, credential=stage.credential, clock=clock)
+    crowd = Crowd(plan, stage.doors, clock=clock)
+    notes = crowd.notes
     samples: list[Sample] = []
     marks: list[Mark] = []
 
     async def look_on() -> None:
         while True:
-            sample = await stage.sample(crowd.now_ms())
+            sample = await stage.sample(notes.now_ms())
             if sample is not None:
                 samples.append(sample)
             await asyncio.sleep(SAMPLE_S)
 
     async def operate() -> None:
-        marks.extend(await carried_out(script, due_ms=plan.due_ms, now_ms=crowd.now_ms, tell=tell))
+        marks.extend(await carried_out(script, due_ms=plan.due_ms, now_ms=notes.now_ms, tell=tell))
 
     async with asyncio.TaskGroup() as tasks:
         looking = tasks.create_task(look_on())
@@ -64,9 +65,9 @@ async def replayed(plan: Plan, stage: Stage, script: Sequence[Operation], *, tel
 
         await crowd.run(began_ms=began_ms, everybody_is_done=everybody_is_done)
         looking.cancel()
-    took_ms = max((at_ms for at_ms, _ in crowd.happened.sends), default=0)
-    proof = await asyncio.to_thread(prove, plan, crowd.seen)
-    return Outcome(proof, crowd.happened, samples, marks, took_ms)
+    took_ms = max((at_ms for at_ms, _ in notes.happened.sends), default=0)
+    proof = await asyncio.to_thread(prove, plan, notes.seen)
+    return Outcome(proof, notes.happened, samples, marks, took_ms)
 
 
 def most_active(plan: Plan) -> list[str]:

@@ -20,9 +20,10 @@ from base.ids import entropy, new_secret
 from roadstead.api import call_api
 from roadstead.cluster.files import ClusterFiles
 from roadstead.deployment import DataFolder
-from roadstead.local import ClusterProcess, UpProcess
+from roadstead.local import ClusterProcess, System, UpProcess
 from roadstead.ports import free_ports
 from roadstead.replay.core.figures import Sample
+from roadstead.replay.doors import Doors
 
 __all__ = ["ClusterStage", "Stage", "UpStage"]
 
@@ -56,7 +57,7 @@ class Stage(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.data = DataFolder(folder / "data")
-        self.schedulers: list[str] = []
+        self.doors: Doors
         self.extra: dict[str, asyncio.subprocess.Process] = {}
 
     @abstractmethod
@@ -71,10 +72,10 @@ class Stage(ABC):
     def serve_command(self, name: str, settings: Sequence[str], wrong_keys: Path | None) -> list[str]:
         """Return the arguments that run one more access node; with `wrong_keys` it believes no ticket."""
 
-    @property
-    def credential(self) -> str:
-        """The system's API key."""
-        return self.data.secrets().api_key
+    def doors_of(self, system: System) -> Doors:
+        """Return where its users find a system that runs."""
+        endpoints = system.endpoints
+        return Doors(list(endpoints.scheduler.values()), list(endpoints.status.values()), self.data.secrets().api_key)
 
     @property
     def flags(self) -> list[str]:
@@ -142,10 +143,10 @@ class Stage(ABC):
 
     async def sample(self, at_ms: int) -> Sample | None:
         """Return how many connections each access node reports; None: nobody answers."""
-        for url in self.schedulers:
+        for url in self.doors.schedulers:
             with suppress(RoadsteadError):
                 answer: dict[str, Any] = await call_api(
-                    "GET", f"{url}/v1/admin/access/nodes", credential=self.credential, deadline_s=SAMPLE_S
+                    "GET", f"{url}/v1/admin/access/nodes", credential=self.doors.credential, deadline_s=SAMPLE_S
                 )
                 return Sample(at_ms, {node["node"]: node["connections"] for node in answer["nodes"]})
         return None
@@ -171,7 +172,7 @@ class UpStage(Stage):
     async def start_process(self) -> None:
         """Start the one process, again where it was."""
         system = await asyncio.to_thread(self.process.start)
-        self.schedulers = list(system.endpoints.scheduler.values())
+        self.doors = self.doors_of(system)
 
     async def stop(self) -> None:
         """End both."""
@@ -202,7 +203,7 @@ class ClusterStage(Stage):
         )
         self.files = ClusterFiles(self.data)
         system = await asyncio.to_thread(self.process.start)
-        self.schedulers = list(system.endpoints.scheduler.values())
+        self.doors = self.doors_of(system)
         await self.command("status", "resize", "--to", str(STATUS_NODES), "--yes")
 
     async def stop(self) -> None:

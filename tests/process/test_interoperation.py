@@ -11,10 +11,9 @@ import asyncio
 import csv
 import io
 import json
-import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from base.core.registry import ServiceInstance
 from base.http import Credentials, HttpServer, Role
 from base.ids import NodeId
 from base.metrics import Metrics
+from roadstead.ports import free_ports
 from scheduler.agent_check import AgentCheck
 from scheduler.core.cohorts import ActiveRollout, Cohort
 from scheduler.core.node import AccessNode
@@ -39,11 +39,11 @@ from scheduler.eds import Eds
 from scheduler.ofrep import Ofrep
 from scheduler.promql import Failed, Measured, NoData, Prometheus
 from scheduler.targets import Targets
+from tests.process.programs import running, until
 
 pytestmark = pytest.mark.process
 
 KEY = "a-key-of-an-operator"
-SETTLE_S = 10.0
 FOLLOWED_S = 5.0
 """A drain must be seen by then. With the intervals below it takes Envoy 0.5 to 1 s and HAProxy 0.5 s at most."""
 ROLLOUT = ActiveRollout(
@@ -149,45 +149,6 @@ class Backend:
             while line := await reader.readline():
                 writer.write(line)
         writer.close()
-
-
-@asynccontextmanager
-async def running(log: Path, *command: str) -> AsyncIterator[None]:
-    """Run a program until the end of the block; what it wrote is told when something in the block fails."""
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(*command, stdout=out, stderr=out)
-    try:
-        yield
-    except BaseException:
-        sys.stderr.write(log.read_text())  # noqa: ASYNC240 - nothing else matters any more
-        raise
-    finally:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            async with asyncio.timeout(2.0):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-async def until(what: Callable[[], Awaitable[Any]], *, within_s: float = SETTLE_S) -> Any:
-    """Return the first result that is neither false nor an error of a program that is still starting."""
-    async with asyncio.timeout(within_s):
-        while True:
-            with suppress(aiohttp.ClientError, OSError):
-                if found := await what():
-                    return found
-            await asyncio.sleep(0.02)
-
-
-def free_port() -> int:
-    """Return a port for a program that cannot say which one it took."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 async def call(where: tuple[str, int] | Path) -> tuple[str, asyncio.StreamReader, asyncio.StreamWriter]:
@@ -456,7 +417,7 @@ scrape_configs:
 @pytest.mark.spec("AR-2")
 async def test_prometheus_scrapes_the_nodes_it_is_told_of_and_answers_the_checks_of_a_rollout(tmp_path: Path) -> None:
     """By HTTP service discovery, with the labels that tell canary from stable; then our client asks it."""
-    port = free_port()
+    (port,) = free_ports([0])
     async with AsyncExitStack() as stack:
         fleet = await stack.enter_async_context(a_fleet(1, 2))
         (tmp_path / "prometheus.yml").write_text(PROMETHEUS.format(url=fleet.url, key=KEY))

@@ -1,4 +1,4 @@
-"""A part of a real day on a real system, which is resized, drained and killed meanwhile: nothing is lost or doubled."""
+"""A part of a real day on real systems, which are resized, drained and killed meanwhile: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -11,28 +11,35 @@ from roadstead.replay.core.plan import Pace, planned
 from roadstead.replay.dataset import read
 from roadstead.replay.operations import script_of
 from roadstead.replay.run import most_active, replayed
-from roadstead.replay.stage import UpStage
+from roadstead.replay.stage import ClusterStage, UpStage
 
 pytestmark = pytest.mark.process
 
 DATE = 17_662
 """2018-05-11."""
-QUICK = ("resize 3 to 5", "drain access-1", "kill -9 the whole process")
+RESIZE, DRAIN = "resize 3 to 5", "drain access-1"
+QUICK = {
+    UpStage: (RESIZE, DRAIN, "kill -9 the whole process"),
+    ClusterStage: (RESIZE, DRAIN, "kill -9 scheduler-1", "restart im-1"),
+}
 """The others take longer than a test may: `make demo` does them."""
 
 
-async def test_people_notice_nothing_of_what_is_done_to_the_system(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", QUICK, ids=["up", "cluster"])
+async def test_people_notice_nothing_of_what_is_done_to_the_system(
+    kind: type[UpStage | ClusterStage], tmp_path: Path
+) -> None:
     """Every message at every device, once, in order, and counted right; presence and latencies were noted."""
     plan = planned(chosen(read(), Choice(date=DATE, most=20)), Pace(speed=8_000))
     assert 300 < len(plan.messages) < 2_000
-    stage = UpStage(tmp_path)
+    stage = kind(tmp_path)
     try:
         await stage.start()
-        script = [one for one in script_of(stage, most_active(plan)) if one.name in QUICK]
+        script = [one for one in script_of(stage, most_active(plan)) if one.name in QUICK[kind]]
         outcome = await replayed(plan, stage, script, tell=print)
     finally:
         await stage.stop()
-    assert [(mark.name, mark.is_done) for mark in outcome.marks] == [(name, True) for name in QUICK], outcome.marks
+    assert [(mark.name, mark.is_done) for mark in outcome.marks] == [(name, True) for name in QUICK[kind]], outcome
     assert outcome.proof.violations == ()
     assert outcome.proof.looked["acknowledged"] == len(plan.messages)
     assert len(outcome.happened.sends) == len(plan.messages)

@@ -28,13 +28,18 @@ import xxhash
 
 from roadstead.replay.core.day import Timed
 
-__all__ = ["Message", "Pace", "Person", "Plan", "Step", "Stretch", "planned"]
+__all__ = ["Message", "Pace", "Person", "Plan", "Step", "Stretch", "part_of", "planned"]
 
 FIRST, SECOND = "phone", "tablet"
 SECOND_EVERY = 5
 START_MS = 1_000
 LEAD_MS = 500
 QUIET_S = 600
+
+
+def part_of(user: str, parts: int) -> int:
+    """Return in which part of several a user is."""
+    return xxhash.xxh3_64_intdigest(user.encode()) % parts
 
 
 class Pace(msgspec.Struct, frozen=True):

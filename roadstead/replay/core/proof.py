@@ -1,4 +1,4 @@
-"""Judges what came of a plan: by what was acknowledged, what the server has, what every device saw, and what is unread.
+"""Judges what came of a plan: by what was acknowledged, stored, seen by every device, unread, and said of who is there.
 
 What must be so, in the end, when every device has caught up:
 
@@ -7,7 +7,8 @@ What must be so, in the end, when every device has caught up:
 - the messages of one recorded conversation are in the log in their order;
 - every device of both users was given the whole log, each message once, in its order;
 - what is unread for a user in a conversation are the messages after the last one that it sent or read up to; its total
-  is the sum.
+  is the sum;
+- whoever was there was shown online with just the devices that it had there, and whoever had left offline.
 
 A violation names the messages that it is about.
 """
@@ -15,16 +16,16 @@ A violation names the messages that it is about.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
 
 from roadstead.replay.core.plan import Message, Plan
 
-__all__ = ["Entry", "Place", "Proof", "Seen", "Unread", "Violation", "digest", "prove"]
+__all__ = ["GONE", "Entry", "Place", "Proof", "Seen", "Shown", "Unread", "Violation", "digest", "prove"]
 
 NAMED_MAX = 10
 """Messages that one violation names."""
@@ -54,6 +55,24 @@ class Unread(msgspec.Struct, frozen=True):
     conversations: dict[int, int]
 
 
+class Shown(msgspec.Struct, frozen=True):
+    """What is said of a user: a state, and the devices behind it by name."""
+
+    state: str
+    devices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, state: str, sessions: Iterable[Mapping[str, Any]]) -> Shown:
+        """Return what an answer of a status node says."""
+        return cls(state, tuple(sorted(session["device"] for session in sessions)))
+
+    def __str__(self) -> str:
+        return f"{self.state} with {', '.join(self.devices)}" if self.devices else self.state
+
+
+GONE = Shown("offline")
+
+
 class Seen(msgspec.Struct):
     """What was seen from outside. Entries are in the order in which they came."""
 
@@ -62,6 +81,10 @@ class Seen(msgspec.Struct):
     devices: dict[tuple[str, str], list[Entry]] = {}
     """By user and device."""
     unread: dict[str, Unread] = {}
+    there: dict[str, Shown] = {}
+    """What was said of each user while all of its devices were there."""
+    gone: dict[str, Shown] = {}
+    """The same after all had left."""
 
     def add(self, other: Seen) -> None:
         """Add what was seen of other users."""
@@ -69,6 +92,8 @@ class Seen(msgspec.Struct):
         self.logs |= other.logs
         self.devices |= other.devices
         self.unread |= other.unread
+        self.there |= other.there
+        self.gone |= other.gone
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -103,6 +128,7 @@ def prove(plan: Plan, seen: Seen) -> Proof:
     judge.order()
     judge.devices()
     judge.unread()
+    judge.presence()
     return Proof(
         tuple(judge.violations),
         {
@@ -113,6 +139,7 @@ def prove(plan: Plan, seen: Seen) -> Proof:
             "devices": len(seen.devices),
             "deliveries": sum(len(entries) for entries in seen.devices.values()),
             "unread counts": judge.counts,
+            "statuses": len(seen.there) + len(seen.gone),
         },
     )
 
@@ -247,6 +274,18 @@ class _Judge:
                     self._add("unread", says, after or [entry.key for entry in log[-1:]])
             if told.total != total:
                 self._add("unread", f"{person.user} was told of {told.total} in all, and has {total}", [])
+
+    # ---------------------------------------------------------------- who is there
+
+    def presence(self) -> None:
+        """The status cluster said who was there, and who was not any more."""
+        for person in self._plan.people:
+            online = Shown("online", tuple(sorted(person.devices)))
+            for when, expected, said in (("there", online, self._seen.there), ("gone", GONE, self._seen.gone)):
+                shown = said.get(person.user)
+                if shown != expected:
+                    says = f"said to be {shown}" if shown is not None else "nothing was said"
+                    self._add("presence", f"{person.user} was {when} ({expected}): {says}", [])
 
 
 def _told(place: Place) -> str:

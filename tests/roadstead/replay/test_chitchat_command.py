@@ -14,7 +14,7 @@ from roadstead.cli.main import main
 from roadstead.replay.core.day import Conversation, Said
 from roadstead.replay.core.figures import Happened, Mark
 from roadstead.replay.core.plan import Plan
-from roadstead.replay.core.proof import Entry, Place, Seen, Unread, digest, prove
+from roadstead.replay.core.proof import GONE, Entry, Place, Seen, Shown, Unread, digest, prove
 from roadstead.replay.run import Outcome
 
 CHAT = Conversation("chat", tuple(Said(place * 60, "ab"[place % 2], f"text {place}") for place in range(6)))
@@ -31,6 +31,8 @@ def seen_of(plan: Plan) -> Seen:
         logs={1: log},
         devices={(one.user, device): list(log) for one in plan.people for device in one.devices},
         unread={"a": Unread(1, {1: 1}), "b": Unread(0, {})},
+        there={one.user: Shown("online", tuple(sorted(one.devices))) for one in plan.people},
+        gone={one.user: GONE for one in plan.people},
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from roadstead.replay.core.day import Said, Timed
 from roadstead.replay.core.plan import Pace, Plan, planned
-from roadstead.replay.core.proof import Entry, Place, Seen, Unread, digest, prove
+from roadstead.replay.core.proof import GONE, Entry, Place, Seen, Shown, Unread, digest, prove
 
 PLAN = planned(
     [
@@ -49,6 +49,7 @@ def seen_of(plan: Plan, *, order: list[str] | None = None) -> Seen:
                 (entry for log in mine.values() for entry in log), key=lambda entry: entry.place.mid
             )
         counts = {cid: _unread(plan, one.user, log) for cid, log in mine.items()}
+        seen.there[one.user], seen.gone[one.user] = Shown("online", tuple(sorted(one.devices))), GONE
         seen.unread[one.user] = Unread(sum(counts.values()), {cid: count for cid, count in counts.items() if count})
     return seen
 
@@ -83,6 +84,7 @@ def test_what_is_right_is_found_right_and_says_how_much_was_looked_at() -> None:
         count * len(one.devices) for one in PLAN.people for count in [PLAN.expected()[one.user]]
     )
     assert proof.looked["unread counts"] >= 3
+    assert proof.looked["statuses"] == 2 * len(PLAN.people)
 
 
 def test_nothing_planned_and_nothing_seen_is_right() -> None:
@@ -100,6 +102,8 @@ def test_what_two_processes_saw_is_right_only_together() -> None:
             {cid: log for cid, log in whole.logs.items() if (cid == Z_CID) is mine},
             {device: entries for device, entries in whole.devices.items() if (device[0] == "a") is mine},
             {user: told for user, told in whole.unread.items() if (user == "a") is mine},
+            {user: told for user, told in whole.there.items() if (user == "a") is mine},
+            {user: told for user, told in whole.gone.items() if (user == "a") is mine},
         )
         for mine in (True, False)
     ]
@@ -202,6 +206,22 @@ def untold(seen: Seen) -> None:
     del seen.unread[Z_PARTNER]
 
 
+def shown_away(seen: Seen) -> None:
+    seen.there["a"] = GONE
+
+
+def shown_with_another_device(seen: Seen) -> None:
+    seen.there["a"] = Shown("online", (*seen.there["a"].devices, "watch"))
+
+
+def not_shown(seen: Seen) -> None:
+    del seen.there["a"]
+
+
+def shown_for_ever(seen: Seen) -> None:
+    seen.gone["a"] = Shown("online", ("phone",))
+
+
 @pytest.mark.parametrize(
     ("broken", "kind", "key"),
     [
@@ -224,6 +244,10 @@ def untold(seen: Seen) -> None:
         (invented, "unread", ""),
         (wrong_total, "unread", ""),
         (untold, "unread", "z/0"),
+        (shown_away, "presence", ""),
+        (shown_with_another_device, "presence", ""),
+        (not_shown, "presence", ""),
+        (shown_for_ever, "presence", ""),
     ],
 )
 def test_each_way_to_be_wrong_is_told_with_its_message(broken: Callable[[Seen], None], kind: str, key: str) -> None:

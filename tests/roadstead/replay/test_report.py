@@ -22,6 +22,7 @@ LOOKED = {
     "devices": 5,
     "deliveries": 7_000,
     "unread counts": 4,
+    "statuses": 6,
 }
 
 
