@@ -37,6 +37,7 @@ SAMPLES: Mapping[str, tuple[str, ...]] = {
     "haproxy/haproxy.cfg": ("haproxy", "-c", "-f"),
     "docker/haproxy.cfg": ("haproxy", "-c", "-f"),
     "prometheus/prometheus.yml": ("promtool", "check", "config"),
+    "prometheus/alerts.yml": ("promtool", "check", "rules"),
     "envoy/envoy.yaml": ("envoy", "--mode", "validate", "--log-level", "error", "-c"),
     "keepalived/keepalived.conf": ("keepalived", "-t", "-f"),
     "systemd/roadstead.service": VERIFY,
@@ -57,6 +58,7 @@ LOOKED_AT = {
     "docker/Dockerfile.dockerignore",
     "docker/compose.yaml",
     "docker/healthcheck.py",
+    "grafana/roadstead.json",  # test_monitoring
     "systemd/tmpfiles.conf",
 }
 """What a test of its own is for."""
@@ -76,6 +78,8 @@ def place(sample: str, folder: Path) -> Path:
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_text("")
         text = text.replace(f'"{named}"', f'"{there}"')
+    for rules in re.findall(r"^rule_files: \[(\S+)\]", text, flags=re.MULTILINE):
+        shutil.copy((DEPLOY / sample).parent / rules, folder)
     file = folder / Path(sample).name
     file.write_text(text.replace(PROGRAM, sys.executable).replace("/etc/haproxy/tls/ca.pem", str(ca)))
     return file
@@ -110,6 +114,7 @@ def test_a_sample_is_good(sample: str, tmp_path: Path) -> None:
         ("haproxy/haproxy.cfg", "retries"),
         ("docker/haproxy.cfg", "resolvers"),
         ("prometheus/prometheus.yml", "scrape_interval"),
+        ("prometheus/alerts.yml", "annotations"),
         ("envoy/envoy.yaml", "connect_timeout"),
         ("consul/server.hcl", "raft_multiplier"),
         ("config/access.toml", "client_port"),
