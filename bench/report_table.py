@@ -19,12 +19,14 @@ _HEAD = """\
 Goals are aims, not limits of a test; a goal that is missed is here, too. Others that are named ran in the same run on
 the same machine. How each is measured stands at the head of its module; `python -m bench NAME` does it again.
 """
+_MIXED = "Recorded in more than one run: of what was measured in several, the last one counts."
 _COLUMNS = ("benchmark", "claim", "measured", "goal", "met", "in the same run")
 
 
 def table(record: Record, *, name: str) -> str:
     """Return the page. `name`: of the file that it is for."""
     lines = [_HEAD.format(name=name), *(_environment(each) for each in record.environments), ""]
+    lines += [_MIXED, ""] * (len(record.environments) > 1)
     lines += [_row(_COLUMNS), _row(["---"] * len(_COLUMNS)), *(_row(_cells(outcome)) for outcome in record.outcomes)]
     return "\n".join(lines) + "\n"
 

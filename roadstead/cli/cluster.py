@@ -84,7 +84,9 @@ def up(
     try:
         files = ClusterFiles(data)
         plan = made_plan(Counts(**counts), has_tls=tls, former=files.former_plan())
-        agent = ConsulAgent(folder=files.consul, name=CONSUL, program=consul, log_level="WARN")
+        agent = ConsulAgent(
+            folder=files.consul, name=CONSUL, program=consul, log_level="ERR" if log_level == "error" else "WARN"
+        )
         files.write(plan, data.make_secrets(), consul_url=agent.url, log_level=log_level, log_format=log_format)
         names = [CONSUL, *(node.name for node in plan.nodes)]
         view = LogView(files.logs, names, stream=sys.stderr, as_json=log_format == "json")
