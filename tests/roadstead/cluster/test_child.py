@@ -63,7 +63,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_it_is_ready_when_it_says_so():
     """Every other line, of both outputs, is its log; the last one need not end."""
-    program = f"import sys; print('one'); {READY}; sys.stderr.write('two\\nthree'); sys.stderr.flush(); {STAY}"
+    program = f"import sys; print('one'); sys.stderr.write('two\\nthree'); sys.stderr.flush(); {READY}; {STAY}"
     async with kept(program) as held:
         await held.child.wait_ready()
         seen = held.child.seen()
