@@ -15,19 +15,24 @@ from rich.table import Table
 
 from base import loop
 from base.errors import ConfigError
+from base.ids import new_secret
+from roadstead.api import trust_ca
 from roadstead.cli.common import EXIT_FAILED, json_option, print_json
 from roadstead.cli.replay_decisions import command as decisions
-from roadstead.replay.core.day import DAY_S, Choice, chosen
+from roadstead.deployment import DataFolder
+from roadstead.replay.core.day import DAY_S, Choice, chosen, renamed
 from roadstead.replay.core.figures import Mark
 from roadstead.replay.core.plan import Pace, Plan, planned
 from roadstead.replay.dataset import read
 from roadstead.replay.operations import NOT_IN_ONE_PROCESS, script_of
 from roadstead.replay.report import VIOLATIONS_SHOWN, facts_of, written
 from roadstead.replay.run import Outcome, most_active, replayed
-from roadstead.replay.stage import ClusterStage, UpStage
+from roadstead.replay.stage import ClusterStage, RunningStage, UpStage
 
 __all__ = ["command"]
 
+PREFIX_CHARS = 8
+"""Of the names of people who use a system that runs: so many that nobody was there before."""
 EPOCH_DAY = 719_163
 """1970-01-01 in the days of the proleptic Gregorian calendar, as `datetime.toordinal` counts them."""
 
@@ -64,6 +69,13 @@ class _TimeOfDay(click.ParamType[int]):
 @click.option("--conversations", "most", type=click.IntRange(1), help="Only so many of them.")
 @click.option("--cluster", is_flag=True, help="On a cluster of processes on Consul, not on one process.")
 @click.option(
+    "--data",
+    "running",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="On the system that runs from there, with people who are new to it; nothing is done to it meanwhile.",
+)
+@click.option(
     "--operations/--no-operations", default=True, show_default=True, help="Resize, drain, kill ... meanwhile."
 )
 @click.option(
@@ -81,6 +93,7 @@ def _chitchat(
     end_s: int,
     most: int | None,
     cluster: bool,
+    running: Path | None,
     operations: bool,
     report: Path | None,
     as_json: bool,
@@ -92,16 +105,22 @@ def _chitchat(
     """
     if report is not None:
         _check_charts()
-    plan = _plan(Choice(day.toordinal() - EPOCH_DAY if day is not None else None, begin_s, end_s, most), speed)
+    if cluster and running is not None:
+        raise click.UsageError("either --cluster or --data")
+    choice = Choice(day.toordinal() - EPOCH_DAY if day is not None else None, begin_s, end_s, most)
+    plan = _plan(choice, speed, prefix=f"{new_secret()[:PREFIX_CHARS]}-" if running is not None else "")
     console = Console(highlight=False, stderr=as_json)
-    kind = ClusterStage if cluster else UpStage
+    kind = RunningStage if running is not None else ClusterStage if cluster else UpStage
+    operates = operations and running is None
+    if running is not None and (ca := DataFolder(running).ca).exists():
+        trust_ca(ca)
     title = (
         f"{len(plan.messages):,} messages of {len(plan.people):,} people, "
         f"{f'of {day:%Y-%m-%d}' if day is not None else 'of 101 days laid on one'}, {speed:g} times as fast"
     )
     console.print(f"[bold]{title}[/]: about {plan.end_ms / 1_000:.0f} s, on {kind.kind}", soft_wrap=True)
-    outcome = loop.run(_run(plan, kind, console, operates=operations))
-    left_out = NOT_IN_ONE_PROCESS if operations and not cluster else ()
+    outcome = loop.run(_run(plan, kind, running, console, operates=operates))
+    left_out = NOT_IN_ONE_PROCESS if operates and not cluster else ()
     files = written(report, title, outcome, left_out) if report is not None else []
     if as_json:
         print_json({"title": title, "took_ms": outcome.took_ms, "proof": outcome.proof, "operations": outcome.marks})
@@ -122,9 +141,9 @@ def _check_charts() -> None:
         raise ConfigError(["--report needs matplotlib; the extra `replay` installs it: roadstead[replay]"]) from error
 
 
-def _plan(choice: Choice, speed: float) -> Plan:
+def _plan(choice: Choice, speed: float, *, prefix: str) -> Plan:
     """Return what is to be done. Raises ConfigError when the data set is not there, UsageError when nothing is left."""
-    recorded = read()
+    recorded = renamed(read(), prefix)
     made = chosen(recorded, choice)
     if not made:
         raise click.UsageError("there is no message on that day and in that time")
@@ -132,7 +151,14 @@ def _plan(choice: Choice, speed: float) -> Plan:
     return planned(made, Pace(speed), senders=senders)
 
 
-async def _run(plan: Plan, kind: type[UpStage | ClusterStage], console: Console, *, operates: bool) -> Outcome:
+async def _run(
+    plan: Plan,
+    kind: type[UpStage | ClusterStage | RunningStage],
+    data: Path | None,
+    console: Console,
+    *,
+    operates: bool,
+) -> Outcome:
     def tell(mark: Mark) -> None:
         style = "green" if mark.is_done else "red"
         took_s = (mark.end_ms - mark.begin_ms) / 1_000
@@ -142,10 +168,10 @@ async def _run(plan: Plan, kind: type[UpStage | ClusterStage], console: Console,
         )
 
     with TemporaryDirectory(prefix="roadstead-") as folder:
-        stage = kind(Path(folder))
+        stage = kind(Path(folder), data)
         try:
             await stage.start()
-            script = script_of(stage, most_active(plan)) if operates else []
+            script = [] if isinstance(stage, RunningStage) or not operates else script_of(stage, most_active(plan))
             return await replayed(plan, stage, script, tell=tell)
         finally:
             await stage.stop()

@@ -9,11 +9,11 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from base.errors import RoadsteadError
 from roadstead.replay.core.figures import Mark
-from roadstead.replay.stage import BAD, CANARY, THIRD, ClusterStage, Stage, UpStage
+from roadstead.replay.stage import BAD, CANARY, THIRD, ClusterStage, OperatedStage, UpStage
 
 __all__ = ["NOT_IN_ONE_PROCESS", "Operation", "carried_out", "script_of"]
 
@@ -45,8 +45,6 @@ NOT_IN_ONE_PROCESS = (
     "the message services are restarted: they are with the whole process",
 )
 """What the script of `up` leaves out, and why."""
-
-S = TypeVar("S", bound=Stage)
 
 
 class Operation(NamedTuple):
@@ -103,11 +101,11 @@ async def carried_out(
     return marks
 
 
-async def _resize(stage: Stage, to: int) -> str:
+async def _resize(stage: OperatedStage, to: int) -> str:
     return _last(await stage.command("status", "resize", "--to", str(to), "--yes"))
 
 
-async def _drain(stage: Stage) -> str:
+async def _drain(stage: OperatedStage) -> str:
     said = await stage.command("access", "drain", "access-1", "--over", "3s", "--grace", "3s")
     await stage.command("access", "abort", "access-1")
     *_, went, _empty = said.splitlines()
@@ -138,7 +136,7 @@ async def _restart(stage: ClusterStage, name: str) -> str:
     return "stopped and started"
 
 
-async def _canary(stage: Stage, testers: Sequence[str]) -> str:
+async def _canary(stage: OperatedStage, testers: Sequence[str]) -> str:
     """Roll a version out to testers, 1 % and 10 % of all; put a bad build of it there; look on as it is taken back."""
     document, users = stage.folder / "rollout.yaml", stage.folder / "testers.txt"
     await asyncio.to_thread(_write, users, "".join(f"{user}\n" for user in testers))

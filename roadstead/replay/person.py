@@ -18,6 +18,7 @@ import centrifuge
 from base.core.backoff import Backoff
 from base.errors import RoadsteadError
 from base.ids import entropy
+from roadstead.api import ambient
 from roadstead.client import Client, Incoming, Position
 from roadstead.replay.core.plan import Message, Person, Step, Stretch
 from roadstead.replay.core.proof import Entry, Place, Shown, Unread, digest
@@ -117,6 +118,7 @@ class Device:
             on_message=self._take,
             on_end=lambda _error: self._is_over.set(),
             position=self._position,
+            tls=ambient(),
         )
 
     async def _take(self, incoming: Incoming) -> None:

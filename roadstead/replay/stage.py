@@ -1,4 +1,4 @@
-"""The system that a crowd uses: one process, or a cluster of them, in a folder that is gone afterwards.
+"""The system that a crowd uses: one process or a cluster of them, in a folder that is gone afterwards, or what runs.
 
 What is done to it is done as an operator would: by `roadstead` commands from another process, and by signals. So the
 report can show them, and whoever wants to can give them by hand.
@@ -19,13 +19,13 @@ from base.errors import ConfigError, PeerUnavailable, RoadsteadError
 from base.ids import entropy, new_secret
 from roadstead.api import call_api
 from roadstead.cluster.files import ClusterFiles
-from roadstead.deployment import DataFolder
-from roadstead.local import ClusterProcess, System, UpProcess
+from roadstead.deployment import DataFolder, Endpoints
+from roadstead.local import ClusterProcess, UpProcess
 from roadstead.ports import free_ports
 from roadstead.replay.core.figures import Sample
 from roadstead.replay.doors import Doors
 
-__all__ = ["ClusterStage", "Stage", "UpStage"]
+__all__ = ["ClusterStage", "OperatedStage", "RunningStage", "Stage", "UpStage"]
 
 COMMAND_S = 90.0
 READY_S = 60.0
@@ -49,16 +49,17 @@ SETTINGS = {
 
 
 class Stage(ABC):
-    """A system that was started. `extra`: access nodes in processes of their own, which belong to it."""
+    """A system that people can use."""
 
     kind: str
     """For people."""
+    doors: Doors
+    """Where they find it, once it was started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
+        """`folder` is for its files; `data`: the system's, where that is elsewhere."""
         self.folder = folder
-        self.data = DataFolder(folder / "data")
-        self.doors: Doors
-        self.extra: dict[str, asyncio.subprocess.Process] = {}
+        self.data = DataFolder(data or folder / "data")
 
     @abstractmethod
     async def start(self) -> None:
@@ -68,14 +69,33 @@ class Stage(ABC):
     async def stop(self) -> None:
         """End everything in an orderly way."""
 
+    def find(self, endpoints: Endpoints) -> None:
+        """Know from here on where a system that runs is found."""
+        self.doors = Doors(
+            list(endpoints.scheduler.values()), list(endpoints.status.values()), self.data.secrets().api_key
+        )
+
+    async def sample(self, at_ms: int) -> Sample | None:
+        """Return how many connections each access node reports; None: nobody answers."""
+        for url in self.doors.schedulers:
+            with suppress(RoadsteadError):
+                answer: dict[str, Any] = await call_api(
+                    "GET", f"{url}/v1/admin/access/nodes", credential=self.doors.credential, deadline_s=SAMPLE_S
+                )
+                return Sample(at_ms, {node["node"]: node["connections"] for node in answer["nodes"]})
+        return None
+
+
+class OperatedStage(Stage):
+    """One of our own, to which anything may be done. `extra`: its access nodes in processes of their own."""
+
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
+        super().__init__(folder, data)
+        self.extra: dict[str, asyncio.subprocess.Process] = {}
+
     @abstractmethod
     def serve_command(self, name: str, settings: Sequence[str], wrong_keys: Path | None) -> list[str]:
         """Return the arguments that run one more access node; with `wrong_keys` it believes no ticket."""
-
-    def doors_of(self, system: System) -> Doors:
-        """Return where its users find a system that runs."""
-        endpoints = system.endpoints
-        return Doors(list(endpoints.scheduler.values()), list(endpoints.status.values()), self.data.secrets().api_key)
 
     @property
     def flags(self) -> list[str]:
@@ -141,18 +161,8 @@ class Stage(ABC):
         for name in tuple(self.extra):
             await self.end_node(name, signal.SIGTERM)
 
-    async def sample(self, at_ms: int) -> Sample | None:
-        """Return how many connections each access node reports; None: nobody answers."""
-        for url in self.doors.schedulers:
-            with suppress(RoadsteadError):
-                answer: dict[str, Any] = await call_api(
-                    "GET", f"{url}/v1/admin/access/nodes", credential=self.doors.credential, deadline_s=SAMPLE_S
-                )
-                return Sample(at_ms, {node["node"]: node["connections"] for node in answer["nodes"]})
-        return None
 
-
-class UpStage(Stage):
+class UpStage(OperatedStage):
     """All in one process, and one access node beside it."""
 
     kind = "one process, and an access node beside it"
@@ -172,7 +182,7 @@ class UpStage(Stage):
     async def start_process(self) -> None:
         """Start the one process, again where it was."""
         system = await asyncio.to_thread(self.process.start)
-        self.doors = self.doors_of(system)
+        self.find(system.endpoints)
 
     async def stop(self) -> None:
         """End both."""
@@ -188,7 +198,7 @@ class UpStage(Stage):
         return ["access", "serve", "--name", name, "--join", registry, *keys, *settings]
 
 
-class ClusterStage(Stage):
+class ClusterStage(OperatedStage):
     """A process a node, on Consul."""
 
     kind = "a cluster of processes on Consul: 5 status nodes, 3 access nodes, 2 message processes, 2 schedulers"
@@ -203,7 +213,7 @@ class ClusterStage(Stage):
         )
         self.files = ClusterFiles(self.data)
         system = await asyncio.to_thread(self.process.start)
-        self.doors = self.doors_of(system)
+        self.find(system.endpoints)
         await self.command("status", "resize", "--to", str(STATUS_NODES), "--yes")
 
     async def stop(self) -> None:
@@ -228,6 +238,24 @@ class ClusterStage(Stage):
         before = await asyncio.to_thread(self.process.node, name)
         await self.command("cluster", "kill", name)
         await asyncio.to_thread(self.process.wait_ready, name, other_than=before.pid)
+
+
+class RunningStage(Stage):
+    """What runs already, from a data folder. Nothing is done to it but to use it."""
+
+    kind = "the system that runs there"
+
+    async def start(self) -> None:
+        """Find it. Raises ConfigError when nothing was started from the folder, PeerUnavailable when it is away."""
+        self.find(self.data.endpoints())
+        for url in self.doors.schedulers:
+            with suppress(PeerUnavailable):
+                await call_api("GET", f"{url}/healthz", deadline_s=SAMPLE_S)
+                return
+        raise PeerUnavailable(f"no scheduler of the system in {self.data.path} answers")
+
+    async def stop(self) -> None:
+        """Leave it as it is."""
 
 
 def _ports_in_a_row() -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from roadstead.cli.main import main
+from roadstead.local import running_system
 from roadstead.replay.core.day import Choice, chosen
 from roadstead.replay.core.plan import Pace, planned
 from roadstead.replay.dataset import read
@@ -46,3 +48,22 @@ async def test_people_notice_nothing_of_what_is_done_to_the_system(
     assert sum(change for _, change in outcome.happened.presence) == 0
     assert any(sum(sample.connections.values()) for sample in outcome.samples)
     assert outcome.is_right
+
+
+def test_people_may_use_a_system_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Again and again: each time others come, and nothing is done to it."""
+    arguments = ["--day", "2018-05-11", "--conversations", "3", "--speed", "20000"]
+    with running_system() as system:
+        for _ in range(2):
+            assert run(*arguments, "--data", str(system.data.path)) == 0
+            assert "every message is at every device, once and in order" in capsys.readouterr().out
+        assert run(*arguments, "--data", str(system.data.path), "--cluster") == 2
+        assert "either --cluster or --data" in capsys.readouterr().err
+
+
+def run(*arguments: str) -> int:
+    try:
+        main(["replay", "chitchat", *arguments])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0

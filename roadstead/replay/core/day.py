@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-__all__ = ["DAY_S", "Choice", "Conversation", "Said", "Timed", "chosen"]
+__all__ = ["DAY_S", "Choice", "Conversation", "Said", "Timed", "chosen", "renamed"]
 
 DAY_S = 86_400
 FOLD_S = 10 * 3_600
@@ -35,6 +35,14 @@ class Conversation(msgspec.Struct, frozen=True):
 
     name: str
     said: tuple[Said, ...]
+
+
+def renamed(conversations: Iterable[Conversation], prefix: str) -> list[Conversation]:
+    """Return the conversations with other people, whose names begin with the prefix."""
+    return [
+        Conversation(one.name, tuple(Said(said.at, prefix + said.sender, said.text) for said in one.said))
+        for one in conversations
+    ]
 
 
 class Timed(msgspec.Struct, frozen=True):

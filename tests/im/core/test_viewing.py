@@ -135,7 +135,7 @@ def test_who_left_reads_no_further_but_has_settings(*, is_apart: bool):
 
 
 @pytest.mark.parametrize(("size", "is_told"), [(99, True), (100, False)])
-def test_a_receipt_is_for_the_others_if_they_are_few(size: int, is_told: bool):
+def test_a_receipt_is_for_the_others_if_they_are_few(size: int, *, is_told: bool):
     """Who is there at the mark's place in the log; nobody of a setting, or of a mark that changes nothing."""
     world = World()
     others = tuple(f"u{number:03}" for number in range(size - 1))

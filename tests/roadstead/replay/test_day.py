@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roadstead.replay.core.day import DAY_S, FOLD_S, Choice, Conversation, Said, chosen
+from roadstead.replay.core.day import DAY_S, FOLD_S, Choice, Conversation, Said, chosen, renamed
 
 HOUR = 3_600
 
@@ -18,6 +18,12 @@ def conversation(name: str, *at: int) -> Conversation:
 
 def seconds(choice: Choice, *at: int) -> list[int]:
     return [row[1] for one in chosen([conversation("a", *at)], choice) for row in one.said]
+
+
+def test_other_people_say_the_same() -> None:
+    """In the same conversations at the same times."""
+    (one,) = renamed([Conversation("x", (Said(5, "a", "hi"), Said(9, "b", "yes")))], "new-")
+    assert one == Conversation("x", (Said(5, "new-a", "hi"), Said(9, "new-b", "yes")))
 
 
 def test_a_folded_message_is_at_its_time_of_day_whatever_the_date() -> None:
