@@ -54,19 +54,6 @@ from tests.contract.stores import (
 BOTH = (("ann", "bob"), ("bob", "ann"))
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite-merging"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
-@pytest.fixture
-async def store(kind: str, tmp_path: Path) -> AsyncIterator[MessageStore]:
-    opened = await open_store(kind, tmp_path)
-    yield opened
-    await opened.close()
-
-
 @pytest.fixture
 async def read_store(kind: str, tmp_path: Path) -> AsyncIterator[MessageStore]:
     """A store in which even two users read their log."""
@@ -342,54 +329,6 @@ async def test_pages_come_with_what_became_of_their_messages(store: MessageStore
 
 
 # ---------------------------------------------------------------- groups
-
-
-async def test_a_member_sees_exactly_what_came_while_it_was_in(store: MessageStore):
-    """From the event that let it in to the one that removed it, both included; again after coming back."""
-    cid = await make_group(store, group_of("bob"))
-    await append(store, draft(cid=cid, key="m1"))
-    await carry_out(store, change("ann", cid, "invite", "cleo"))
-    await append(store, draft(cid=cid, key="m2"))
-    await carry_out(store, change("ann", cid, "kick", "cleo"))
-    await append(store, draft(cid=cid, key="m3"))
-    assert await store.membership(cid, "cleo") == Visible(3, 5, Role.MEMBER)
-    await carry_out(store, change("bob", cid, "invite", "cleo"))
-    await append(store, draft("cleo", cid=cid, key="m4"))
-    await push_out_of_memory(store)
-    assert await store.membership(cid, "ann") == Visible(1, 0, Role.OWNER)
-    assert await store.membership(cid, "cleo") == Visible(7, 0, Role.MEMBER)
-    assert await store.membership(cid, "dan") is None
-    assert await texts(store, "cleo") == ["group", "m2", "group", "group", "m4"]
-    assert await texts(store, "bob") == ["g1", "m1", "group", "m2", "group", "m3", "group", "m4"]
-    assert [entry.message for entry in await whole(store, "bob")] == await whole_conversation(store, cid)
-
-
-async def test_members_are_listed_by_name_in_pages(store: MessageStore):
-    """Only those who are in it now."""
-    cid = await make_group(store, group_of("dan", "cleo", "bob"))
-    await carry_out(store, change("ann", cid, "role", "cleo", value="admin"), change("dan", cid, "leave"))
-    members = [
-        Member(cid, "ann", Role.OWNER, 1, 1, 0),
-        Member(cid, "bob", Role.MEMBER, 1, 1, 0),
-        Member(cid, "cleo", Role.ADMIN, 1, 1, 0),
-    ]
-    assert await store.members(cid, after="", limit=9) == members
-    assert await store.members(cid, after="ann", limit=1) == members[1:2]
-    [listed] = await store.listed("bob", [cid])
-    assert listed.members == 3
-
-
-async def test_users_are_those_who_are_there_now_if_they_are_few(store: MessageStore):
-    """Of single conversations and of groups, new ones and those that are out of memory."""
-    await append(store, draft("bob", "ann"), draft("dan", "dan"))
-    cid = await make_group(store, group_of("dan", "cleo", "bob"))
-    await carry_out(store, change("dan", cid, "leave"))
-    for _ in range(2):
-        assert [list(await store.users(one, at_most=3)) for one in (1, 2, cid)] == [
-            ["ann", "bob"], ["dan"], ["ann", "bob", "cleo"],
-        ]  # fmt: skip
-        assert [list(await store.users(one, at_most=2)) for one in (1, 2, cid)] == [["ann", "bob"], ["dan"], []]
-        await push_out_of_memory(store)
 
 
 @pytest.mark.usefixtures("small_steps")
