@@ -141,7 +141,7 @@ async def test_who_asks_the_new_process_early_overtakes_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_told: bool
 ):
     """Its call waits there for those that waited elsewhere; not for ever if nobody says that there are no more."""
-    monkeypatch.setattr(moving, "HAND_OVER_MS", 300)
+    monkeypatch.setattr(moving, "HAND_OVER_MS", 10_000 if is_told else 1_000)
     async with movable(tmp_path) as (cluster, end), asyncio.TaskGroup() as tasks:
         real = moving.Moving._call
         early: list[asyncio.Task[bytes]] = []

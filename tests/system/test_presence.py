@@ -173,15 +173,16 @@ async def test_who_is_there_already_is_seen_in_the_reply(connect: Connect) -> No
     await look.has("busy")
 
 
-async def test_offline_is_not_told_of_who_comes_back_in_time(connect: Connect) -> None:
+async def test_offline_is_not_told_of_who_comes_back_in_time(tmp_path: Path) -> None:
     """A dropped connection that returns is nothing that anybody needs to know."""
-    look = await look_at(await connect("alice"), "bob")
-    bob = await connect("bob")
-    await look.has("offline", "online")
-    await drop(bob)
-    await bob.sdk.ready(SETTLE_S)
-    await set_presence(bob, state="busy")
-    await look.has("offline", "online", "busy")
+    async with connected(tmp_path / "data", offline_grace_ms=8_000) as (_, connect):
+        look = await look_at(await connect("alice"), "bob")
+        bob = await connect("bob")
+        await look.has("offline", "online")
+        await drop(bob)
+        await bob.sdk.ready(SETTLE_S)
+        await set_presence(bob, state="busy")
+        await look.has("offline", "online", "busy")
 
 
 async def test_all_viewers_of_all_access_nodes_are_told(connect: Connect) -> None:
