@@ -40,12 +40,6 @@ FOREIGN = 7 * CID_STRIDE + THERE
 """A conversation of the other shard."""
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite-merging"])
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
 @pytest.fixture
 async def store(kind: str, tmp_path: Path) -> AsyncIterator[MessageStore]:
     opened = await open_store(kind, tmp_path, SETTINGS)

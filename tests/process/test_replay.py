@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from roadstead.cli.main import main
 from roadstead.local import running_system
 from roadstead.replay.core.day import Choice, chosen
 from roadstead.replay.core.plan import Pace, planned
@@ -14,6 +13,7 @@ from roadstead.replay.dataset import read
 from roadstead.replay.operations import script_of
 from roadstead.replay.run import most_active, replayed
 from roadstead.replay.stage import ClusterStage, UpStage
+from tests.support.command import exit_code
 
 pytestmark = pytest.mark.process
 
@@ -55,15 +55,7 @@ def test_people_may_use_a_system_that_runs(capsys: pytest.CaptureFixture[str]) -
     arguments = ["--day", "2018-05-11", "--conversations", "3", "--speed", "20000"]
     with running_system() as system:
         for _ in range(2):
-            assert run(*arguments, "--data", str(system.data.path)) == 0
+            assert exit_code("replay", "chitchat", *arguments, "--data", str(system.data.path)) == 0
             assert "every message is at every device, once and in order" in capsys.readouterr().out
-        assert run(*arguments, "--data", str(system.data.path), "--cluster") == 2
+        assert exit_code("replay", "chitchat", *arguments, "--data", str(system.data.path), "--cluster") == 2
         assert "either --cluster or --data" in capsys.readouterr().err
-
-
-def run(*arguments: str) -> int:
-    try:
-        main(["replay", "chitchat", *arguments])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0

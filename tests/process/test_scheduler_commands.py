@@ -15,8 +15,8 @@ import pytest
 
 from roadstead.api import call_api
 from roadstead.cli.common import operator
-from roadstead.cli.main import main
 from roadstead.local import System, UpProcess
+from tests.support.command import exit_code
 
 pytestmark = pytest.mark.process
 
@@ -50,11 +50,7 @@ def run(system: System, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     monkeypatch.setenv("ROADSTEAD_DATA", str(system.data.path))
 
     def ran(*arguments: str | Path) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+        code = exit_code(*arguments)
         said = capsys.readouterr()
         return code, said.out, said.err
 

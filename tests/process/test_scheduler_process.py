@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from access.api import transport_urls
-from roadstead.cli.main import main
 from roadstead.local import System, UpProcess
+from tests.support.command import exit_code
 from tests.system.light_clients import Clients, LightClient, clients
 
 pytestmark = pytest.mark.process
@@ -80,13 +80,9 @@ class Operator:
     @staticmethod
     def run(arguments: list[str]) -> tuple[int, str, str]:
         """Run a command to its end; return its exit code and what it said."""
-        code = 0
         said, complained = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
-            try:
-                main(arguments)
-            except SystemExit as ended:
-                code = int(ended.code or 0)
+            code = exit_code(*arguments)
         return code, said.getvalue(), complained.getvalue()
 
     async def said(self, *arguments: str | Path) -> str:

@@ -12,7 +12,6 @@ import pytest
 
 from base.clock import SimClock
 from base.ids import NodeId
-from roadstead.cli.main import main
 from scheduler.core.cohorts import ActiveRollout
 from scheduler.core.node import AccessNode
 from scheduler.core.policy import DEFAULT_POLICY
@@ -23,6 +22,7 @@ from scheduler.core.rollout import Rollout
 from scheduler.core.rollout_document import parse_rollout
 from scheduler.core.snapshot import Settings
 from scheduler.decider import Decider, Rules
+from tests.support.command import exit_code
 
 DECISIONS = 300
 ROLLOUT = "rollout: fast\npool: {version: 2.0.0}\nsteps:\n  - {percent: 50, hold: 10m}\n  - {percent: 100}\n"
@@ -36,11 +36,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "200")
 
     def ran(*arguments: str | Path) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+        code = exit_code(*arguments)
         said = capsys.readouterr()
         return code, said.out, said.err
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from roadstead.cli.main import main
 from roadstead.history.events import Event
 from roadstead.history.recorder import Recorder
 from tests.roadstead.history.tiny_model import Bug
 from tests.roadstead.history.tiny_system import System
+from tests.support.command import exit_code
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -23,11 +23,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "120")
 
     def ran(*arguments: str | Path) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["history", "check", *map(str, arguments)])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+        code = exit_code("history", "check", *arguments)
         said = capsys.readouterr()
         return code, said.out, said.err
 

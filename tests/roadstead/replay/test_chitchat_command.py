@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from roadstead.cli import replay
-from roadstead.cli.main import main
 from roadstead.replay.core.day import Conversation, Said
 from roadstead.replay.core.figures import Happened, Mark
 from roadstead.replay.core.plan import Plan
 from roadstead.replay.core.proof import GONE, Entry, Place, Seen, Shown, Unread, digest, prove
 from roadstead.replay.run import Outcome
+from tests.support.command import exit_code
 
 CHAT = Conversation("chat", tuple(Said(place * 60, "ab"[place % 2], f"text {place}") for place in range(6)))
 
@@ -36,12 +37,7 @@ def seen_of(plan: Plan) -> Seen:
     )
 
 
-def run(*arguments: str) -> int:
-    try:
-        main(["replay", "chitchat", *arguments])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
+run = partial(exit_code, "replay", "chitchat")
 
 
 class Played:
