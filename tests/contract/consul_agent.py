@@ -18,6 +18,7 @@ from base.registry.consul import ConsulRegistry
 from roadstead.consul import ConsulAgent
 
 LOOK_S = 0.02
+PROBES = 4
 
 _numbers = count(1)
 
@@ -34,16 +35,21 @@ def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulAgent]:
 
 
 async def start_settled(agent: ConsulAgent) -> None:
-    """Start it, and wait until checks run out on time: for up to 3 s after a server came an agent tells none of it."""
+    """Start it, and wait until checks run out on time: for up to 3 s after a server came an agent tells none of it.
+
+    That pause may begin after the first check was told of, which thus says little. It comes once.
+    """
     await agent.start()
-    probe = {"ID": "settled", "Name": "settled", "TTL": "10ms", "Status": "passing"}
-    await operate(agent, "PUT", "agent/check/register", json=probe)
-    while True:
-        critical = await operate(agent, "GET", "health/state/critical")
-        if any(check["CheckID"] == "settled" for check in critical):
-            break
-        await asyncio.sleep(LOOK_S)
-    await operate(agent, "PUT", "agent/check/deregister/settled")
+    for number in range(PROBES):
+        probe = f"settled-{number}"
+        check = {"ID": probe, "Name": probe, "TTL": "10ms", "Status": "passing"}
+        await operate(agent, "PUT", "agent/check/register", json=check)
+        while True:
+            critical = await operate(agent, "GET", "health/state/critical")
+            if any(told["CheckID"] == probe for told in critical):
+                break
+            await asyncio.sleep(LOOK_S)
+        await operate(agent, "PUT", f"agent/check/deregister/{probe}")
 
 
 async def operate(agent: ConsulAgent, method: str, path: str, token: str = "", **options: Any) -> Any:

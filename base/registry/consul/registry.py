@@ -43,9 +43,10 @@ class ConsulRegistry:
     """Implements `Registry`, over the Consul agent of this machine.
 
     How long things last here: a registration or session ends when its TTL is over, to some milliseconds, if its process
-    died, and within 20 s, or twice its TTL where that is longer, if the agent died too (a session as soon as the agents
-    see that, which takes them seconds). A lock whose session *ended*, whatever ended it, can be taken after another TTL
-    of that session; one that was released, or whose session was closed, can be taken at once.
+    died (up to 3 s later in the first seconds of a Consul server, when agents tell of no check), and within 20 s, or
+    twice its TTL where that is longer, if the agent died too (a session as soon as the agents see that, which takes
+    them seconds). A lock whose session *ended*, whatever ended it, can be taken after another TTL of that session; one
+    that was released, or whose session was closed, can be taken at once.
     """
 
     def __init__(
