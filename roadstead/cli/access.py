@@ -11,25 +11,15 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base.errors import NotFound, RoadsteadError
-from roadstead.api import call_api
-from roadstead.cli.common import (
-    EXIT_FAILED,
-    config_options,
-    data_option,
-    json_option,
-    operator,
-    print_json,
-    scheduler_call,
-)
+from roadstead.cli.common import EXIT_FAILED, config_options, json_option, print_json, print_table
 from roadstead.cli.kinds import TIME, count, percent
 from roadstead.cli.rebalance import command as rebalance
 from roadstead.cli.roles import run_role_of_group
 from roadstead.cli.serve import serve_access
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, scheduler_call, system_options
 
 __all__ = ["command"]
 
@@ -51,11 +41,11 @@ command.add_command(rebalance)
 
 
 @command.command("nodes")
-@data_option
+@system_options
 @json_option
-def nodes(data: DataFolder, as_json: bool) -> None:
+def nodes(where: Where, as_json: bool) -> None:
     """List the access nodes as they last reported, and the arms of rollouts with their shares."""
-    listed = asyncio.run(scheduler_call(data, "GET", NODES))
+    listed = asyncio.run(scheduler_call(where, "GET", NODES))
     if as_json:
         print_json(listed["nodes"])
         return
@@ -75,10 +65,9 @@ def nodes(data: DataFolder, as_json: bool) -> None:
             _state(node),
             node["client_url"],
         )
-    console = Console(highlight=False)
-    console.print(table)
+    print_table(table)
     for line in _overview(listed):
-        console.print(line, markup=False)
+        click.echo(line)
 
 
 def _state(node: dict[str, Any]) -> str:
@@ -107,42 +96,42 @@ def _overview(listed: dict[str, Any]) -> list[str]:
 
 
 @command.command("cordon")
-@data_option
+@system_options
 @json_option
 @click.option("--reason", default="", help="Why, for others who look.")
 @click.argument("node")
-def cordon(data: DataFolder, as_json: bool, reason: str, node: str) -> None:
+def cordon(where: Where, as_json: bool, reason: str, node: str) -> None:
     """Send no newcomers to a node. Its clients stay."""
-    ordered = asyncio.run(scheduler_call(data, "POST", f"{NODES}/{quote(node, safe='')}/cordon", {"reason": reason}))
+    ordered = asyncio.run(scheduler_call(where, "POST", f"{NODES}/{quote(node, safe='')}/cordon", {"reason": reason}))
     print_json(ordered) if as_json else click.echo(f"{node} gets no newcomers until it is uncordoned")
 
 
 @command.command("uncordon")
-@data_option
+@system_options
 @json_option
 @click.argument("node")
-def uncordon(data: DataFolder, as_json: bool, node: str) -> None:
+def uncordon(where: Where, as_json: bool, node: str) -> None:
     """Send newcomers to a node again."""
-    ordered = asyncio.run(scheduler_call(data, "POST", f"{NODES}/{quote(node, safe='')}/uncordon"))
+    ordered = asyncio.run(scheduler_call(where, "POST", f"{NODES}/{quote(node, safe='')}/uncordon"))
     print_json(ordered) if as_json else click.echo(f"{node} is not cordoned")
 
 
 @command.command("accept-loss")
-@data_option
+@system_options
 @json_option
-def accept_loss(data: DataFolder, as_json: bool) -> None:
+def accept_loss(where: Where, as_json: bool) -> None:
     """In panic: the nodes that vanished at once are dead, send nobody there any more."""
-    done = asyncio.run(scheduler_call(data, "POST", "/v1/admin/access/panic/accept"))
+    done = asyncio.run(scheduler_call(where, "POST", "/v1/admin/access/panic/accept"))
     print_json(done) if as_json else click.echo(f"given up: {', '.join(done['lost']) or 'none'}")
 
 
 @command.command("show")
-@data_option
+@system_options
 @json_option
 @click.argument("node")
-def show(data: DataFolder, as_json: bool, node: str) -> None:
+def show(where: Where, as_json: bool, node: str) -> None:
     """Show what one access node does, and how far its drain is."""
-    shown = asyncio.run(_ask(data, node, "GET", ""))
+    shown = asyncio.run(_ask(where, node, "GET", ""))
     if as_json:
         print_json(shown)
         return
@@ -153,29 +142,29 @@ def show(data: DataFolder, as_json: bool, node: str) -> None:
 
 
 @command.command("drain")
-@data_option
+@system_options
 @json_option
 @click.option("--over", "over_ms", type=TIME, default="60s", show_default=True, help="Tell all within this time.")
 @click.option("--grace", "grace_ms", type=TIME, help="How long each client may take to go. [default: configured]")
 @click.option("--no-wait", is_flag=True, help="Return once it has begun.")
 @click.argument("node")
-def drain(data: DataFolder, as_json: bool, over_ms: int, grace_ms: int | None, no_wait: bool, node: str) -> None:
+def drain(where: Where, as_json: bool, over_ms: int, grace_ms: int | None, no_wait: bool, node: str) -> None:
     """Send all clients of a node elsewhere, at an even pace, and take no new ones.
 
     Waits until it is done, through a pause too. Ctrl-C ends the waiting, not the drain: see `roadstead access abort`.
     Exit code 1 if somebody aborts it meanwhile.
     """
     order = {"over_ms": over_ms} | ({} if grace_ms is None else {"grace_ms": grace_ms})
-    asyncio.run(_drain(data, node, order, as_json=as_json, waits=not no_wait))
+    asyncio.run(_drain(where, node, order, as_json=as_json, waits=not no_wait))
 
 
 def _order(name: str, meaning: str) -> None:
     @command.command(name, help=meaning)
-    @data_option
+    @system_options
     @json_option
     @click.argument("node")
-    def order(data: DataFolder, as_json: bool, node: str) -> None:
-        shown = asyncio.run(_ask(data, node, "POST", f"/{name}"))
+    def order(where: Where, as_json: bool, node: str) -> None:
+        shown = asyncio.run(_ask(where, node, "POST", f"/{name}"))
         print_json(shown) if as_json else click.echo(_progress(shown["drain"]))
 
 
@@ -185,45 +174,44 @@ _order("abort", "Stop the drain of a node, which takes clients again.")
 
 
 @command.command("kick")
-@data_option
+@system_options
 @json_option
 @click.option("--device", help="Only the connections of this device.")
 @click.option("--reconnect", is_flag=True, help="The clients may come back by themselves.")
 @click.argument("user")
-def kick(data: DataFolder, as_json: bool, device: str | None, reconnect: bool, user: str) -> None:
+def kick(where: Where, as_json: bool, device: str | None, reconnect: bool, user: str) -> None:
     """Close a user's connections, at whichever nodes they are. Exit code 1 if a node could not be asked."""
-    kicked, silent = asyncio.run(_kick(data, {"user": user, "device": device, "reconnect": reconnect}))
+    kicked, failed = asyncio.run(_kick(where, {"user": user, "device": device, "reconnect": reconnect}))
     if as_json:
-        print_json({"user": user, "kicked": kicked, "did_not_answer": silent})
+        print_json({"user": user, "kicked": kicked, "failed": failed})
     else:
         click.echo(f"{kicked} connection{'' if kicked == 1 else 's'} of {user} closed")
-    if silent:
-        click.echo(f"did not answer: {', '.join(silent)}", err=True)
+    for name, reason in failed.items():
+        click.echo(f"not at {name}: {reason}", err=True)
+    if failed:
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
 # ---------------------------------------------------------------- asking
 
 
-async def _nodes(data: DataFolder) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = (await scheduler_call(data, "GET", NODES))["nodes"]
+async def _nodes(where: Where) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = (await scheduler_call(where, "GET", NODES))["nodes"]
     return listed
 
 
-async def _ask(data: DataFolder, node: str, method: str, path: str, body: Any = None) -> dict[str, Any]:
-    listed = await _nodes(data)
+async def _ask(where: Where, node: str, method: str, path: str, body: Any = None) -> dict[str, Any]:
+    listed = await _nodes(where)
     url = next((one["url"] for one in listed if one["node"] == node), None)
     if url is None:
         known = ", ".join(one["node"] for one in listed)
         raise NotFound(f"there is no access node {node}; there are: {known or 'none'}")
-    shown: dict[str, Any] = await call_api(
-        method, f"{url}/v1/admin/access{path}", credential=data.secrets().api_key, body=body, operator=operator()
-    )
+    shown: dict[str, Any] = await where.ask(url, method, f"/v1/admin/access{path}", body)
     return shown
 
 
-async def _drain(data: DataFolder, node: str, order: dict[str, int], *, as_json: bool, waits: bool) -> None:
-    shown = await _ask(data, node, "POST", "/drain", order)
+async def _drain(where: Where, node: str, order: dict[str, int], *, as_json: bool, waits: bool) -> None:
+    shown = await _ask(where, node, "POST", "/drain", order)
     while True:
         if as_json:
             print_json(shown["drain"])
@@ -232,13 +220,13 @@ async def _drain(data: DataFolder, node: str, order: dict[str, int], *, as_json:
         if not waits:
             return
         if shown["drain"]["state"] == "done":
-            _say_if_safe(await _ask(data, node, "GET", ""), as_json=as_json)
+            _say_if_safe(await _ask(where, node, "GET", ""), as_json=as_json)
             return
         if shown["drain"]["state"] == "none":
             click.echo("somebody aborted it", err=True)
             raise click.exceptions.Exit(EXIT_FAILED)
         await asyncio.sleep(POLL_S if shown["drain"]["total"] < 100 else 4 * POLL_S)
-        shown = await _ask(data, node, "GET", "")
+        shown = await _ask(where, node, "GET", "")
 
 
 def _say_if_safe(shown: dict[str, Any], *, as_json: bool) -> None:
@@ -251,17 +239,17 @@ def _say_if_safe(shown: dict[str, Any], *, as_json: bool) -> None:
         click.echo(f"{shown['node']} is empty and takes nobody: safe to remove")
 
 
-async def _kick(data: DataFolder, order: dict[str, Any]) -> tuple[int, list[str]]:
-    kicked, silent = 0, []
-    for node in await _nodes(data):
+async def _kick(where: Where, order: dict[str, Any]) -> tuple[int, dict[str, str]]:
+    """Return how many were closed, and which nodes could not be asked, and why."""
+    kicked, failed = 0, dict[str, str]()
+    for node in await _nodes(where):
         try:
-            url = f"{node['url']}/v1/admin/access/kick"
-            answer = await call_api("POST", url, credential=data.secrets().api_key, body=order, operator=operator())
-        except RoadsteadError:
-            silent.append(node["node"])
+            answer = await where.ask(node["url"], "POST", "/v1/admin/access/kick", order)
+        except RoadsteadError as error:
+            failed[node["node"]] = str(error)
         else:
             kicked += answer["kicked"]
-    return kicked, silent
+    return kicked, failed
 
 
 def _progress(drain: dict[str, Any]) -> str:

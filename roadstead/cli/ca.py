@@ -6,12 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base.clock import SystemClock, Timestamp
 from roadstead.ca import CA_DAYS, NODE_DAYS, CertificateAuthority, Issued
-from roadstead.cli.common import json_option, print_json
+from roadstead.cli.common import json_option, print_json, print_table
 
 __all__ = ["command"]
 
@@ -80,7 +79,7 @@ def show(folder: Path, as_json: bool) -> None:
         days = (made.not_after - now) // DAY_MS
         style = "red" if days < 0 else "yellow" if days < SOON_DAYS else ""
         table.add_row(made.name, _day(made), str(days), ", ".join(made.hosts), style=style)
-    Console().print(table)
+    print_table(table)
 
 
 def _now() -> Timestamp:

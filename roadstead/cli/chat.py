@@ -14,48 +14,54 @@ import msgspec
 
 from base.clock import SystemClock, Timestamp
 from base.errors import RoadsteadError
-from roadstead.cli.common import data_option, json_option, print_json
+from roadstead.cli.common import json_option, print_json
+from roadstead.cli.where import Where, system_options
 from roadstead.client import Client, Incoming, Position
-from roadstead.deployment import DataFolder
+from scheduler.service import SERVICE as SCHEDULER
 from scheduler.tokens import mint_user_token
 
 __all__ = ["command"]
 
 HELP = "Type a message and Enter. /to USER chooses the receiver, /quit leaves."
 TOKEN_TTL_MS = 86_400_000
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""Shown for what would order the terminal about: what others write is text."""
 
 
 @click.command("chat")
 @click.option("--user", required=True, help="Who you are.")
 @click.option("--to", help="Whom you write to first; changed by /to USER.")
 @click.option("--device", default="terminal", show_default=True, help="Name of this device; each keeps its own place.")
-@data_option
+@system_options
 @json_option
-def command(user: str, to: str | None, device: str, data: DataFolder, as_json: bool) -> None:
+def command(user: str, to: str | None, device: str, where: Where, as_json: bool) -> None:
     """Chat as a user. Shows what arrived while you were away, then what arrives.
 
     When standard input is not a terminal its lines are sent, and the command ends when all of them are stored.
     """
-    asyncio.run(_Chat(user, to, device, data, as_json=as_json).run())
+    asyncio.run(_Chat(user, to, device, where, as_json=as_json).run())
 
 
 class _Chat:
-    def __init__(self, user: str, to: str | None, device: str, data: DataFolder, *, as_json: bool) -> None:
+    def __init__(self, user: str, to: str | None, device: str, where: Where, *, as_json: bool) -> None:
         self._user = user
         self._to = to
         self._as_json = as_json
-        self._place = _Place(data.path / "chat", user, device)
-        expires_at = Timestamp(SystemClock().realtime() + TOKEN_TTL_MS)
-        self._client = Client(
-            next(iter(data.endpoints().scheduler.values())),
-            user=user,
-            credential=mint_user_token(user, key=data.secrets().user_key, expires_at=expires_at),
-            on_message=self._show,
-            device=device,
-            position=self._place.read(),
-        )
+        self._device = device
+        self._where = where
+        self._place = _Place(where.folder() / "chat", user, device)
+        self._client: Client
 
     async def run(self) -> None:
+        expires_at = Timestamp(SystemClock().realtime() + TOKEN_TTL_MS)
+        self._client = Client(
+            await self._where.answering(SCHEDULER),
+            user=self._user,
+            credential=mint_user_token(self._user, key=self._where.user_key(), expires_at=expires_at),
+            on_message=self._show,
+            device=self._device,
+            position=self._place.read(),
+        )
         await self._client.connect()
         if sys.stdin.isatty():
             click.echo(f"You are {self._user}. {HELP}", err=True)
@@ -96,7 +102,7 @@ class _Chat:
 
 
 class _Place:
-    """How far this device has read, kept in the data folder."""
+    """How far this device has read, kept beside what else is known of the system."""
 
     def __init__(self, folder: Path, user: str, device: str) -> None:
         # Hex, since a user id may have characters that a file name may not.
@@ -109,7 +115,7 @@ class _Place:
             return Position()  # reading again from the beginning loses nothing
 
     def write(self, position: Position) -> None:
-        self._file.parent.mkdir(exist_ok=True)
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = self._file.with_suffix(".partial")
         partial.write_bytes(msgspec.json.encode(position))
         partial.replace(self._file)
@@ -119,7 +125,8 @@ def _text(data: dict[str, Any]) -> str:
     body = data["body"]
     if data.get("recalled"):
         return "[recalled]"
-    return body if isinstance(body, str) else f"[{data['type']}] {msgspec.json.encode(body).decode()}"
+    text = body if isinstance(body, str) else f"[{data['type']}] {msgspec.json.encode(body).decode()}"
+    return "".join([char if char.isprintable() or char in "\n\t" else REPLACEMENT for char in text])
 
 
 async def _lines() -> AsyncIterator[str]:

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base import log, loop
 from base.clock import SystemClock
 from base.errors import ConfigError, NotFound, PeerUnavailable
 from base.service import stop_signals
-from roadstead.cli.common import data_option, json_option, print_json
+from roadstead.cli.common import data_option, json_option, print_json, print_table
 from roadstead.cluster.child import Seen, State
 from roadstead.cluster.control import Asked, ask
 from roadstead.cluster.files import ClusterFiles
@@ -34,7 +33,6 @@ CHANGE_DEADLINE_S = 90.0
 """How long a node may take to start, or to send its clients elsewhere and stop."""
 END_DEADLINE_S = 120.0
 LOOK_S = 0.1
-WIDTH = 160
 """Of a table that goes elsewhere than to a terminal."""
 _COUNT = click.IntRange(1, 64)
 _NAME = click.argument("name")
@@ -104,7 +102,7 @@ def up(
                 print_json(cluster)
             else:
                 _show(cluster.nodes)
-                Console().print(_hints(data), style="dim")
+                click.secho(_hints(data), dim=True)
 
         try:
             loop.run(_run(supervisor, ready))
@@ -218,4 +216,4 @@ def _show(nodes: list[Seen]) -> None:
             node.url,
             node.client_url or "",
         )
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    print_table(table)

@@ -5,32 +5,33 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from base.config import load
-from base.errors import ConfigError, PeerError, PeerUnavailable, RoadsteadError
-from roadstead.api import call_api, trust_ca
+from base.errors import ConfigError, PeerError, RoadsteadError
+from roadstead.api import trust_ca
 from roadstead.config import Config
 from roadstead.deployment import DataFolder
 
-__all__ = ["EXIT_FAILED", "EXIT_PAUSED", "EXIT_STUCK", "EXIT_UNREACHABLE", "EXIT_USAGE", "config_options"]
+__all__ = ["EXIT_FAILED", "EXIT_PAUSED", "EXIT_STUCK", "EXIT_UNREACHABLE", "EXIT_USAGE"]
 __all__ += [
-    "answering",
+    "config_options",
     "data_option",
     "exit_code",
     "json_option",
     "load_config",
     "operator",
     "print_json",
-    "scheduler_call",
+    "print_table",
 ]
-__all__ += ["status_call"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -40,7 +41,7 @@ EXIT_PAUSED = 4
 EXIT_STUCK = 5
 """A resize was waited for, and cannot be done while a node that it wants is away."""
 
-ANSWER_S = 1.0
+TABLE_COLUMNS_MAX = 10_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,31 +60,16 @@ def print_json(value: object) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
-async def answering(urls: Mapping[str, str]) -> str:
-    """Return the URL of the first node that answers, of several that are as good. Raises PeerUnavailable."""
-    first, *others = urls.values() or [""]
-    if not others:
-        return first  # it will tell by itself why it does not answer
-    for url in (first, *others):
-        with suppress(PeerUnavailable):
-            await call_api("GET", f"{url}/healthz", deadline_s=ANSWER_S)
-            return url
-    raise PeerUnavailable(f"none of {', '.join(urls)} answers")
+def print_table(table: Table, *, folds: bool = False) -> None:
+    """Print a table with a line a row, however narrow the terminal is: a node's name or address must be whole.
 
-
-async def status_call(data: DataFolder, method: str, path: str, body: Any = None) -> Any:
-    """Ask a status node of the running system. Raises what `call_api` raises."""
-    url = await answering(data.endpoints().status)
-    return await call_api(method, f"{url}{path}", credential=data.secrets().api_key, body=body)
-
-
-async def scheduler_call(
-    data: DataFolder, method: str, path: str, body: Any = None, *, params: dict[str, str] | None = None
-) -> Any:
-    """Ask the scheduler of the running system, in the operator's name. Raises what `call_api` raises."""
-    url = await answering(data.endpoints().scheduler)
-    key = data.secrets().api_key
-    return await call_api(method, f"{url}{path}", credential=key, params=params, body=body, operator=operator())
+    `folds`: sentences are in it, which a terminal may show in several lines.
+    """
+    console = Console(highlight=False)
+    if not (folds and console.is_terminal):
+        wide = console.options.update(max_width=TABLE_COLUMNS_MAX)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 def operator() -> str:

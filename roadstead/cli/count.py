@@ -6,21 +6,20 @@ import asyncio
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from roadstead.cli.common import data_option, json_option, print_json, status_call
-from roadstead.deployment import DataFolder
+from roadstead.cli.common import json_option, print_json, print_table
+from roadstead.cli.where import Where, status_call, system_options
 
 __all__ = ["count"]
 
 
 @click.command("count")
-@data_option
+@system_options
 @json_option
-def count(data: DataFolder, as_json: bool) -> None:
+def count(where: Where, as_json: bool) -> None:
     """Count the users and sessions that are online, in all and behind each access node."""
-    counted = asyncio.run(status_call(data, "GET", "/v1/status/count"))
+    counted = asyncio.run(status_call(where, "GET", "/v1/status/count"))
     if as_json:
         print_json(counted)
     else:
@@ -36,7 +35,7 @@ def _show(counted: dict[str, Any]) -> None:
         table.add_row(row["node"], str(row["users"]), str(row["sessions"]))
     # Who has sessions behind two access nodes is one user, so the first column may add up to more.
     table.add_row("all", str(counted["users"]), str(counted["sessions"]), style="bold")
-    Console(highlight=False).print(table)
+    print_table(table)
     if counted["unknown"]:
         click.echo(f"did not answer: {', '.join(counted['unknown'])}")
     if not counted["is_exact"]:

@@ -11,13 +11,12 @@ import asyncio
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from access.api import SERVICE as ACCESS
 from base.errors import RoadsteadError
-from roadstead.api import call_api
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, print_json, status_call
-from roadstead.deployment import DataFolder
+from roadstead.cli.common import EXIT_FAILED, json_option, print_json, print_table
+from roadstead.cli.where import Where, status_call, system_options
 
 __all__ = ["digest"]
 
@@ -27,11 +26,11 @@ NOTHING = {"entries": 0, "xor": f"{0:016x}"}
 
 
 @click.command("digest")
-@data_option
+@system_options
 @json_option
-def digest(data: DataFolder, as_json: bool) -> None:
+def digest(where: Where, as_json: bool) -> None:
     """Compare what status nodes hold with what access nodes have. Exit code 1 if they differ at three looks."""
-    compared = asyncio.run(_compare_until_equal(data))
+    compared = asyncio.run(_compare_until_equal(where))
     if as_json:
         print_json(compared)
     else:
@@ -40,23 +39,22 @@ def digest(data: DataFolder, as_json: bool) -> None:
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
-async def _compare_until_equal(data: DataFolder) -> dict[str, Any]:
+async def _compare_until_equal(where: Where) -> dict[str, Any]:
     for _ in range(TRIES - 1):
-        compared = await _compare(data)
+        compared = await _compare(where)
         if compared["is_ok"]:
             return compared
         await asyncio.sleep(PAUSE_S)
-    return await _compare(data)
+    return await _compare(where)
 
 
-async def _compare(data: DataFolder) -> dict[str, Any]:
-    held = await status_call(data, "GET", "/v1/admin/status/digest")
+async def _compare(where: Where) -> dict[str, Any]:
+    held = await status_call(where, "GET", "/v1/admin/status/digest")
     lives = {(life["node"], life["incarnation"]): life for life in held["access_nodes"]}
-    key = data.secrets().api_key
     rows = []
-    for node, url in data.endpoints().access.items():
+    for node, url in (await where.urls(ACCESS)).items():
         try:
-            own = (await call_api("GET", f"{url}/debug/statistics", credential=key))["status_digest"]
+            own = (await where.ask(url, "GET", "/debug/statistics"))["status_digest"]
         except RoadsteadError as error:
             rows.append({"node": node, "is_ok": False, "own": None, "held": None, "seen": str(error)})
             continue
@@ -91,7 +89,7 @@ def _show(compared: dict[str, Any]) -> None:
             str(held.get("entries", "?")),
             held.get("xor", "") if row["is_ok"] else row["seen"],
         )
-    Console(highlight=False).print(table)
+    print_table(table)
     if compared["unknown"]:
         click.echo(f"did not answer: {', '.join(compared['unknown'])}")
     elif not compared["is_exact"]:

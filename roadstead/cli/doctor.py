@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base.clock import SystemClock
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, load_config, print_json
-from roadstead.deployment import DataFolder
+from roadstead.cli.common import EXIT_FAILED, json_option, print_json, print_table
+from roadstead.cli.where import Where, system_options
 from roadstead.doctor import nodes, whole
 from roadstead.doctor.findings import Finding, found
 from roadstead.doctor.message import round_trip
-from roadstead.doctor.system import System, of_config, of_data
+from roadstead.systems import System
 
 __all__ = ["command"]
 
@@ -37,19 +35,14 @@ TLS_ADVICE = "renew the certificates: `roadstead ca issue`, or your CA's way; ru
 
 
 @click.command("doctor")
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), help="Look at the system of the node with this TOML file."
-)
-@click.option("--set", "flags", multiple=True, metavar="SECTION.FIELD=VALUE", help="Override one setting; repeatable.")
-@data_option
+@system_options
 @json_option
-def command(file: Path | None, flags: tuple[str, ...], data: DataFolder, as_json: bool) -> None:
+def command(where: Where, as_json: bool) -> None:
     """Check a running system: every node, what they agree on, one message all the way.
 
     Exit code 1 if anything is wrong. A warning is not: everything is served, and there is something to do.
     """
-    system = of_data(data) if file is None else of_config(load_config(file, flags))
-    findings = asyncio.run(_examine(system))
+    findings = asyncio.run(_examine(where.open()))
     if as_json:
         print_json(findings)
     else:
@@ -92,4 +85,4 @@ def _show(findings: list[Finding]) -> None:
     for finding in findings:
         mark = "[yellow]warn[/]" if finding.is_warning else "[green]ok[/]" if finding.is_ok else "[red]bad[/]"
         table.add_row(mark, finding.check, finding.seen, finding.advice)
-    Console().print(table)
+    print_table(table, folds=True)

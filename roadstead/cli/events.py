@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from base.errors import PeerUnavailable
-from roadstead.api import call_api
-from roadstead.cli.common import data_option, json_option, print_json
-from roadstead.deployment import DataFolder
+from roadstead.cli.common import json_option, print_json
+from roadstead.cli.where import Where, system_options
+from status.api import SERVICE as STATUS
 
 __all__ = ["events", "pages"]
 
@@ -26,7 +26,7 @@ RETRY_S = 1.0
 
 
 @click.command("events")
-@data_option
+@system_options
 @json_option
 @click.option("--follow", is_flag=True, help="Go on with what happens, until interrupted.")
 @click.option(
@@ -35,18 +35,18 @@ RETRY_S = 1.0
     help='Go on after this cursor; "start" begins with all open sessions. Without it: from now on with --follow, else '
     "from the start.",
 )
-def events(data: DataFolder, as_json: bool, follow: bool, cursor: str | None) -> None:
+def events(where: Where, as_json: bool, follow: bool, cursor: str | None) -> None:
     """Show sessions as they come and go: connects, changes, disconnects.
 
     With --json each line is one page of the feed, with the cursor after it.
     """
     if cursor is None:
         cursor = "" if follow else "start"
-    asyncio.run(_show_all(data, cursor, is_following=follow, as_json=as_json))
+    asyncio.run(_show_all(where, cursor, is_following=follow, as_json=as_json))
 
 
-async def _show_all(data: DataFolder, cursor: str, *, is_following: bool, as_json: bool) -> None:
-    async for page in pages(data, cursor, is_following=is_following):
+async def _show_all(where: Where, cursor: str, *, is_following: bool, as_json: bool) -> None:
+    async for page in pages(where, cursor, is_following=is_following):
         if as_json:
             print_json(page)
         else:
@@ -59,19 +59,16 @@ async def _show_all(data: DataFolder, cursor: str, *, is_following: bool, as_jso
         click.echo(f"cursor: {cursor}", err=True)
 
 
-async def pages(data: DataFolder, cursor: str, *, is_following: bool) -> AsyncIterator[dict[str, Any]]:
+async def pages(where: Where, cursor: str, *, is_following: bool) -> AsyncIterator[dict[str, Any]]:
     """Yield page after page of the feed, from any status node that answers; without following, up to the first end."""
-    urls = list(data.endpoints().status.values())
-    key = data.secrets().api_key
+    urls = list((await where.urls(STATUS)).values())
     failures = 0
     while True:
         params = {"cursor": cursor, "limit": str(PAGE)}
         if is_following and cursor:  # from now on: the first answer says where that is
             params["wait_ms"] = str(WAIT_MS)
         try:
-            page = await call_api(
-                "GET", f"{urls[0]}/v1/events", credential=key, params=params, deadline_s=WAIT_DEADLINE_S
-            )
+            page = await where.ask(urls[0], "GET", "/v1/events", params=params, deadline_s=WAIT_DEADLINE_S)
         except PeerUnavailable:
             failures += 1
             if failures >= len(urls):

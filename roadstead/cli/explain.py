@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
-from roadstead.cli.common import data_option, json_option, print_json, scheduler_call
+from roadstead.cli.common import json_option, print_json, print_table
 from roadstead.cli.kinds import span
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, scheduler_call, system_options
 
 __all__ = ["command", "stages_table"]
 
@@ -25,9 +24,9 @@ __all__ = ["command", "stages_table"]
 @click.option("--app", help="Version of the client's application.")
 @click.option("--device", help="Which of the user's devices.")
 @click.option("--decision", help="Why this decision was made, by the id that its answer had; it must be a late one.")
-@data_option
+@system_options
 @json_option
-def command(data: DataFolder, as_json: bool, decision: str | None, **client: str | None) -> None:
+def command(where: Where, as_json: bool, decision: str | None, **client: str | None) -> None:
     """Explain what would be decided for a user now, or why a decision was made. Nobody is sent anywhere by it."""
     given = {name: value for name, value in client.items() if value is not None}
     if decision is not None and given:
@@ -35,13 +34,12 @@ def command(data: DataFolder, as_json: bool, decision: str | None, **client: str
     if decision is None and "user" not in given:
         raise click.UsageError("say for which client: --user USER, or which --decision ID")
     params = given if decision is None else {"decision": decision}
-    shown = asyncio.run(scheduler_call(data, "GET", "/v1/admin/explain", params=params))
+    shown = asyncio.run(scheduler_call(where, "GET", "/v1/admin/explain", params=params))
     if as_json:
         print_json(shown)
         return
-    console = Console(highlight=False)
-    console.print(_headline(shown), markup=False)
-    console.print(stages_table(shown["stages"]))
+    click.echo(_headline(shown))
+    print_table(stages_table(shown["stages"]), folds=True)
 
 
 def _headline(shown: Mapping[str, Any]) -> str:

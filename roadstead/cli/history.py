@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from base.errors import BadRequest
-from roadstead.cli.common import EXIT_FAILED, json_option, print_json
+from roadstead.cli.common import EXIT_FAILED, json_option, print_json, print_table
 from roadstead.history.check import INVARIANTS, check
 from roadstead.history.recorder import load
 from roadstead.history.report import NEEDED, Report
@@ -61,8 +61,8 @@ def _show(report: Report, needs: frozenset[str]) -> None:
     click.echo(", ".join(f"{count:,} {name}" for name, count in sorted(report.counts.items())) or "nothing happened")
     table = Table("", "judged", "", "violations", box=None, pad_edge=False)
     for finding in report.findings:
-        table.add_row(finding.invariant, f"{finding.looked:,}", finding.what, f"{finding.found:,}")
-    Console(highlight=False).print(table, markup=False)
+        table.add_row(finding.invariant, f"{finding.looked:,}", escape(finding.what), f"{finding.found:,}")
+    print_table(table)
     for finding in report.findings:
         for violation in finding.violations[:SHOWN_MAX]:
             click.echo(f"{violation.invariant} {violation.kind}: {violation.says}")

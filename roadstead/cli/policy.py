@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base.clock import SystemClock
-from roadstead.cli.common import data_option, json_option, print_json, scheduler_call
+from roadstead.cli.common import json_option, print_json, print_table
 from roadstead.cli.kinds import age, percent, span
 from roadstead.cli.rollout import document_of, fail_with
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, scheduler_call, system_options
 from scheduler.core.policy import parse_policy
 
 __all__ = ["command", "difference_table"]
@@ -43,16 +42,18 @@ def _validate(as_json: bool, file: Path) -> None:
 
 
 @command.command("show")
-@data_option
+@system_options
 @json_option
-def _show(data: DataFolder, as_json: bool) -> None:
+def _show(where: Where, as_json: bool) -> None:
     """Show the policy in force, and who changed it last."""
-    shown = asyncio.run(scheduler_call(data, "GET", PATH))
+    shown = asyncio.run(scheduler_call(where, "GET", PATH))
     if as_json:
         print_json(shown)
         return
-    console = Console(highlight=False)
-    console.print(_rules(shown["policy"]) if shown["policy"] else shown["document"], markup=False)
+    if shown["policy"]:
+        print_table(_rules(shown["policy"]), folds=True)
+    else:
+        click.echo(shown["document"])
     if shown["unreadable"]:
         click.echo(f"cannot be read, the one before stays: {shown['unreadable']}", err=True)
     now = SystemClock().realtime()
@@ -61,61 +62,61 @@ def _show(data: DataFolder, as_json: bool) -> None:
 
 
 @command.command("set")
-@data_option
+@system_options
 @json_option
 @_file
-def _set(data: DataFolder, as_json: bool, file: Path) -> None:
+def _set(where: Where, as_json: bool, file: Path) -> None:
     """Decide by this document from now on. Exit code 1 if it is not good."""
-    _put(data, PATH, file, as_json=as_json, becomes="is in force")
+    _put(where, PATH, file, as_json=as_json, becomes="is in force")
 
 
 @command.command("reset")
-@data_option
+@system_options
 @json_option
-def _reset(data: DataFolder, as_json: bool) -> None:
+def _reset(where: Where, as_json: bool) -> None:
     """Decide by the built-in policy again."""
-    shown = asyncio.run(scheduler_call(data, "PUT", PATH, {"document": ""}))
+    shown = asyncio.run(scheduler_call(where, "PUT", PATH, {"document": ""}))
     print_json(shown) if as_json else click.echo("the built-in policy is in force")
 
 
 @command.command("shadow")
-@data_option
+@system_options
 @json_option
 @_file
-def _shadow(data: DataFolder, as_json: bool, file: Path) -> None:
+def _shadow(where: Where, as_json: bool, file: Path) -> None:
     """Evaluate this document beside the policy in force, and act on nothing of it. Exit code 1 if it is not good."""
-    _put(data, SHADOW, file, as_json=as_json, becomes="is evaluated in the shadow")
+    _put(where, SHADOW, file, as_json=as_json, becomes="is evaluated in the shadow")
 
 
 @command.command("difference")
-@data_option
+@system_options
 @json_option
-def _difference(data: DataFolder, as_json: bool) -> None:
+def _difference(where: Where, as_json: bool) -> None:
     """Show how the shadow policy differs, since it began."""
-    shown = asyncio.run(scheduler_call(data, "GET", SHADOW))
+    shown = asyncio.run(scheduler_call(where, "GET", SHADOW))
     if as_json:
         print_json(shown)
     elif shown["difference"] is None:
         click.echo("it does not run yet")
     else:
-        Console(highlight=False).print(difference_table(shown["difference"], shown["policy"]["name"], "in force"))
+        print_table(difference_table(shown["difference"], shown["policy"]["name"], "in force"))
 
 
 @command.command("end-shadow")
-@data_option
+@system_options
 @json_option
-def _end_shadow(data: DataFolder, as_json: bool) -> None:
+def _end_shadow(where: Where, as_json: bool) -> None:
     """Evaluate no shadow policy any more."""
-    shown = asyncio.run(scheduler_call(data, "DELETE", SHADOW))
+    shown = asyncio.run(scheduler_call(where, "DELETE", SHADOW))
     print_json(shown) if as_json else click.echo("there is no shadow policy any more")
 
 
-def _put(data: DataFolder, path: str, file: Path, *, as_json: bool, becomes: str) -> None:
+def _put(where: Where, path: str, file: Path, *, as_json: bool, becomes: str) -> None:
     document = document_of(file)
     parsed = parse_policy(document)
     if isinstance(parsed, tuple):
         fail_with(file, parsed)
-    shown = asyncio.run(scheduler_call(data, "PUT", path, {"document": document}))
+    shown = asyncio.run(scheduler_call(where, "PUT", path, {"document": document}))
     print_json(shown) if as_json else click.echo(f"{parsed.name} {becomes}")
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, print_json, scheduler_call
+from roadstead.cli.common import EXIT_FAILED, json_option, print_json
 from roadstead.cli.kinds import PERCENT, RATE, TIME, count, span
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, scheduler_call, system_options
 
 __all__ = ["command", "moves_line"]
 
@@ -32,7 +32,7 @@ def command() -> None:
 @click.option("--deadline", "deadline_ms", type=TIME, default="0s", help="Say so if it takes longer than this.")
 @click.option("--region", default="", help="Only the nodes of this region.")
 @click.option("--no-wait", is_flag=True, help="Return once it is ordered.")
-@data_option
+@system_options
 @json_option
 def _start(
     rate: float,
@@ -42,7 +42,7 @@ def _start(
     deadline_ms: int,
     region: str,
     no_wait: bool,
-    data: DataFolder,
+    where: Where,
     as_json: bool,
 ) -> None:
     """Even out live connections, with the fewest moves.
@@ -57,11 +57,11 @@ def _start(
         "deadline_ms": deadline_ms,
         "region": region,
     }
-    asyncio.run(_started(data, order, as_json=as_json, waits=not no_wait))
+    asyncio.run(_started(where, order, as_json=as_json, waits=not no_wait))
 
 
-async def _started(data: DataFolder, order: dict[str, Any], *, as_json: bool, waits: bool) -> None:
-    seen = await scheduler_call(data, "POST", PATH, order)
+async def _started(where: Where, order: dict[str, Any], *, as_json: bool, waits: bool) -> None:
+    seen = await scheduler_call(where, "POST", PATH, order)
     request = seen["order"]["request"]["id"]
     shown = ""
     while True:
@@ -78,24 +78,24 @@ async def _started(data: DataFolder, order: dict[str, Any], *, as_json: bool, wa
         if seen["is_over"] or not waits:
             return
         await asyncio.sleep(LOOK_S)
-        seen = await scheduler_call(data, "GET", PATH)
+        seen = await scheduler_call(where, "GET", PATH)
 
 
 @command.command("status")
-@data_option
+@system_options
 @json_option
-def _status(data: DataFolder, as_json: bool) -> None:
+def _status(where: Where, as_json: bool) -> None:
     """Show the last order, and how moving live connections is getting on."""
-    seen = asyncio.run(scheduler_call(data, "GET", PATH))
+    seen = asyncio.run(scheduler_call(where, "GET", PATH))
     print_json(seen) if as_json else click.echo(_line(seen))
 
 
 def _order(name: str, meaning: str) -> None:
     @command.command(name, help=meaning)
-    @data_option
+    @system_options
     @json_option
-    def order(data: DataFolder, as_json: bool) -> None:
-        seen = asyncio.run(scheduler_call(data, "POST", f"{PATH}/{name}"))
+    def order(where: Where, as_json: bool) -> None:
+        seen = asyncio.run(scheduler_call(where, "POST", f"{PATH}/{name}"))
         print_json(seen) if as_json else click.echo(_line(seen))
 
 

@@ -12,9 +12,10 @@ from base.clock import SystemClock
 from base.errors import ConfigError, PeerUnavailable, RoadsteadError, from_wire
 from base.http import OPERATOR_HEADER
 from roadstead.api import connector
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, operator, print_json
+from roadstead.cli.common import EXIT_FAILED, json_option, operator, print_json
 from roadstead.cli.kinds import TIME, span
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, system_options
+from scheduler.service import SERVICE as SCHEDULER
 
 __all__ = ["command"]
 
@@ -27,10 +28,10 @@ CHUNK_BYTES = 1 << 16
 @click.command("record")
 @click.option("--for", "for_ms", type=TIME, default="60s", show_default=True, help="How long, an hour at most.")
 @click.option("--decisions", "decisions_max", type=click.IntRange(1), help="End it after so many decisions.")
-@data_option
+@system_options
 @json_option
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-def command(data: DataFolder, as_json: bool, for_ms: int, decisions_max: int | None, file: Path) -> None:
+def command(where: Where, as_json: bool, for_ms: int, decisions_max: int | None, file: Path) -> None:
     """Record what the scheduler decides, for `roadstead replay decisions`. Ctrl-C ends it; what was recorded is good.
 
     Who may read the file can read who asked from which address. Exit code 1 if the recording was cut off.
@@ -46,7 +47,7 @@ def command(data: DataFolder, as_json: bool, for_ms: int, decisions_max: int | N
     clock = SystemClock()
     began = clock.monotonic()
     try:
-        is_whole = asyncio.run(_record(data, file, params, for_ms))
+        is_whole = asyncio.run(_record(where, file, params, for_ms))
     except RoadsteadError:
         file.unlink()
         raise
@@ -60,10 +61,10 @@ def command(data: DataFolder, as_json: bool, for_ms: int, decisions_max: int | N
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
-async def _record(data: DataFolder, file: Path, params: dict[str, str], for_ms: int) -> bool:
+async def _record(where: Where, file: Path, params: dict[str, str], for_ms: int) -> bool:
     """Return whether the recording came to its end."""
-    url = f"{next(iter(data.endpoints().scheduler.values()))}/v1/admin/recording"
-    headers = {"Authorization": f"Bearer {data.secrets().api_key}", OPERATOR_HEADER: operator()}
+    url = f"{await where.answering(SCHEDULER)}/v1/admin/recording"
+    headers = {"Authorization": f"Bearer {await where.api_key()}", OPERATOR_HEADER: operator()}
     timeout = aiohttp.ClientTimeout(total=for_ms / 1000 + SLACK_S, sock_connect=CONNECT_S)
     try:
         async with (

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from base.errors import BadRequest
-from roadstead.cli.common import EXIT_FAILED, json_option, print_json
+from roadstead.cli.common import EXIT_FAILED, json_option, print_json, print_table
 from roadstead.cli.explain import stages_table
 from roadstead.cli.policy import difference_table
 from roadstead.cli.rollout import fail_with
@@ -111,7 +111,7 @@ def _verify(file: Path, *, as_json: bool) -> None:
         click.echo(f"{decisions:,} decisions, all the same to the last bit")
     else:
         click.echo(f"decision {other.number:,} is different; the {other.number - 1:,} before it are the same")
-        Console(highlight=False).print(_side_by_side(other))
+        print_table(_side_by_side(other))
     if other is not None:
         raise click.exceptions.Exit(EXIT_FAILED)
 
@@ -144,7 +144,7 @@ def _compare(file: Path, policy: Policy, *, as_json: bool) -> None:
         print_json(difference)
     else:
         found = msgspec.structs.asdict(difference)
-        Console(highlight=False).print(difference_table(found, policy.name, "as recorded"))
+        print_table(difference_table(found, policy.name, "as recorded"))
 
 
 def _engine(replay: Replay) -> Engine:
@@ -172,4 +172,4 @@ def _explain(file: Path, number: int, *, as_json: bool) -> None:
         print_json({"number": number, "request": record.request, "decision": record.decision, "stages": stages})
         return
     click.echo(f"decision {number:,}, for {record.request.user}")
-    Console(highlight=False).print(stages_table(stages))
+    print_table(stages_table(stages), folds=True)

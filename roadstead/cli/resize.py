@@ -17,16 +17,8 @@ from rich.table import Table
 from base.clock import Instant, SystemClock
 from base.errors import PeerError, StoreError, Unavailable
 from base.site import NodeConfig
-from roadstead.cli.common import (
-    EXIT_FAILED,
-    EXIT_PAUSED,
-    EXIT_STUCK,
-    data_option,
-    json_option,
-    print_json,
-    status_call,
-)
-from roadstead.deployment import DataFolder
+from roadstead.cli.common import EXIT_FAILED, EXIT_PAUSED, EXIT_STUCK, json_option, print_json, print_table
+from roadstead.cli.where import Where, status_call, system_options
 
 __all__ = ["abort", "pause", "progress", "resize", "resume"]
 
@@ -66,7 +58,7 @@ def _weights(_context: click.Context, _param: click.Parameter, values: tuple[str
 @click.option("--plan", "is_plan", is_flag=True, help="Show what would move, and change nothing.")
 @click.option("--yes", "is_sure", is_flag=True, help="Do not ask.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as it was ordered.")
-@data_option
+@system_options
 @json_option
 def resize(
     to: int | None,
@@ -76,7 +68,7 @@ def resize(
     is_plan: bool,
     is_sure: bool,
     no_wait: bool,
-    data: DataFolder,
+    where: Where,
     as_json: bool,
 ) -> None:
     """Change which status nodes own partitions, and with which weights, while they serve.
@@ -90,7 +82,7 @@ def resize(
     if not (is_plan or is_sure or sys.stdin.isatty()):
         raise click.UsageError("there is no terminal to ask on; add --yes, or --plan to look only")
     asked = {"add": add, "remove": remove, "weight": weight, **({"to": to} if to is not None else {})}
-    plan = asyncio.run(status_call(data, "POST", RESIZE, {**asked, "plan": True}))
+    plan = asyncio.run(status_call(where, "POST", RESIZE, {**asked, "plan": True}))
     if as_json:
         print_json(plan)
     else:
@@ -105,61 +97,61 @@ def resize(
         click.echo("nothing was changed", err=as_json)
         raise click.exceptions.Exit(EXIT_FAILED)
     # What was shown is what is ordered, whatever somebody else ordered in between.
-    ordered = asyncio.run(status_call(data, "POST", RESIZE, {"weights": plan["weights"]}))
+    ordered = asyncio.run(status_call(where, "POST", RESIZE, {"weights": plan["weights"]}))
     if no_wait:
         if not as_json:
             click.echo("ordered; `roadstead status progress` shows how far it is")
         return
-    _follow(data, total=ordered["partitions"], as_json=as_json)
+    _follow(where, total=ordered["partitions"], as_json=as_json)
 
 
 @click.command("progress")
-@data_option
+@system_options
 @json_option
-def progress(data: DataFolder, as_json: bool) -> None:
+def progress(where: Where, as_json: bool) -> None:
     """Watch the resize that is under way until it is done. With --json: print how far it is, and return.
 
     Exit codes 4 and 5: it is paused, or cannot be done, as with `resize`.
     """
-    seen = asyncio.run(status_call(data, "GET", RESIZE))
+    seen = asyncio.run(status_call(where, "GET", RESIZE))
     if as_json:
         print_json(seen)
     elif seen["is_done"]:
         click.echo(f"no resize is under way; {_owners(seen)}")
     else:
-        _follow(data, total=seen["left"], as_json=False)
+        _follow(where, total=seen["left"], as_json=False)
 
 
 @click.command("pause")
-@data_option
+@system_options
 @json_option
-def pause(data: DataFolder, as_json: bool) -> None:
+def pause(where: Where, as_json: bool) -> None:
     """Begin no more moves and commit none. What is copied stays; `roadstead status resume` goes on."""
-    _told(_order(data, "pause"), as_json, "is paused")
+    _told(_order(where, "pause"), as_json, "is paused")
 
 
 @click.command("resume")
-@data_option
+@system_options
 @json_option
-def resume(data: DataFolder, as_json: bool) -> None:
+def resume(where: Where, as_json: bool) -> None:
     """Go on with a resize that was paused or aborted."""
-    _told(_order(data, "resume"), as_json, "goes on")
+    _told(_order(where, "resume"), as_json, "goes on")
 
 
 @click.command("abort")
-@data_option
+@system_options
 @json_option
-def abort(data: DataFolder, as_json: bool) -> None:
+def abort(where: Where, as_json: bool) -> None:
     """Roll back the moves that are not committed, and pause. What moved stays where it is.
 
     `roadstead status resume` goes on after all; a resize to the nodes and weights of before goes back.
     """
-    seen = _order(data, "abort")
+    seen = _order(where, "abort")
     _told(seen, as_json, f"is aborted, {seen['rolled_back']} moves rolled back")
 
 
-def _order(data: DataFolder, what: str) -> Any:
-    return asyncio.run(status_call(data, "POST", f"/v1/admin/status/{what}"))
+def _order(where: Where, what: str) -> Any:
+    return asyncio.run(status_call(where, "POST", f"/v1/admin/status/{what}"))
 
 
 def _told(seen: dict[str, Any], as_json: bool, becomes: str) -> None:
@@ -197,7 +189,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
             *("unknown" if move[key] is None else str(move[key]) for key in ("partitions", "sessions", "bytes")),
         )
     if plan["moves"]:
-        Console(highlight=False).print(table)
+        print_table(table)
     click.echo(
         f"{plan['partitions']} partitions move, {plan['minimum']} is the least possible; "
         f"{plan['sessions']} sessions, {plan['bytes']} bytes; about {plan['expected_s']:g} s"
@@ -209,10 +201,10 @@ def _show_plan(plan: dict[str, Any]) -> None:
 # ---------------------------------------------------------------- looking on
 
 
-def _follow(data: DataFolder, *, total: int, as_json: bool) -> None:
+def _follow(where: Where, *, total: int, as_json: bool) -> None:
     """Look on until the resize is done; exit where it is paused or stuck, or the waiting is interrupted."""
     try:
-        seen, taken_s = asyncio.run(_look_on(data, total, is_quiet=as_json))
+        seen, taken_s = asyncio.run(_look_on(where, total, is_quiet=as_json))
     except KeyboardInterrupt:
         click.echo("\nthe resize goes on by itself; `roadstead status progress` shows how far it is", err=True)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
@@ -247,7 +239,7 @@ class StuckWatch:
         return bool(_away(seen)) and not any(seen["moves"].values()) and now >= self._since + AWAY_MS
 
 
-async def _look_on(data: DataFolder, total: int, *, is_quiet: bool) -> tuple[dict[str, Any], float]:
+async def _look_on(where: Where, total: int, *, is_quiet: bool) -> tuple[dict[str, Any], float]:
     """Return the last progress and how long it took: done, paused or stuck."""
     clock = SystemClock()
     began = answered_at = clock.monotonic()
@@ -264,7 +256,7 @@ async def _look_on(data: DataFolder, total: int, *, is_quiet: bool) -> tuple[dic
         task = bar.add_task("", total=total, rate=0.0, stages="")
         while True:
             try:
-                seen = await status_call(data, "GET", RESIZE)
+                seen = await status_call(where, "GET", RESIZE)
                 answered_at = clock.monotonic()
             except (PeerError, StoreError, Unavailable):
                 if clock.monotonic() > answered_at + PATIENCE_MS:

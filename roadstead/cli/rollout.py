@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.table import Table
 
 from base.clock import SystemClock
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, print_json, scheduler_call
+from roadstead.cli.common import EXIT_FAILED, json_option, print_json, print_table
 from roadstead.cli.kinds import age, count, percent, span
 from roadstead.cli.rebalance import moves_line
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, scheduler_call, system_options
 from scheduler.core.document import Fault, render_faults
 from scheduler.core.rollout import Rollout
 from scheduler.core.rollout_document import parse_rollout
@@ -51,25 +51,25 @@ def _validate(as_json: bool, file: Path) -> None:
 
 
 @command.command("create")
-@data_option
+@system_options
 @json_option
 @_file
-def _create(data: DataFolder, as_json: bool, file: Path) -> None:
+def _create(where: Where, as_json: bool, file: Path) -> None:
     """Start a rollout, or a new revision of one that is over. Exit code 1 if its document is not good."""
     document = document_of(file)
     parsed = parse_rollout(document)
     if not isinstance(parsed, Rollout):
         fail_with(file, parsed)
-    shown = asyncio.run(scheduler_call(data, "POST", PATH, {"document": document}))
+    shown = asyncio.run(scheduler_call(where, "POST", PATH, {"document": document}))
     print_json(shown) if as_json else click.echo(_line(shown))
 
 
 @command.command("list")
-@data_option
+@system_options
 @json_option
-def _list(data: DataFolder, as_json: bool) -> None:
+def _list(where: Where, as_json: bool) -> None:
     """List the rollouts, in the order in which they are asked for a client."""
-    listed = asyncio.run(scheduler_call(data, "GET", PATH))
+    listed = asyncio.run(scheduler_call(where, "GET", PATH))
     if as_json:
         print_json(listed)
         return
@@ -88,36 +88,36 @@ def _list(data: DataFolder, as_json: bool) -> None:
             percent(one["live"]["percent"]),
             age(one["since"], now),
         )
-    Console(highlight=False).print(table)
+    print_table(table)
     for name, why in listed["unreadable"].items():
         click.echo(f"{name} cannot be read: {why}", err=True)
 
 
 @command.command("status")
-@data_option
+@system_options
 @json_option
 @click.option("--watch", is_flag=True, help="Look on until it is complete; exit code 1 if it fails or is aborted.")
 @click.argument("name")
-def _status(data: DataFolder, as_json: bool, watch: bool, name: str) -> None:
+def _status(where: Where, as_json: bool, watch: bool, name: str) -> None:
     """Show how far a rollout is, its shares of new and of live connections, and what the last analysis found."""
     path = f"{PATH}/{quote(name, safe='')}"
     if watch:
-        shown = asyncio.run(_watched(data, path, as_json=as_json))
+        shown = asyncio.run(_watched(where, path, as_json=as_json))
         if shown["phase"] != "complete":
             raise click.exceptions.Exit(EXIT_FAILED)
         return
-    shown = asyncio.run(scheduler_call(data, "GET", path))
-    print_json(shown) if as_json else Console(highlight=False).print(_table(shown))
+    shown = asyncio.run(scheduler_call(where, "GET", path))
+    print_json(shown) if as_json else print_table(_table(shown))
 
 
-async def _watched(data: DataFolder, path: str, *, as_json: bool) -> dict[str, Any]:
+async def _watched(where: Where, path: str, *, as_json: bool) -> dict[str, Any]:
     """Return how it ended. In a terminal what is shown is drawn anew, elsewhere each change is a line."""
     console = Console(highlight=False)
     is_live = console.is_terminal and not as_json
     said = ""
     with Live(console=console, auto_refresh=False, transient=False) if is_live else _Nothing() as live:
         while True:
-            shown: dict[str, Any] = await scheduler_call(data, "GET", path)
+            shown: dict[str, Any] = await scheduler_call(where, "GET", path)
             line = _line(shown)
             if live is not None:
                 live.update(_table(shown), refresh=True)
@@ -143,11 +143,11 @@ class _Nothing:
 
 def _order(name: str, meaning: str) -> None:
     @command.command(name, help=meaning)
-    @data_option
+    @system_options
     @json_option
     @click.argument("rollout")
-    def order(data: DataFolder, as_json: bool, rollout: str) -> None:
-        shown = asyncio.run(scheduler_call(data, "POST", f"{PATH}/{quote(rollout, safe='')}/{name}"))
+    def order(where: Where, as_json: bool, rollout: str) -> None:
+        shown = asyncio.run(scheduler_call(where, "POST", f"{PATH}/{quote(rollout, safe='')}/{name}"))
         print_json(shown) if as_json else click.echo(_line(shown))
 
 
@@ -159,12 +159,12 @@ _order("abort", "Send no new connections to the canary any more.")
 
 
 @command.command("delete")
-@data_option
+@system_options
 @json_option
 @click.argument("name")
-def _delete(data: DataFolder, as_json: bool, name: str) -> None:
+def _delete(where: Where, as_json: bool, name: str) -> None:
     """Forget a rollout that is over: its nodes are like all others then."""
-    answer = asyncio.run(scheduler_call(data, "DELETE", f"{PATH}/{quote(name, safe='')}"))
+    answer = asyncio.run(scheduler_call(where, "DELETE", f"{PATH}/{quote(name, safe='')}"))
     print_json(answer) if as_json else click.echo(f"{name} is deleted")
 
 

@@ -12,13 +12,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from base.clock import SystemClock
-from roadstead.cli.common import EXIT_FAILED, data_option, json_option, print_json, status_call
-from roadstead.deployment import DataFolder
+from roadstead.cli.common import EXIT_FAILED, json_option, print_json, print_table
+from roadstead.cli.where import Where, status_call, system_options
 
 __all__ = ["sessions"]
 
@@ -26,21 +25,21 @@ PAGE = 1_000
 
 
 @click.command("sessions")
-@data_option
+@system_options
 @json_option
 @click.option("--node", required=True, metavar="NODE", help="The access node.")
-def sessions(data: DataFolder, as_json: bool, node: str) -> None:
+def sessions(where: Where, as_json: bool, node: str) -> None:
     """List the users and sessions behind an access node. Exit code 1 if some could not be listed.
 
     With --json each line is one page.
     """
-    missing = asyncio.run(_list(data, node, as_json=as_json))
+    missing = asyncio.run(_list(where, node, as_json=as_json))
     if missing:
         click.echo(f"{missing} partitions are not, or not completely, listed; try again", err=True)
         raise click.exceptions.Exit(EXIT_FAILED)
 
 
-async def _list(data: DataFolder, node: str, *, as_json: bool) -> int:
+async def _list(where: Where, node: str, *, as_json: bool) -> int:
     """Show all pages; return of how many partitions something may be missing."""
     table = Table(box=None, pad_edge=False)
     for column in ("user", "state", "device", "platform", "since"):
@@ -49,7 +48,7 @@ async def _list(data: DataFolder, node: str, *, as_json: bool) -> int:
     missing: set[int] = set()
     unknown: set[str] = set()
     is_registered = False
-    async for page in _pages(data, node):
+    async for page in _pages(where, node):
         missing.update(page["missing_partitions"])
         unknown.update(page["unknown"])
         is_registered = page["is_registered"]
@@ -59,7 +58,7 @@ async def _list(data: DataFolder, node: str, *, as_json: bool) -> int:
         else:
             _add(table, page["sessions"])
     if not as_json:
-        Console(highlight=False).print(table)
+        print_table(table)
         click.echo(f"{table.row_count} sessions of {len(users)} users behind {node}")
         if not is_registered:
             click.echo(f"no access node {node} is registered now", err=True)
@@ -68,11 +67,11 @@ async def _list(data: DataFolder, node: str, *, as_json: bool) -> int:
     return len(missing)
 
 
-async def _pages(data: DataFolder, node: str) -> AsyncIterator[dict[str, Any]]:
+async def _pages(where: Where, node: str) -> AsyncIterator[dict[str, Any]]:
     cursor: str | None = ""
     while cursor is not None:
         query = urlencode({"node": node, "limit": PAGE, "cursor": cursor})
-        page = await status_call(data, "GET", f"/v1/admin/status/sessions?{query}")
+        page = await status_call(where, "GET", f"/v1/admin/status/sessions?{query}")
         yield page
         cursor = page["cursor"]
 

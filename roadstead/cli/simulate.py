@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base.errors import ConfigError
-from roadstead.cli.common import json_option, print_json
+from roadstead.cli.common import json_option, print_json, print_table
 from roadstead.sim.fleet.catalog import POLICIES, SCENARIOS
 from roadstead.sim.fleet.figures import Run
 from roadstead.sim.fleet.scenario import Options, Scenario
@@ -113,16 +112,15 @@ def _list(*, as_json: bool) -> None:
             }
         )
         return
-    console = Console(highlight=False)
     table = Table("scenario", "what happens", "policies", box=None, pad_edge=False)
     for one in SCENARIOS.values():
         table.add_row(one.name, one.summary, ", ".join(one.policies))
-    console.print(table)
-    console.print()
+    print_table(table, folds=True)
+    click.echo()
     table = Table("policy", "what it does", box=None, pad_edge=False)
     for name, meaning in POLICIES.items():
         table.add_row(name, meaning)
-    console.print(table)
+    print_table(table, folds=True)
 
 
 def _show(scenario: Scenario, runs: Sequence[Run]) -> None:
@@ -133,7 +131,7 @@ def _show(scenario: Scenario, runs: Sequence[Run]) -> None:
         table.add_column(run.policy, justify="right", overflow="fold")
     for name in runs[0].figures:
         table.add_row(name.replace("_", " "), *(_number(run.figures[name]) for run in runs))
-    Console(highlight=False).print(table)
+    print_table(table)
 
 
 def _number(value: float | None) -> str:

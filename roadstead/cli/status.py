@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base.clock import SystemClock
-from roadstead.cli.common import config_options, data_option, json_option, print_json, status_call
+from roadstead.cli.common import config_options, json_option, print_json, print_table
 from roadstead.cli.count import count
 from roadstead.cli.digest import digest
 from roadstead.cli.events import events
@@ -24,7 +23,7 @@ from roadstead.cli.roles import run_role_of_group
 from roadstead.cli.serve import serve_status
 from roadstead.cli.sessions import sessions
 from roadstead.cli.watch import watch
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, status_call, system_options
 
 __all__ = ["command"]
 
@@ -45,13 +44,13 @@ for _one in (count, sessions, resize, progress, pause, resume, abort, digest, ev
 
 
 @command.command("lookup")
-@data_option
+@system_options
 @json_option
 @click.argument("users", nargs=-1, required=True)
-def _lookup(data: DataFolder, as_json: bool, users: tuple[str, ...]) -> None:
+def _lookup(where: Where, as_json: bool, users: tuple[str, ...]) -> None:
     """Show who is online, on which device, behind which access node."""
     body = {"users": list(users)}
-    statuses = asyncio.run(status_call(data, "POST", "/v1/users/status", body))["statuses"]
+    statuses = asyncio.run(status_call(where, "POST", "/v1/users/status", body))["statuses"]
     if as_json:
         print_json(statuses)
         return
@@ -71,28 +70,28 @@ def _lookup(data: DataFolder, as_json: bool, users: tuple[str, ...]) -> None:
                 session.get("node", ""),
                 since,
             )
-    Console().print(table)
+    print_table(table)
 
 
 @command.command("table")
-@data_option
+@system_options
 @json_option
-def _table(data: DataFolder, as_json: bool) -> None:
+def _table(where: Where, as_json: bool) -> None:
     """Show who owns which partitions, how even the shares are, and what is on the move."""
-    table = asyncio.run(status_call(data, "GET", "/v1/admin/status/table"))
+    table = asyncio.run(status_call(where, "GET", "/v1/admin/status/table"))
     if as_json:
         print_json(table)
         return
-    console = Console()
     total_weight = sum(node["weight"] for node in table["nodes"])
     partitions = len(table["owners"])
-    console.print(f"epoch {table['epoch']}, {partitions} partitions, {len(table['nodes'])} nodes\n")
+    click.echo(f"epoch {table['epoch']}, {partitions} partitions, {len(table['nodes'])} nodes\n")
     for owner, strip in enumerate(_strips(table["owners"], len(table["nodes"]))):
         node = table["nodes"][owner]
         share = _share(node, partitions * node["weight"] / total_weight)
-        console.print(f"[bold]{node['node']:<12}[/] {share}  {strip}", highlight=False)
+        name = click.style(f"{node['node']:<12}", bold=True)
+        click.echo(f"{name} {share}  {strip}")
     for line in _moves(table["moves"]):
-        console.print(line, highlight=False)
+        click.echo(line)
 
 
 def _share(node: dict[str, Any], even: float) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from base import log, loop
-from roadstead.cli.common import config_options, data_option, json_option, load_config, print_json
+from roadstead.cli.common import config_options, data_option, json_option, load_config, print_json, print_table
 from roadstead.deployment import DataFolder, Endpoints
 from roadstead.up import run_up
 
@@ -41,7 +40,6 @@ def command(file: Path | None, flags: tuple[str, ...], data: DataFolder, port: i
 
 
 def _show(endpoints: Endpoints, data: DataFolder) -> None:
-    console = Console()
     table = Table(title="Roadstead is up", title_justify="left", box=None, pad_edge=False)
     table.add_column("node", style="bold")
     table.add_column("address")
@@ -55,8 +53,8 @@ def _show(endpoints: Endpoints, data: DataFolder) -> None:
         }
         clients = endpoints.clients.get(name)
         table.add_row(name, url, f"clients: {clients}" if clients else hint[name.split("-")[0]])
-    console.print(table)
+    print_table(table)
     folder = "" if data.path == Path("roadstead-data") else f" --data {data.path}"
-    console.print(f"\nIn another terminal:  roadstead chat --user alice --to bob{folder}")
-    console.print(f"API key for curl:     {data.path / 'api-key'}")
-    console.print("Stop with Ctrl-C.", style="dim")
+    click.echo(f"\nIn another terminal:  roadstead chat --user alice --to bob{folder}")
+    click.echo(f"API key for curl:     {data.path / 'api-key'}")
+    click.secho("Stop with Ctrl-C.", dim=True)

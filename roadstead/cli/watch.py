@@ -13,29 +13,29 @@ from typing import Any
 import click
 
 from base.clock import SystemClock
-from roadstead.cli.common import data_option, json_option, print_json, status_call
+from roadstead.cli.common import json_option, print_json
 from roadstead.cli.events import pages
-from roadstead.deployment import DataFolder
+from roadstead.cli.where import Where, status_call, system_options
 
 __all__ = ["watch"]
 
 
 @click.command("watch")
-@data_option
+@system_options
 @json_option
 @click.argument("user")
-def watch(data: DataFolder, as_json: bool, user: str) -> None:
+def watch(where: Where, as_json: bool, user: str) -> None:
     """Show a user's status now and whenever it changes, until interrupted."""
-    asyncio.run(_watch(data, user, as_json=as_json))
+    asyncio.run(_watch(where, user, as_json=as_json))
 
 
-async def _watch(data: DataFolder, user: str, *, as_json: bool) -> None:
+async def _watch(where: Where, user: str, *, as_json: bool) -> None:
     shown: dict[str, Any] | None = None
     # From before the first lookup, so that no change falls between the two.
-    async for page in pages(data, "", is_following=True):
+    async for page in pages(where, "", is_following=True):
         if shown is not None and not any(_concerns(event, user) for event in page["events"]):
             continue
-        status = (await status_call(data, "POST", "/v1/users/status", {"users": [user]}))["statuses"][0]
+        status = (await status_call(where, "POST", "/v1/users/status", {"users": [user]}))["statuses"][0]
         if status != shown:
             shown = status
             _show(status, as_json=as_json)

@@ -8,11 +8,13 @@ from base.ids import new_uuid
 from im.api import SERVICE as IM
 from roadstead.api import call_api
 from roadstead.client import Client, Incoming, Position
-from roadstead.doctor.system import DOCTOR, System
+from roadstead.systems import System
 from scheduler.service import SERVICE as SCHEDULER
 
-__all__ = ["round_trip"]
+__all__ = ["DOCTOR", "round_trip"]
 
+DOCTOR = "roadstead-doctor"
+"""The user who writes to itself."""
 ARRIVE_S = 10
 
 

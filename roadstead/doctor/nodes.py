@@ -18,7 +18,8 @@ from base.errors import LimitExceeded, RoadsteadError, Unauthenticated, Unavaila
 from base.peer.upgrade import connect
 from im.api import SERVICE as IM
 from roadstead.doctor.findings import Degraded
-from roadstead.doctor.system import DOCTOR, ExaminedNode, System
+from roadstead.doctor.message import DOCTOR
+from roadstead.systems import Node, System
 from scheduler.service import SERVICE as SCHEDULER
 from status.api import SERVICE as STATUS
 
@@ -51,7 +52,7 @@ PROBES = {
 """What takes a key of each service, and changes nothing."""
 
 
-async def is_ready(system: System, node: ExaminedNode) -> str:
+async def is_ready(system: System, node: Node) -> str:
     """The node says that it takes work, and others can find it."""
     answer = await system.call(node, "/readyz")
     if answer["status"] != "ready":
@@ -76,7 +77,7 @@ async def clocks(system: System, clock: Clock) -> str:
     """No node's wall clock is far from that of this machine, as seen by an answer's way there and back."""
     offsets: dict[str, int] = {}
 
-    async def look(node: ExaminedNode) -> None:
+    async def look(node: Node) -> None:
         asked = clock.realtime()
         try:
             told = (await system.call(node, "/debug/statistics"))["time_ms"]
@@ -181,7 +182,7 @@ async def _expiry(url: str) -> int:
 async def api_key_accepted(system: System) -> str:
     """The key that this examination is made with is good everywhere, as a key that was handed out must be."""
 
-    async def offer(node: ExaminedNode) -> None:
+    async def offer(node: Node) -> None:
         await system.call(node, PROBES[node.service])
 
     return await _accepted(system.of(*PROBES), offer)
@@ -190,7 +191,7 @@ async def api_key_accepted(system: System) -> str:
 async def peer_key_accepted(system: System) -> str:
     """Every node lets a stream in that is opened with the key, and the certificate, of this examination."""
 
-    async def offer(node: ExaminedNode) -> None:
+    async def offer(node: Node) -> None:
         async with asyncio.timeout(CONNECT_S):
             transport, _ = await connect(node.url, node=system.node, trust=system.trust)
         transport.abort()
@@ -198,7 +199,7 @@ async def peer_key_accepted(system: System) -> str:
     return await _accepted(system.nodes, offer)
 
 
-async def _accepted(nodes: Iterable[ExaminedNode], offer: Callable[[ExaminedNode], Awaitable[None]]) -> str:
+async def _accepted(nodes: Iterable[Node], offer: Callable[[Node], Awaitable[None]]) -> str:
     """Offer something to each node; say how many took it. Raises Unauthenticated naming those that refuse it."""
     accepting, refusing = 0, []
     for node in nodes:

@@ -14,7 +14,7 @@ from base.errors import RoadsteadError, StoreError, Unavailable
 from im.api import SERVICE as IM
 from im.core.shards import ShardTable
 from roadstead.doctor.findings import Degraded
-from roadstead.doctor.system import System
+from roadstead.systems import System
 from status.api import SERVICE as STATUS
 
 __all__ = ["partition_table", "registry", "reports", "shard_table", "status_leader", "streams"]

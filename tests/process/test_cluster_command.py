@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import pytest
 from base.clock import SystemClock
 from base.errors import NotFound, PeerUnavailable
 from roadstead.api import call_api, trust_ca
+from roadstead.ca import CertificateAuthority
 from roadstead.client import Client, Incoming
 from roadstead.cluster.child import State
 from roadstead.local import ClusterProcess, System
+from roadstead.ports import free_ports
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("goodbyes")]
 
@@ -118,12 +121,45 @@ async def test_a_cluster_carries_messages_and_brings_back_what_dies(tmp_path: Pa
         findings = json.loads(examined.stdout)
         assert examined.returncode == 0, [finding for finding in findings if not finding["is_ok"]]
         assert {f"{name} is ready" for name in system.endpoints.nodes()} < {finding["check"] for finding in findings}
+        await asyncio.to_thread(operated_on_from_elsewhere, tmp_path)
         pids = [seen.pid for seen in cluster.nodes().values() if seen.pid is not None]
         assert len(pids) == len(before)
     finally:
         code = await asyncio.to_thread(cluster.stop)
     assert code == 0
     assert none_left(pids)
+
+
+def operated_on_from_elsewhere(folder: Path) -> None:
+    """By the configuration of any node, as where each was started by itself; one more message process is found."""
+    files = folder / "data" / "cluster"
+    settings = (files / "im-2.toml").read_text().replace("im-2", "im-3")
+    (port,) = free_ports([9_000])
+    (folder / "im-3.toml").write_text(re.sub(r"^port = .*$", f"port = {port}", settings, flags=re.MULTILINE))
+    CertificateAuthority.open(files / "ca").issue("im-3", now=SystemClock().realtime())
+
+    def told(*arguments: str, node: str = "access-1") -> Any:
+        ran = roadstead(*arguments, "--json", "--config", str(files / f"{node}.toml"))
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout)
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "roadstead", "im", "--json", "--config", str(folder / "im-3.toml")],
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["name"] == "im-3"
+            assert {node["node"] for node in told("access", "nodes")} == {"access-1", "access-2"}
+            assert len(told("status", "table")["nodes"]) == 2
+            assert told("status", "lookup", "nobody", node="im-1")[0]["state"] == "offline"
+            assert told("send", "--from", "ann", "--to", "ben", "hi")["is_new"]
+            assert told("token", "--user", "ann", node="scheduler-1")["user"] == "ann"
+            assert {move["to"] for move in told("im", "rebalance")} == {"im-3"}
+            assert set(told("im", "table")["owners"]) == {"im-1", "im-2", "im-3"}
+            assert {move["from"] for move in told("im", "drain", "im-3")} == {"im-3"}
+        finally:
+            process.terminate()
 
 
 async def killed_and_back(cluster: ClusterProcess, name: str) -> None:

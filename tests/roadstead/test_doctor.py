@@ -26,19 +26,19 @@ from im.core.shards import ShardTable
 from roadstead.ca import CertificateAuthority
 from roadstead.doctor import nodes, whole
 from roadstead.doctor.findings import Degraded, Finding, found
-from roadstead.doctor.system import ExaminedNode, System
+from roadstead.systems import Node, System
 
 NOBODY = "http://127.0.0.1:9"
 DAY_MS = 86_400_000
 
 
-def node(name: str, service: str, url: str = NOBODY, *, version: str = "1.0", **meta: str) -> ExaminedNode:
+def node(name: str, service: str, url: str = NOBODY, *, version: str = "1.0", **meta: str) -> Node:
     """A registered node."""
     instance = ServiceInstance(id=name, service=service, url=url, incarnation=1, meta={"roadstead": version, **meta})
-    return ExaminedNode(name, service, url, instance)
+    return Node(name, service, url, instance)
 
 
-def system(*those: ExaminedNode, registry: MemoryRegistry | None = None, **fields: Any) -> System:
+def system(*those: Node, registry: MemoryRegistry | None = None, **fields: Any) -> System:
     """A system of these nodes."""
     return System(
         node="doctor",
@@ -102,7 +102,7 @@ async def test_a_node_is_ready_or_not():
     """One that nobody can find is not, unless the registry cannot be asked."""
     async with answering() as url:
         assert await nodes.is_ready(system(), node("im-1", "im", url)) == url
-        lost = ExaminedNode("im-1", "im", url, None)
+        lost = Node("im-1", "im", url, None)
         with pytest.raises(Unavailable, match="is ready, and not registered"):
             await nodes.is_ready(system(), lost)
         assert await nodes.is_ready(system(registry_failure=StoreUnavailable("away")), lost) == url

@@ -1,9 +1,13 @@
-"""The system that is looked at: found by a data folder, or by the configuration of any of its nodes."""
+"""A running system as it is found from outside: by its data folder, or by the configuration of any of its nodes.
+
+Which nodes there are is what the registry says, and, for a data folder, what was started from it: so its commands find
+the nodes too that joined later, and go on when the registry is away.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ import msgspec
 from access.api import SERVICE as ACCESS
 from base.core.registry import ServiceInstance
 from base.credentials import Role
-from base.errors import ConfigError, RoadsteadError, StoreError, Unavailable
+from base.errors import ConfigError, PeerError, RoadsteadError, StoreError, Unavailable
 from base.http import is_loopback
 from base.registry import Registry
 from base.registry.node import SERVICE as REGISTRY
@@ -29,14 +33,15 @@ from roadstead.registries import OpenedRegistry, PeerRegistry, opened_registry
 from scheduler.service import SERVICE as SCHEDULER
 from status.api import SERVICE as STATUS
 
-__all__ = ["SERVICES", "ExaminedNode", "System", "of_config", "of_data"]
+__all__ = ["OPERATOR", "SERVICES", "Node", "System", "of_config", "of_data"]
 
 SERVICES = (SCHEDULER, IM, ACCESS, STATUS, REGISTRY)
-DOCTOR = "roadstead-doctor"
+OPERATOR = "roadstead-operator"
+"""As whom to open streams to an `up`."""
 KEY_SETTING = "security.api_keys_file"
 
 
-class ExaminedNode(msgspec.Struct, frozen=True):
+class Node(msgspec.Struct, frozen=True):
     """A node: where it is by the registry's word, or by that of the data folder if it is not registered."""
 
     name: str
@@ -59,13 +64,13 @@ class System(msgspec.Struct):
     api_key: str
     registry: Registry
     registry_url: str
-    nodes: list[ExaminedNode]
-    registry_failure: StoreError | None
+    nodes: list[Node]
+    registry_failure: RoadsteadError | None
     """Why the registry could not be read; `nodes` are those of the data folder then."""
     im_folders: list[Path]
     """Folders of messages on this machine."""
 
-    def of(self, *services: str) -> list[ExaminedNode]:
+    def of(self, *services: str) -> list[Node]:
         """Return the nodes of some services."""
         return [node for node in self.nodes if node.service in services]
 
@@ -80,7 +85,7 @@ class System(msgspec.Struct):
         answers: dict[str, Any] = {}
         silent: list[str] = []
 
-        async def ask(node: ExaminedNode) -> None:
+        async def ask(node: Node) -> None:
             try:
                 answers[node.name] = await self.call(node, "/debug/statistics")
             except RoadsteadError:
@@ -91,18 +96,21 @@ class System(msgspec.Struct):
                 tasks.create_task(ask(node))
         return dict(sorted(answers.items())), sorted(silent)
 
-    async def call(self, node: ExaminedNode, path: str) -> Any:
+    async def call(self, node: Node, path: str) -> Any:
         """Ask a node by HTTP. Raises what `call_api` raises."""
         return await call_api("GET", f"{node.url}{path}", credential=self.api_key)
 
-    def is_local(self, node: ExaminedNode) -> bool:
+    def is_local(self, node: Node) -> bool:
         """Return whether a node is reached on loopback, and so runs here."""
         return is_loopback(urlsplit(node.url).hostname or "")
 
 
 @asynccontextmanager
-async def of_data(data: DataFolder) -> AsyncIterator[System]:
-    """Find the system that runs from a data folder. Raises PeerUnavailable when none was ever started there."""
+async def of_data(data: DataFolder, *services: str) -> AsyncIterator[System]:
+    """Find the system that runs from a data folder: the nodes of some services, of all if none is named.
+
+    Raises PeerUnavailable when none was ever started there.
+    """
     endpoints, secrets = data.endpoints(), data.secrets()
     named = {
         SCHEDULER: endpoints.scheduler,
@@ -111,79 +119,64 @@ async def of_data(data: DataFolder) -> AsyncIterator[System]:
         STATUS: endpoints.status,
         REGISTRY: endpoints.registry,
     }
-    expected = [
-        ExaminedNode(name, service, url, None) for service, nodes in named.items() for name, url in nodes.items()
-    ]
+    expected = [Node(name, service, url, None) for service, nodes in named.items() for name, url in nodes.items()]
     if endpoints.consul:
         config = ClusterFiles(data).operator_config()
         folders = [data.path / name for name in endpoints.im]
-        async with _of_config(config, secrets.api_key, expected, folders) as system:
+        async with _of_config(config, secrets.api_key, expected, folders, services) as system:
             yield system
         return
     trust = Trust.of_key(secrets.peer_key)
     url = next(iter(endpoints.registry.values()), "")
-    registry = PeerRegistry(url, node=DOCTOR, trust=trust)
-    async with _seen(
-        registry, node=DOCTOR, trust=trust, api_key=secrets.api_key, expected=expected, folders=[data.path]
-    ) as system:
-        yield system
+    registry = PeerRegistry(url, node=OPERATOR, trust=trust)
+    known = System(OPERATOR, trust, secrets.api_key, registry.registry, registry.url, expected, None, [data.path])
+    async with _seen(known, registry, services):
+        yield known
 
 
 @asynccontextmanager
-async def of_config(config: Config) -> AsyncIterator[System]:
-    """Find the system of a node by its configuration. Raises ConfigError when its files cannot be used."""
+async def of_config(config: Config, *services: str) -> AsyncIterator[System]:
+    """Find the system of a node by its configuration: the nodes of some services, of all if none is named.
+
+    Raises ConfigError when its files cannot be used.
+    """
     if not config.node.name:
-        raise ConfigError(["node.name is required: doctor looks at the system as this node does"])
+        raise ConfigError(["node.name is required: the system is looked at as this node does"])
     folders = [Path(config.im.data)] if config.im.data else []
-    async with _of_config(config, _strongest_key(config.security), [], folders) as system:
+    async with _of_config(config, _strongest_key(config.security), [], folders, services) as system:
         yield system
 
 
 @asynccontextmanager
 async def _of_config(
-    config: Config, api_key: str, expected: Iterable[ExaminedNode], folders: list[Path]
+    config: Config, api_key: str, expected: list[Node], folders: list[Path], services: Sequence[str]
 ) -> AsyncIterator[System]:
     node, security = config.node.name, config.security
     trust = Trust.load(security)
     if security.has_tls:
         trust_ca(Path(security.tls_ca))
     registry = opened_registry(config.registry, node=node, trust=trust)
-    async with _seen(registry, node=node, trust=trust, api_key=api_key, expected=expected, folders=folders) as system:
-        yield system
+    known = System(node, trust, api_key, registry.registry, registry.url, expected, None, folders)
+    async with _seen(known, registry, services):
+        yield known
 
 
 @asynccontextmanager
-async def _seen(
-    opened: OpenedRegistry,
-    *,
-    node: str,
-    trust: Trust,
-    api_key: str,
-    expected: Iterable[ExaminedNode],
-    folders: list[Path],
-) -> AsyncIterator[System]:
+async def _seen(system: System, opened: OpenedRegistry, services: Sequence[str]) -> AsyncIterator[None]:
+    """Let the registry say which nodes there are, beside those that are known; it stays open within the block."""
     async with asyncio.TaskGroup() as tasks:
         connection = tasks.create_task(opened.run())
         try:
-            nodes = {one.name: one for one in expected}
-            failure = None
+            nodes = {one.name: one for one in system.nodes}
             try:
-                for service in SERVICES:
+                await opened.probe()  # who cannot be reached is told at once
+                for service in services or SERVICES:
                     for instance in (await opened.registry.services(service)).items:
-                        nodes[instance.id] = ExaminedNode(instance.id, service, instance.url, instance)
-            except StoreError as error:
-                failure = error
-            system = System(
-                node=node,
-                trust=trust,
-                api_key=api_key,
-                registry=opened.registry,
-                registry_url=opened.url,
-                nodes=sorted(nodes.values(), key=lambda one: SERVICES.index(one.service)),
-                registry_failure=failure,
-                im_folders=folders,
-            )
-            yield system
+                        nodes[instance.id] = Node(instance.id, service, instance.url, instance)
+            except (PeerError, StoreError) as error:
+                system.registry_failure = error
+            system.nodes = sorted(nodes.values(), key=lambda one: SERVICES.index(one.service))
+            yield
         finally:
             connection.cancel()
             await opened.registry.close()
