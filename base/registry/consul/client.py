@@ -15,7 +15,7 @@ import functools
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NotRequired, ParamSpec, TypedDict, TypeVar
 
 import aiohttp
 import msgspec
@@ -56,6 +56,20 @@ T = TypeVar("T")
 
 Item = Mapping[str, Any]
 """An entry as Consul tells it; `Value` is decoded."""
+
+
+class _Item(TypedDict):
+    """What is read of an entry."""
+
+    Key: str
+    Value: bytes | None
+    ModifyIndex: int
+    Flags: int
+    Session: NotRequired[str]
+
+
+NONSENSE = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading an answer raises that is not of the form that Consul's have: a proxy's, or another server's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +158,11 @@ class ConsulClient:
 
     async def get(self, key: str) -> Item | None:
         """Return the entry, as a majority has it."""
-        _, item = await self._ask("get", self._calls.kv.get(key, consistency="consistent"))
-        return item if item is not None else None
+        return await self._ask("get", self._calls.kv.get(key, consistency="consistent"), _item)
 
     async def scan(self, prefix: str) -> Seen:
         """Return the entries under a prefix, as a majority has them."""
-        return _seen(await self._ask("scan", self._calls.kv.get(prefix, recurse=True, consistency="consistent")))
+        return await self._ask("scan", self._calls.kv.get(prefix, recurse=True, consistency="consistent"), _seen)
 
     async def wait(self, prefix: str, index: int, wait_ms: int) -> Seen:
         """Return the entries under a prefix once its index is over this one, or when the time is over."""
@@ -157,19 +170,18 @@ class ConsulClient:
         asking = self._waits.kv.get(
             prefix, recurse=True, index=index, wait=f"{wait_ms}ms", connections_timeout=timeout_s
         )
-        return _seen(await self._ask("wait", asking))
+        return await self._ask("wait", asking, _seen)
 
     async def transact(self, *writes: KeyWrite) -> list[int] | Refused:
         """Carry out all or none; return the new index of each entry that was not deleted or only checked."""
         body = json.dumps([write.payload() for write in writes])
         asking = self._calls.http.put(_transacted, "/v1/txn", params=self._params, data=body)
-        results = await self._ask("transact", asking)
-        return results if isinstance(results, Refused) else [result["KV"]["ModifyIndex"] for result in results or ()]
+        return await self._ask("transact", asking, _done)
 
     async def put(self, write: KeyWrite) -> bool:
         """Store a value that is too long for a transaction; False when its index is not the one that is asked for."""
         asking = self._calls.kv.put(write.key, write.value, cas=write.index, flags=write.mark)
-        return bool(await self._ask("put", asking))
+        return await self._ask("put", asking, bool)
 
     # ---------------------------------------------------------------- sessions
 
@@ -177,52 +189,52 @@ class ConsulClient:
         """Create a session and return its id."""
         data = msgspec.json.encode(body)
         asking = self._calls.http.put(CB.json(is_id=True), "/v1/session/create", params=self._params, data=data)
-        return str(await self._ask("open_session", asking))
+        return await self._ask("open_session", asking, str)
 
     async def renew_session(self, session: str) -> bool:
         """Renew; False when it ended."""
         try:
-            await self._ask("renew_session", self._calls.session.renew(session))
+            await self._ask("renew_session", self._calls.session.renew(session), bool)
         except NotFound:
             return False
         return True
 
     async def end_session(self, session: str) -> None:
         """End it, and what it holds. No error when it ended before."""
-        await self._ask("end_session", self._calls.session.destroy(session))
+        await self._ask("end_session", self._calls.session.destroy(session), bool)
 
     async def is_alive(self, session: str) -> bool:
         """Return whether the session is there, as a majority has it."""
-        _, found = await self._ask("session", self._calls.session.info(session, consistency="consistent"))
-        return found is not None
+        asking = self._calls.session.info(session, consistency="consistent")
+        return await self._ask("session", asking, lambda answer: answer[1] is not None)
 
     # ---------------------------------------------------------------- this machine's agent
 
     async def register_service(self, name: str, service_id: str, **fields: Any) -> None:
         """Register a service at the agent, or replace it."""
-        await self._ask("register_service", self._calls.agent.service.register(name, service_id, **fields))
+        await self._ask("register_service", self._calls.agent.service.register(name, service_id, **fields), bool)
 
     async def deregister_service(self, service_id: str) -> None:
         """Take a service and its check from the agent. No error when it is not there."""
-        await self._ask("deregister_service", self._calls.agent.service.deregister(service_id))
+        await self._ask("deregister_service", self._calls.agent.service.deregister(service_id), bool)
 
     async def pass_check(self, check_id: str) -> bool:
         """Vouch for the check's TTL; False when the agent does not know the check."""
         try:
-            return bool(await self._ask("pass_check", self._calls.agent.check.ttl_pass(check_id)))
+            return await self._ask("pass_check", self._calls.agent.check.ttl_pass(check_id), bool)
         except StoreUnavailable as error:
             # Older agents say that they do not know it as they say that something failed.
             if "associated TTL" in str(error) or "Unknown check" in str(error):
                 return False
             raise
 
-    async def _ask(self, name: str, answer: Awaitable[T]) -> T:
+    async def _ask(self, name: str, answer: Awaitable[Any], read: Callable[[Any], T]) -> T:
         asked_at, is_answered = self._clock.stopwatch(), True
         try:
-            return await answer
+            return read(await answer)
         except NotFound:
             raise
-        except (ConsulException, aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (ConsulException, aiohttp.ClientError, TimeoutError, OSError, *NONSENSE) as error:
             is_answered = False
             if not isinstance(error, (ACLPermissionDenied, ACLDisabled, ClientError)):  # it refuses: it is there
                 self.life = object()
@@ -253,12 +265,20 @@ def _reason(error: Exception) -> str:
         return f"it takes no more requests of us: {error}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, NONSENSE):
+        return f"the answer is none of Consul's: {type(error).__name__}: {error}"
     return str(error) or type(error).__name__
 
 
-def _seen(answer: tuple[str, Sequence[Item] | None]) -> Seen:
+def _item(answer: tuple[str, object]) -> Item | None:
+    index, item = answer
+    items = _seen((index, None if item is None else [item])).items
+    return items[0] if items else None
+
+
+def _seen(answer: tuple[str, object]) -> Seen:
     index, items = answer
-    return Seen(int(index), items or ())
+    return Seen(int(index), msgspec.convert(items, list[_Item] | None) or ())
 
 
 def _transacted(response: Response) -> Any:
@@ -268,3 +288,7 @@ def _transacted(response: Response) -> Any:
     if "Permission denied" in reasons:  # Consul tells this as it tells that an index is stale
         raise ACLPermissionDenied(reasons)
     return Refused(reasons)
+
+
+def _done(results: Any) -> list[int] | Refused:
+    return results if isinstance(results, Refused) else [int(result["KV"]["ModifyIndex"]) for result in results or ()]
