@@ -48,6 +48,7 @@ __all__ = [
     "Layer",
     "Role",
     "bearer",
+    "body_of",
     "credential_of",
     "failure",
     "is_loopback",
@@ -61,6 +62,8 @@ T = TypeVar("T")
 BACKLOG = 1_024
 KEEPALIVE_S = 75.0
 """How long a connection may stay open between two requests."""
+READ_TIMEOUT_S = 10.0
+"""How long a request's body may take to arrive."""
 HANDSHAKE_S = 10.0
 """How long a connection may take to agree on TLS."""
 HANDSHAKES_MAX = 1_024
@@ -69,9 +72,35 @@ _encoder = msgspec.json.Encoder()
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-async def json_body(request: web.Request, kind: type[T]) -> T:
-    """Decode the body. Raises BadRequest naming the field that is wrong, TooLarge over the port's body limit."""
-    raw = await request.read()
+async def body_of(request: web.Request, *, bytes_max: int | None = None) -> bytes:
+    """Read the body. One that breaks off is the client's fault, as the port knows, whoever reads it.
+
+    Args:
+        request: not read so far, if there is a limit.
+        bytes_max: the limit, where it is less than the port's; no more than that is kept.
+
+    Raises:
+        TooLarge: it is over the limit.
+        BadRequest: it did not arrive in time.
+    """
+    if bytes_max is not None:
+        if (request.content_length or 0) > bytes_max:
+            raise _too_large(bytes_max)
+        request = request.clone(client_max_size=bytes_max)
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {READ_TIMEOUT_S:g} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        if bytes_max is None:
+            raise  # the port knows its limit
+        raise _too_large(bytes_max) from None
+
+
+async def json_body(request: web.Request, kind: type[T], *, bytes_max: int | None = None) -> T:
+    """Decode the body. Raises BadRequest naming the field that is wrong, else as `body_of`."""
+    raw = await body_of(request, bytes_max=bytes_max)
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -102,6 +131,10 @@ def failure(error: RoadsteadError) -> tuple[int, dict[str, str], bytes]:
     if error.detail:
         body["detail"] = error.detail
     return code.http_status, headers, _encoder.encode({"error": body})
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the body is over {limit} bytes", limit=limit)
 
 
 def _response(answer: tuple[int, dict[str, str], bytes]) -> web.Response:
@@ -273,8 +306,7 @@ class HttpServer:
         try:
             return await handler(request)
         except web.HTTPRequestEntityTooLarge:
-            limit = self._body_bytes_max
-            failed: RoadsteadError = TooLarge(f"the body is over {limit} bytes", limit=limit)
+            failed: RoadsteadError = _too_large(self._body_bytes_max)
         except web.HTTPNotFound:
             failed = NotFound(f"no such path: {request.path}")
         except web.HTTPMethodNotAllowed as error:
@@ -283,8 +315,12 @@ class HttpServer:
         except web.HTTPClientError as error:
             failed = BadRequest(error.text or error.reason)
         except Exception as error:  # noqa: BLE001 - `refuse` tells ours from others
-            request[FAILED] = error.code if isinstance(error, RoadsteadError) else Code.INTERNAL
-            return _response(self.refuse(error, request.path))
+            if error is not request.content.exception():
+                request[FAILED] = error.code if isinstance(error, RoadsteadError) else Code.INTERNAL
+                return _response(self.refuse(error, request.path))
+            # Reading the body ended in this: the client is gone, or compressed it in another way than it says.
+            failed = BadRequest("the body broke off, or is not encoded as its headers say")
+            request.content.feed_eof()  # or the server would read on once this is answered, and fail as well
         request[FAILED] = failed.code
         return _response(self.refuse(failed, request.path))
 

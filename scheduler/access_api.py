@@ -45,6 +45,8 @@ __all__ = ["AccessApi", "Locate", "Query", "parse_rtts", "query_of"]
 RTTS_MAX = 16
 RTT_MAX_MS = 60_000
 CANDIDATES_KEPT = 65_536
+BODY_BYTES_MAX = 8_192
+"""As long as the same in a GET may be: it is read before anybody knows who asks."""
 
 Locate = Callable[[str, str, str, dict[str, int]], Location]
 """Where a client is, by (user, address, hint, round-trip times in ms by region); the latter are learned from."""
@@ -116,7 +118,7 @@ class AccessApi:
     async def _post(self, request: web.Request) -> web.Response:
         """Answer a client or backend whose query is a JSON body."""
         self._cors.require_origin(request)
-        return self._answered(request, await json_body(request, Query))
+        return self._answered(request, await json_body(request, Query, bytes_max=BODY_BYTES_MAX))
 
     def _answered(self, http: web.Request, query: Query) -> web.Response:
         headers = http.headers

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from base.errors import BadRequest
-from base.http import json_body
+from base.http import body_of, json_body
 from scheduler.core.document import Fault
 from scheduler.orders import Orders
 
@@ -56,7 +56,7 @@ async def document_of(request: web.Request) -> str:
     if request.content_type == "application/json":
         return (await json_body(request, Document)).document
     try:
-        return (await request.read()).decode()
+        return (await body_of(request)).decode()
     except UnicodeDecodeError as error:
         raise BadRequest("the body is not UTF-8") from error
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from aiohttp import web
 
 from base.errors import BadRequest, Conflict, NotFound, TooLarge
-from base.http import Role, json_body, json_response
+from base.http import Role, body_of, json_body, json_response
 from base.ids import checked_id
 from base.log import logger
 from base.site import Site
@@ -124,7 +124,7 @@ async def _values(request: web.Request) -> list[str]:
         values = await json_body(request, list[str])
     else:
         try:
-            values = _lines((await request.read()).decode())
+            values = _lines((await body_of(request)).decode())
         except UnicodeDecodeError as error:
             raise BadRequest("the body is not UTF-8") from error
     return [checked_id(value, f"value {number}") for number, value in enumerate(values, 1)]

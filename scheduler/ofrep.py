@@ -31,7 +31,7 @@ import xxhash
 from aiohttp import ETag, web
 
 from base.errors import BadRequest
-from base.http import Credentials, Role, json_response
+from base.http import Credentials, Role, body_of, json_response
 from base.ids import checked_id
 from scheduler.core.cohorts import ActiveRollout, Cohort
 from scheduler.core.request import Location, Request
@@ -113,7 +113,7 @@ class Ofrep:
             fault = _Fault("FLAG_NOT_FOUND", f"there is no rollout {key}", key)
             return json_response(fault, status=404)
         try:
-            asked = self._read(await request.read())
+            asked = self._read(await body_of(request))
         except _BadContext as error:
             return json_response(_Fault(error.code, error.details, key), status=400)
         return json_response(_flag(*found, asked))
@@ -121,7 +121,7 @@ class Ofrep:
     async def _evaluate_all(self, request: web.Request) -> web.Response:
         self._credentials.require(request, Role.BACKEND)
         try:
-            asked = self._read(await request.read())
+            asked = self._read(await body_of(request))
         except _BadContext as error:
             return json_response(_Fault(error.code, error.details), status=400)
         body = _encode(_Flags([_flag(*found, asked) for found in self._cohorts().values()]))

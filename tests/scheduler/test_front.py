@@ -24,6 +24,7 @@ from base.registry.memory import MemoryRegistry
 from base.site import NodeConfig, Site
 from base.trust import Trust
 from scheduler import front as front_module
+from scheduler.access_api import BODY_BYTES_MAX
 from scheduler.config import SchedulerConfig
 from scheduler.core.node import AccessNode
 from scheduler.front import Front
@@ -356,6 +357,15 @@ def test_a_connection_goes_over_to_the_http_server_in_the_middle(
             assert len(stacks[0].front) == 0
 
     in_loop(factory, main)
+
+
+async def test_a_long_body_is_refused_before_anybody_asks_who_sends_it() -> None:
+    """And before it comes. One that is as long as it may be is read."""
+    head = b"POST /v1/access HTTP/1.1\r\nHost: s\r\nContent-Length: %d\r\n\r\n"
+    async with listening() as stack:
+        (refused,) = await ask(stack.port, head % (BODY_BYTES_MAX + 1))
+        (nobody,) = await ask(stack.port, head % BODY_BYTES_MAX, b"{}".ljust(BODY_BYTES_MAX))
+        assert [answer.status[9:12] for answer in (refused, nobody)] == ["413", "401"]
 
 
 async def test_while_draining_each_connection_ends_with_its_next_answer() -> None:
