@@ -32,6 +32,7 @@ from scheduler.access_api import Locate
 from scheduler.admin_answers import assigned_to, percent_of
 from scheduler.core.arm_counts import ArmCounts
 from scheduler.core.balance import TOLERANCE
+from scheduler.core.move_accounts import RATE_MIN
 from scheduler.core.moving import MoveRequest
 from scheduler.core.node import AccessNode
 from scheduler.core.snapshot import Snapshot
@@ -61,9 +62,9 @@ class CordonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RebalanceRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to even out live connections; see `MoveRequest` for the fields."""
 
-    rate_per_s: Annotated[float, msgspec.Meta(gt=0, le=RATE_MAX)] = 100.0
+    rate_per_s: Annotated[float, msgspec.Meta(ge=RATE_MIN, le=RATE_MAX)] = 100.0
     """Clients that are told to go, a second."""
-    accept_per_s: Annotated[float, msgspec.Meta(gt=0, le=RATE_MAX)] = 20.0
+    accept_per_s: Annotated[float, msgspec.Meta(ge=RATE_MIN, le=RATE_MAX)] = 20.0
     """The most newcomers a second that any one node is sent."""
     accept_percent: Annotated[int, msgspec.Meta(ge=1, le=100)] = 50
     """The same, in percent of the connections a second that the node takes, where it names them."""

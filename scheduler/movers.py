@@ -14,9 +14,9 @@ is part of that.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -27,6 +27,7 @@ from access.api import (
     MOVES_MAX,
     PAGE_MAX,
     ClientEntry,
+    ClientsMoved,
     ListClients,
     MoveClients,
     MoveOrder,
@@ -104,7 +105,8 @@ class MoverStatus(msgspec.Struct, frozen=True, kw_only=True):
 class _Feed:
     """Clients of one source that should go, found page by page."""
 
-    found: deque[ClientEntry] = field(default_factory=deque)
+    found: dict[str, ClientEntry] = field(default_factory=dict)
+    """Who should go, by id, and was not told: whom the source would not or could not tell comes back to the end."""
     after: str = ""
     is_at_end: bool = False
     told: dict[str, Instant] = field(default_factory=dict)
@@ -361,21 +363,31 @@ class Movers:
 
     async def _carry_out(self, run: _Run, order: Order) -> None:
         until = Instant(self._clock.monotonic() + ORDER_MS)
+        feed = run.feeds.setdefault(order.source, _Feed())
         try:
-            picked, is_exhausted = await self._pick(run, order, until)
+            picked, is_last = await self._pick(run, order, feed, until)
         except RoadsteadError as error:
             self._failed(run, order.source, error, was_sent=False)
             return
-        left_ms = max(until - self._clock.monotonic(), 1)
-        if await self._tell(run, order.source, self._direct(run, order, picked), left_ms) and is_exhausted:
+        now = self._clock.monotonic()
+        moves = self._direct(run, order, picked)
+        reply = await self._tell(run, order.source, moves, max(until - now, 1))
+        # Without an answer nobody knows. They are told again then, and the source says of whom that they were already.
+        untold = {move.client for move in moves} if reply is None else set(reply.refused)
+        feed.found.update((entry.id, entry) for entry in picked if entry.id in untold)
+        if reply is None:
+            return
+        # Also who is absent is not asked again: it may be in the list for a while, told by a drain say.
+        deadline = Instant(now + _grace_ms(run))
+        feed.told.update((entry.id, deadline) for entry in picked if entry.id not in untold)
+        if is_last and not feed.found:
             run.plan.exhausted(self._clock.monotonic(), order.source)
 
-    async def _pick(self, run: _Run, order: Order, until: Instant) -> tuple[list[ClientEntry], bool]:
-        """Return who should go, at most as many as the order says; and whether there is nobody else."""
+    async def _pick(self, run: _Run, order: Order, feed: _Feed, until: Instant) -> tuple[list[ClientEntry], bool]:
+        """Return who should go, at most as many as the order says; and whether nobody else was found."""
         count = min(order.count, MOVES_MAX)
         kind = run.plan.request.kind
         is_rebalance = kind == "rebalance"
-        feed = run.feeds.setdefault(order.source, _Feed())
         # Of a rebalance the newest go: who has been there for long has shown that it stays, and has more to catch up.
         feed.begin(self._clock.monotonic(), anew=is_rebalance)
         # What is found and not picked waits, at each of a thousand sources: little more is read than is wanted.
@@ -390,13 +402,13 @@ class Movers:
             )
             feed.after, feed.is_at_end = page.next, not page.next
             limit = limit if is_rebalance else PAGE_MAX
-            feed.found.extend(
-                entry
+            feed.found.update(
+                (entry.id, entry)
                 for entry in page.clients
                 if entry.id not in feed.told
                 and (kind != "to_canary" or self._client_arm(entry, order.source) == order.arm)
             )
-        picked = [feed.found.popleft() for _ in range(min(count, len(feed.found)))]
+        picked = [feed.found.pop(client) for client in tuple(islice(feed.found, count))]
         return picked, feed.is_at_end and len(picked) < count
 
     def _direct(self, run: _Run, order: Order, picked: list[ClientEntry]) -> list[MoveOrder]:
@@ -411,28 +423,19 @@ class Movers:
             moves.append(MoveOrder(entry.id, target, order.arm))
         return moves
 
-    async def _tell(self, run: _Run, source: NodeId, moves: list[MoveOrder], deadline_ms: int) -> bool:
-        """Give the source its moves, and the plan its answer. Returns whether there was one."""
-        grace_ms = max(run.plan.request.grace_ms, 100)
-        now = self._clock.monotonic()
-        if self._run is not run or not self._held.is_valid(now):
-            return False  # the lock was lost meanwhile
+    async def _tell(self, run: _Run, source: NodeId, moves: list[MoveOrder], deadline_ms: int) -> ClientsMoved | None:
+        """Give the source its moves, and the plan its answer. Returns that, None if there was none."""
+        if self._run is not run or not self._held.is_valid(self._clock.monotonic()):
+            return None  # the lock was lost meanwhile
         was_sent = False
         try:
             peer = self._pool.get(source)
             was_sent = bool(moves)
-            reply = await peer.call(ACCESS_MOVE, MoveClients(run.id, grace_ms, moves), deadline_ms=deadline_ms)
+            reply = await peer.call(ACCESS_MOVE, MoveClients(run.id, _grace_ms(run), moves), deadline_ms=deadline_ms)
         except RoadsteadError as error:
-            if was_sent and isinstance(error, PeerError):  # it may have told them
-                run.feeds[source].told.update({move.client: Instant(now + grace_ms) for move in moves})
             self._failed(run, source, error, was_sent=was_sent and isinstance(error, PeerError))
-            return False
-        # Also who is absent is not asked again: it may be in the list for a while, told by a drain say.
-        refused = set(reply.refused)
-        told = {move.client: Instant(now + grace_ms) for move in moves if move.client not in refused}
-        if moves:
-            run.feeds[source].told.update(told)
-        untold = refused.union(reply.absent)
+            return None
+        untold = {*reply.refused, *reply.absent}
         sent: dict[NodeId, int] = {}
         for move in moves:
             if move.client not in untold:
@@ -441,9 +444,14 @@ class Movers:
         self._metrics.refused.inc(len(reply.refused))
         totals = Totals(reply.waiting + reply.arrived + reply.closed, reply.arrived, reply.closed)
         run.plan.answered(self._clock.monotonic(), source, sent, totals)
-        return True
+        return reply
 
     def _failed(self, run: _Run, source: NodeId, error: RoadsteadError, *, was_sent: bool) -> None:
         self._metrics.unanswered.inc()
         self._log.warning("moves_unanswered", plan=run.id, source=source, error=str(error))
         run.plan.failed(self._clock.monotonic(), source, was_sent=was_sent)
+
+
+def _grace_ms(run: _Run) -> int:
+    """How long a client that was told may stay, as the wire takes it."""
+    return max(run.plan.request.grace_ms, 100)

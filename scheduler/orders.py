@@ -14,7 +14,8 @@ A registry that started over may have lost them all. Without its rollout a canar
 everybody would go to the version that was under trial, or had failed. So what was in force stays, and is written back:
 by whichever scheduler is first, and where nobody wrote anything else meanwhile. A rollout that is there again as it was
 some revisions ago, from a backup say, is written back as well. Who knows a key that is still there knows that the
-registry kept its data: then what is missing was deleted.
+registry kept its data: then what is missing was deleted. A lock that is held as before shows that as well, where the
+only order was deleted: a registry may look as if it had started over when nothing but an answer was lost.
 """
 
 from __future__ import annotations
@@ -133,7 +134,9 @@ class Orders:
         """Set once the registry was read."""
         self._policy_faults = ""
         self._entries: dict[str, Entry] = {}
-        """The orders of the last view, by key."""
+        """The orders of the last view, by key; with those that are to be written back."""
+        self._seen: dict[str, Entry] = {}
+        """All entries of the last view, by key: locks, too."""
         self._made: dict[str, tuple[int, Any]] = {}
         """What was read of each, and at which index: a list has thousands of lines, and how moves get on is news."""
         self._lost: dict[str, Entry] = {}
@@ -158,11 +161,12 @@ class Orders:
 
     def read(self, entries: tuple[Entry, ...], *, is_anew: bool = False) -> None:
         """Take all entries under the prefix. `is_anew`: the registry started over since the last ones."""
-        entries = tuple(entry for entry in entries if entry.key.startswith(KEPT))
+        seen_before, self._seen = self._seen, {entry.key: entry for entry in entries}
+        orders = tuple(entry for entry in entries if entry.key.startswith(KEPT))
         if is_anew:
-            self._find_lost(entries)
+            self._find_lost(orders, is_kept=any(seen_before.get(entry.key) == entry for entry in entries))
         bad: dict[str, str] = {}
-        entries = self._with_lost(entries, bad)
+        entries = self._with_lost(orders, bad)
         cordons, lists, rollouts, single = self._by_kind(entries, bad)
         for key in bad.keys() - self.bad.keys():
             self._log.error("order_unreadable", key=key, error=bad[key])
@@ -186,15 +190,15 @@ class Orders:
 
     # ---------------------------------------------------------------- a registry that started over
 
-    def _find_lost(self, entries: tuple[Entry, ...]) -> None:
-        """Find out what a registry that started over lost, if it did."""
+    def _find_lost(self, entries: tuple[Entry, ...], *, is_kept: bool) -> None:
+        """Find out what a registry that started over lost, if it did. `is_kept`: something is there as it was."""
         self._made = {}  # its indexes may have begun anew
         there = {entry.key: entry for entry in entries}
         known = {key: replace(entry, index=0) for key, entry in self._entries.items() if key != MOVES}
         for name, running in self.rollouts.items():
             known[ROLLOUTS + name] = Entry(ROLLOUTS + name, msgspec.json.encode(running.record), 0)
         self._lost = {}
-        if not known.keys() & there.keys():
+        if not is_kept and not known.keys() & there.keys():
             self._lost = known
         for key in known.keys() & there.keys():
             known_as = self.rollouts.get(key.removeprefix(ROLLOUTS))

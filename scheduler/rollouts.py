@@ -23,7 +23,7 @@ from base.log import logger
 from base.registry import Registry
 from base.registry.leadership import Leadership
 from scheduler.core.analysis import judge
-from scheduler.core.cohorts import ActiveRollout
+from scheduler.core.cohorts import ActiveRollout, lists_of
 from scheduler.core.ledger import Ledger, NodeTotals
 from scheduler.core.node import AccessNode
 from scheduler.core.rollout import Rollout
@@ -110,7 +110,7 @@ class Rollouts:
                 running.rollout,
                 running.record.state.percent,
                 running.record.state.phase in {"failed", "aborted"},
-                self._orders.lists,
+                lists_of(running.rollout, self._orders.lists),
             )
             for running in self._orders.rollouts.values()
         )

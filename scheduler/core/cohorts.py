@@ -41,7 +41,7 @@ from scheduler.core.request import Request
 from scheduler.core.rollout import FULL, Rollout
 from scheduler.core.versions import parse_range
 
-__all__ = ["ActiveRollout", "Cohort", "Exported", "Placed", "SegmentReason", "export_flagd"]
+__all__ = ["ActiveRollout", "Cohort", "Exported", "Placed", "SegmentReason", "export_flagd", "lists_of"]
 
 
 class ActiveRollout(msgspec.Struct, frozen=True):
@@ -97,7 +97,7 @@ class Cohort:
             )
             for segment in rollout.segments
         )
-        self.missing_lists = _missing_lists(active)
+        self.missing_lists = tuple(sorted(_named(rollout) - active.lists.keys()))
         """Lists that segments name and nobody has written: nobody is in them."""
 
     @property
@@ -137,9 +137,13 @@ class Cohort:
         return tuple(reasons)
 
 
-def _missing_lists(active: ActiveRollout) -> tuple[str, ...]:
-    named = {name for segment in active.rollout.segments for name in list_names(segment.when)}
-    return tuple(sorted(named - active.lists.keys()))
+def lists_of(rollout: Rollout, lists: Lists) -> dict[str, frozenset[str]]:
+    """Return those of the lists that the rollout's segments name, by name."""
+    return {name: lists[name] for name in sorted(_named(rollout)) if name in lists}
+
+
+def _named(rollout: Rollout) -> set[str]:
+    return {name for segment in rollout.segments for name in list_names(segment.when)}
 
 
 # ---------------------------------------------------------------- as a flag

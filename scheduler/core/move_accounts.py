@@ -21,10 +21,12 @@ from typing import NamedTuple
 
 from base.clock import Instant
 
-__all__ = ["Pace", "SourceAccount", "TargetAccount", "Totals"]
+__all__ = ["RATE_MIN", "Pace", "SourceAccount", "TargetAccount", "Totals"]
 
 CLIENT = 1_000_000
 """A client in millionths: the pace is counted in them, since steps are shorter than the time between two moves."""
+RATE_MIN = 0.001
+"""Clients a second. No pace is slower: one client in 1,000 s."""
 SAVE_MS = 600
 """How much unused pace is kept: a step that comes late makes up for that much."""
 WINDOW_MS = 1_000
@@ -57,7 +59,7 @@ class Pace:
 
     def room(self, now: Instant, rate_per_s: float) -> int:
         """Return how many may go now."""
-        rate = max(round(rate_per_s * 1_000), 1)
+        rate = round(max(rate_per_s, RATE_MIN) * 1_000)
         self._saved = min(self._saved + rate * (now - self._at), max(rate * SAVE_MS, CLIENT))
         self._at = now
         while self._recent and self._recent[0][0] <= now - WINDOW_MS:

@@ -37,7 +37,7 @@ from base.clock import Instant
 from base.ids import NodeId
 from scheduler.core.balance import TOLERANCE, Shares, apportion, pair, shares_by_group
 from scheduler.core.breaker import Breaker, Condition, Sample
-from scheduler.core.move_accounts import Pace, SourceAccount, TargetAccount, Totals
+from scheduler.core.move_accounts import RATE_MIN, Pace, SourceAccount, TargetAccount, Totals
 from scheduler.core.node import AccessNode
 from scheduler.core.snapshot import STABLE
 
@@ -268,7 +268,8 @@ class MovePlan:
         to_tell = 0 if self._ended is not None else self._left
         is_stuck = to_tell > 0 and not self._can_move
         if self._ended is not None or (phase in ("running", "probing") and not is_stuck):
-            eta = int(to_tell * 1_000 / self._full_rate) + (self.request.grace_ms if self._in_flight or to_tell else 0)
+            eta = int(to_tell * 1_000 / max(self._full_rate, RATE_MIN))
+            eta += self.request.grace_ms if self._in_flight or to_tell else 0
         reason = ""
         if phase == "paused":
             reason = self._paused or ""

@@ -224,8 +224,10 @@ async def test_a_rebalancing_is_paused_and_resumed(site: AdminSite) -> None:
     "body",
     [
         {"rate_per_s": 0},
+        {"rate_per_s": 1e-305},
         {"rate_per_s": 1e9},
         {"accept_per_s": 0},
+        {"accept_per_s": 1e-305},
         {"accept_percent": 101},
         {"grace_ms": 1},
         {"deadline_ms": -1},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -151,6 +152,19 @@ async def test_what_was_deleted_is_not_brought_back() -> None:
         assert await made.value(FAST) is None
         assert await made.value(CORDONS + "access-1") is None
         assert not made.orders.bad
+
+
+async def test_the_only_order_that_was_deleted_is_not_brought_back() -> None:
+    """A registry may look as if it had started over where only an answer was lost: a lock that is held shows it."""
+    lock = Entry(PREFIX + "judge", b"scheduler-1", 10_001, "a session")
+    cordon = Entry(CORDONS + "access-1", b'{"at":1,"who":"ann"}', 10_002)
+    for held in (lock, replace(lock, session="another")):
+        orders = Orders(MemoryRegistry(SystemClock()), SystemClock(), node="scheduler-1")
+        orders.read((lock, cordon))
+        orders.read((held,), is_anew=True)
+        is_deleted = held is lock
+        assert bool(orders.cordons) is not is_deleted
+        assert bool(orders.bad) is not is_deleted
 
 
 async def test_an_order_is_obeyed_after_the_registry_began_to_count_anew() -> None:

@@ -17,7 +17,7 @@ from access.api import (
     ClientsMoved,
     MoveClients,
 )
-from base.errors import BadRequest, DeadlineExceeded
+from base.errors import BadRequest, DeadlineExceeded, PeerUnavailable
 from base.ids import NodeId
 from scheduler.core.moving import Fleet, MoveRequest
 from scheduler.movers import LOCK_KEY, PAGES_MAX, Movers
@@ -145,8 +145,8 @@ async def test_a_silent_source_is_counted_and_the_others_go_on(fleet: FakeFleet)
     assert all(65 <= load <= 69 for load in fleet.loads().values())
 
 
-async def test_an_order_whose_answer_is_lost_is_not_given_twice(fleet: FakeFleet) -> None:
-    """It was carried out, or not: others are told, and the totals say later what became of it."""
+async def test_an_order_whose_answer_is_lost_counts_as_carried_out(fleet: FakeFleet) -> None:
+    """It was, or not: who went by it is not replaced by others, and the totals say later what became of it."""
     source = fleet.add("access-1", 100)
     fleet.add("access-2")
     move = source.move
@@ -204,6 +204,51 @@ async def test_a_target_that_is_gone_is_not_waited_for(fleet: FakeFleet) -> None
         source.refuses = False
         await fleet.pass_time(40)
     assert fleet.loads() == {"access-1": 51, "access-2": 49}
+
+
+@pytest.mark.parametrize("fault", ["refused", "not carried out", "carried out"])
+async def test_nobody_whose_arm_it_is_is_left_behind_by_an_order_that_failed(fleet: FakeFleet, fault: str) -> None:
+    """The share is not reached by those whose arm it is: over is the plan when none of them is on stable any more."""
+    source = fleet.add("access-1", 100)
+    fleet.add("access-2", version="2")
+    fleet.arms = {f"access-1-{n}": "v2" for n in range(0, 100, 5)}
+    move = source.move
+
+    def fail(request: MoveClients) -> ClientsMoved:
+        source.move = move  # type: ignore[method-assign]
+        if fault == "refused":
+            return ClientsMoved(0, [], 0, 0, 0, [order.client for order in request.moves])
+        if fault == "carried out":
+            move(request)
+        raise PeerUnavailable("the stream broke before the reply")
+
+    source.move = fail  # type: ignore[method-assign]
+    movers = fleet.movers()
+    movers.want(request("to_canary", share=25_000, rate_per_s=100, accept_per_s=100.0, grace_ms=30_000))
+    async with running(movers):
+        await fleet.pass_time(90)
+        progress = movers.status().progress
+    assert source.move is move
+    assert progress is not None
+    assert (progress.phase, progress.moved) == ("complete", 20)
+    assert not [entry.user for entry in source.clients.values() if entry.user in fleet.arms]
+
+
+async def test_an_order_names_nobody_twice(fleet: FakeFleet) -> None:
+    """Also where it takes the last of those found before, and the list is read from its beginning again."""
+    source = fleet.add("access-1", 95)
+    fleet.add("access-2", version="2")
+    fleet.arms = {f"access-1-{n}": "v2" for n in range(40)}
+    movers = fleet.movers()
+    movers.want(request("to_canary", share=50_000, rate_per_s=60, accept_per_s=60.0))
+    async with running(movers):
+        await fleet.pass_time(10)
+        progress = movers.status().progress
+    assert progress is not None
+    assert (progress.phase, progress.moved) == ("complete", 40)
+    for order in source.orders:
+        assert len(order.moves) == len({move.client for move in order.moves})
+    assert sum(len(order.moves) for order in source.orders) == 40
 
 
 async def test_a_target_that_goes_while_it_is_filled_stops_the_plan(fleet: FakeFleet) -> None:

@@ -12,7 +12,7 @@ from scheduler import rollouts as module
 from scheduler.orders import PREFIX, ROLLOUTS, Orders
 from scheduler.promql import Measured, Measurement
 from scheduler.rollouts import Rollouts
-from tests.scheduler.admin_site import AdminSite, admin_site
+from tests.scheduler.admin_site import ROLLOUT, AdminSite, admin_site
 
 SETTLE_S = 5.0
 DOCUMENT = """\
@@ -101,6 +101,16 @@ async def test_a_record_that_nobody_can_read_stops_nobody(site: AdminSite) -> No
             while site.orders.rollouts["other"].record.state.judged_at < at + 3_000:
                 site.clock.advance(100)
                 await asyncio.sleep(0.01)
+
+
+async def test_a_rollout_carries_the_lists_that_it_names_alone(site: AdminSite) -> None:
+    """A recording has what rollouts carry, once for each: it would be over its bound before it began."""
+    await site.good("PUT", "/v1/admin/lists/staff", ["ann"])
+    await site.good("PUT", "/v1/admin/lists/testers", ["bob"])
+    await created(site, version="3.0.0")
+    await site.good("POST", "/v1/admin/rollouts", {"document": ROLLOUT})
+    named = {active.rollout.name: active.lists for active in site.rollouts.active()}
+    assert named == {"next": {}, "fast": {"staff": frozenset({"ann"})}}
 
 
 async def test_what_was_asked_in_the_step_before_is_no_verdict_on_this_one(site: AdminSite) -> None:

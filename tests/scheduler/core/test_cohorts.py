@@ -13,7 +13,7 @@ from openfeature.contrib.tools.flagd.core import FlagdCore
 from openfeature.evaluation_context import EvaluationContext
 
 from scheduler.core.buckets import BUCKETS, bucket
-from scheduler.core.cohorts import INLINE_MAX, ActiveRollout, Cohort, Placed, export_flagd
+from scheduler.core.cohorts import INLINE_MAX, ActiveRollout, Cohort, Placed, export_flagd, lists_of
 from scheduler.core.conditions import AddressIn, All, AnyOf, AppIn, Condition, FieldIn, Listed, Not, PlaceIn
 from scheduler.core.request import Location, Request
 from scheduler.core.rollout import FULL, Rollout, Segment, Step
@@ -125,6 +125,13 @@ def test_an_active_rollout_survives_being_written_and_read():
     """As recordings keep it."""
     active = ActiveRollout(rollout(STAFF, OLD), 5, True, LISTS)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(active), type=ActiveRollout) == active
+
+
+def test_a_rollout_carries_the_lists_that_it_names_and_no_others():
+    """Each recording has them once for every rollout."""
+    lists = LISTS | {"testers": frozenset({"eve"})}
+    assert lists_of(rollout(STAFF, OLD, Segment("more", Listed("user", "nobody-wrote-it"), "canary")), lists) == LISTS
+    assert lists_of(rollout(OLD), lists) == {}
 
 
 # ---------------------------------------------------------------- as a flag

@@ -457,7 +457,7 @@ def test_a_fleet_that_was_not_seen_yet_is_not_even():
 
 
 def test_a_late_plan_says_so_and_does_not_hurry():
-    """And says how long it will take."""
+    """And says how long it will take, at the slowest pace too: one client in 1,000 s."""
     fleet = world(a1=900, a2=0)
     plan = plan_for(fleet, request(rate_per_s=10, deadline_ms=20_000))
     fleet.run(plan, 20)
@@ -470,6 +470,10 @@ def test_a_late_plan_says_so_and_does_not_hurry():
     assert worst_second([(at, count) for at, _, _, count in fleet.told]) <= 10
     fleet.run(plan, 40)
     assert not plan.progress(fleet.instant).is_late
+    fleet = world(a1=10, a2=0)
+    plan = plan_for(fleet, request(rate_per_s=5e-324))
+    fleet.run(plan, 1)
+    assert plan.progress(fleet.instant).eta_ms == 5_000_000 + 10_000
 
 
 # ---------------------------------------------------------------- a fleet that misbehaves
