@@ -14,12 +14,15 @@ place; the target opens what it has proven to have once the table names it, and 
 the shard wait from SEAL until the target has opened it (`im.absence`). If it cannot be told it finds the table in the
 registry.
 
-A commit whose answer is lost is looked up until it is known: until then nobody serves the shard.
+A commit that may have been done, in the registry or in our own file of the table, is looked up and gone on with until
+it is known: until then nobody serves the shard. To undo it would leave a table somewhere that names the target, and a
+later start would give the shard to the old files there.
 
 Invariants:
     I1  A shard's files are open in one process at most: the source closes them before COMMIT, the target opens them
         after it.
     I2  The table names a process only if that has the whole shard, durably.
+    I3  A shard is on one way at most: it leaves once it has wholly come, and comes back once it has wholly left.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from base.errors import (
     Conflict,
     NotFound,
     RoadsteadError,
+    StoreError,
     StoreUnavailable,
     Unavailable,
 )
@@ -112,6 +116,7 @@ class Moving:
         pool: PeerPool,
         peers: PeerServer,
         tables: ShardTables,
+        is_open: Callable[[int], bool],
         seal: Callable[[int], Awaitable[None]],
         unseal: Callable[[int], Awaitable[None]],
         gone: Callable[[int], None],
@@ -124,14 +129,16 @@ class Moving:
             pool: streams to the other processes.
             peers: take a shard from them.
             tables: told of a commit at once.
+            is_open: whether a shard is open here, and not on its way.
             seal: takes a shard out of service and closes its files.
-            unseal: opens them again.
+            unseal: opens them again, if the table still says so.
             gone: told that a shard is at its new process now: the calls that wait for it are to be passed on, at once.
         """
         self._site = site
         self._folder = folder
         self._pool = pool
         self._tables = tables
+        self._is_open = is_open
         self._seal = seal
         self._unseal = unseal
         self._gone = gone
@@ -158,6 +165,7 @@ class Moving:
         Raises:
             NotFound: there is no such process, or the shard is not here.
             Conflict: another move goes on here, or the shard is there already.
+            Unavailable: the shard is this process', and has not been opened yet.
             StoreError: the registry does not answer: nothing is moved that could not be committed.
         """
         await read_table(self._site.registry)
@@ -170,6 +178,8 @@ class Moving:
             raise Conflict(f"shard {shard} is at {to} already")
         if self._moving.locked():
             raise Conflict("another shard is being moved from here")
+        if not self._is_open(shard):
+            raise Unavailable(f"shard {shard} is not open yet", retry_after_ms=HAND_OVER_MS)
 
     async def move(self, shard: int, to: str) -> None:
         """Move a shard of this process to another one; return when it is there, or is back here.
@@ -258,25 +268,29 @@ class Moving:
     async def _commit(self, shard: int, to: str) -> None:
         """Make the target the owner. Returns when the registry says so; raises when it says otherwise."""
         registry, node = self._site.registry, self._site.name
-        may_be_written = False
+        may_be_done = False
         while True:
             try:
                 table, index = await self._read_table()
+                self._tables.learn(table)
                 if table.shards <= shard:
                     raise Conflict("the registry's table has not so many shards")
                 if table.owners[shard] == to:
-                    self._tables.learn(table)
                     return
                 if table.owners[shard] != node:
                     raise Conflict(f"shard {shard} was given to {table.owners[shard]}")
                 moved = table.moved(shard, to)
-                self._tables.keep(moved)  # first, so that ours is never behind the registry's
-                may_be_written = True
+                try:
+                    self._tables.keep(moved)  # first, so that ours is never behind the registry's
+                except StoreUnavailable:
+                    may_be_done = True
+                    raise
+                may_be_done = True
                 await replace_table(registry, moved, expect=index)
             except CasConflict:
                 continue  # another shard's move, or our own, whose answer was lost
-            except StoreUnavailable as error:
-                if not may_be_written:
+            except StoreError as error:
+                if not may_be_done:
                     raise
                 # Until it is known what became of the write nobody may serve the shard.
                 self._log.warning("shard_move_unknown", shard=shard, to=to, error=str(error))
@@ -299,7 +313,7 @@ class Moving:
 
     async def _read_table(self) -> tuple[ShardTable, int]:
         table, index = await read_table(self._site.registry)
-        if table is None:
+        if table is None or table.epoch < self._tables.known.epoch:
             raise StoreUnavailable("the registry has lost the table of shards, and gets it back")
         return table, index
 
@@ -307,6 +321,8 @@ class Moving:
 
     async def _begin(self, request: MoveBegin, peer: str) -> Moved:
         self._require_not_ours(request.shard)
+        if self._moving.locked() and self.status is not None and self.status.shard == request.shard:
+            raise Unavailable(f"shard {request.shard} has not left yet", retry_after_ms=RETRY_MS)
         async with self._receiving:
             place = self._incoming(request.shard)
             await asyncio.to_thread(shutil.rmtree, place, ignore_errors=True)

@@ -84,6 +84,7 @@ from status.client import StatusLookups
 __all__ = ["MessageService", "OpenShard", "Opened"]
 
 FORWARD_DEADLINE_MS = 4_000
+OPEN_AGAIN_S = 2.0
 FIRST_EPOCH = 1
 """Of the table that a system starts with: its shards' files are made. Those of later ones are somewhere."""
 
@@ -159,6 +160,7 @@ class MessageService:
                 pool=self._pool,
                 peers=self.node.peers,
                 tables=self._tables,
+                is_open=lambda shard: shard in self._here and shard not in self._absence,
                 seal=self._close_shard,
                 unseal=self._reopen,
                 gone=self._absence.end,
@@ -171,7 +173,11 @@ class MessageService:
             credentials=site.credentials,
             has_previews=lambda: all(shard.has_previews() for shard in self._here.values()),
         )
-        self._api.add_to(self.node.http.app.router)
+        self._serve()
+
+    def _serve(self) -> None:
+        router, peers, site = self.node.http.app.router, self.node.peers, self.node.site
+        self._api.add_to(router)
         ShardsAdmin(
             site.name,
             self._tables,
@@ -179,11 +185,7 @@ class MessageService:
             site.credentials,
             begin=self._begin_move,
             here=self._statistics_by_shard,
-        ).add_to(self.node.http.app.router)
-        self._serve()
-
-    def _serve(self) -> None:
-        peers = self.node.peers
+        ).add_to(router)
         peers.serve(RPC, self._rpc)
         peers.serve(TIMELINE, self._timeline)
         peers.serve(HEADS, self._heads)
@@ -212,7 +214,6 @@ class MessageService:
         )
         if table.shards != self._config.shards:
             raise ConfigError([f"im.shards is {self._config.shards} here and {table.shards} in the system"])
-        self._tables.learn(table)
         for shard in table.owned_by(site.name):
             await self._open(shard, table)
         self._is_open = True
@@ -230,6 +231,7 @@ class MessageService:
             tasks.create_task(self._outlet.run())
             tasks.create_task(self._ids.run())
             tasks.create_task(self._tables.run())
+            tasks.create_task(self._open_again())
             tasks.create_task(self.node.run())
             if self._config.shards > 1:
                 tasks.create_task(self._pool.run())
@@ -308,11 +310,19 @@ class MessageService:
         finally:
             self._absence.end(number)
 
+    async def _open_again(self) -> None:
+        """Try again what is ours and could not be opened, until cancelled."""
+        while True:
+            await asyncio.sleep(OPEN_AGAIN_S)
+            if self._tables.table is not None:
+                self._table_changed(self._tables.table)
+
     async def _close_shard(self, number: int) -> None:
         """Take a shard out of service: what it has begun is committed, and its files are closed.
 
         It is on its way from here on, whatever table comes by, until it is reopened or its new process has it.
         """
+        assert number not in self._absence, "it has wholly come before it leaves"
         self._absence.begin(number)
         shard = self._here.pop(number)
         await shard.drain()
@@ -322,7 +332,11 @@ class MessageService:
         await shard.close()
 
     async def _reopen(self, number: int) -> None:
-        await self._take_on(number, self._tables.known)
+        table = self._tables.known
+        if number in table.owned_by(self.node.site.name):
+            await self._take_on(number, table)
+        else:
+            self._absence.end(number)
 
     def _missed(self, user: str, message: Message) -> None:
         self._offline.add(user, message)

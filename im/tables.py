@@ -16,7 +16,7 @@ import msgspec
 
 from access.api import SERVICE as ACCESS_SERVICE
 from base.clock import Instant
-from base.errors import CasConflict, StoreError, Unavailable
+from base.errors import CasConflict, StoreError, StoreUnavailable, Unavailable
 from base.log import logger
 from base.node import began_to_count
 from base.registry import Entry, Registry, View, follow
@@ -63,7 +63,12 @@ class TableFile:
             raise StoreError(f"{self._path} cannot be read: {error.strerror}") from error
 
     def save(self, table: ShardTable) -> None:
-        """Replace it, durably. Raises StoreError when that fails. Takes milliseconds, and happens with a move only."""
+        """Replace it, durably. Takes milliseconds, and happens with a move only.
+
+        Raises:
+            StoreError: that failed, and the file is as it was.
+            StoreUnavailable: it was replaced, but a crash may undo that.
+        """
         temporary = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,17 +77,24 @@ class TableFile:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
         except OSError as error:
             raise StoreError(f"{self._path} cannot be written: {error.strerror}") from error
+        try:
+            _sync_folder(self._path.parent)
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path} was replaced, and may come back: {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def make_table(
-    registry: Registry, nodes: tuple[str, ...], shards: int, *, file: TableFile | None = None, look_ms: int = 0
+    registry: Registry, nodes: tuple[str, ...], shards: int, *, kept: ShardTable | None = None, look_ms: int = 0
 ) -> ShardTable:
     """Return the system's table; make it, of these processes, if the system starts for the first time.
 
@@ -94,21 +106,20 @@ async def make_table(
         registry: the system's.
         nodes: who shares the shards of a new system.
         shards: how many a new system has.
-        file: where this process keeps the table.
+        kept: the newest one that this process knows.
         look_ms: how long to look for such processes before a table is made: as long as it takes them to register
             again in a registry that started over.
 
     Raises:
-        StoreError: as `read_table`, or the file cannot be used.
+        StoreError: as `read_table`.
     """
-    kept = file.load() if file is not None else None
     began = asyncio.get_running_loop().time()
     while True:
         table, index = await read_table(registry)
         if kept is not None and (table is None or table.epoch < kept.epoch):
             made: ShardTable = kept
         elif table is not None:
-            break
+            return table
         elif asyncio.get_running_loop().time() < began + look_ms / 1000 or await _is_running(registry):
             await asyncio.sleep(LOOK_S)
             continue
@@ -118,11 +129,7 @@ async def make_table(
             await registry.put(TABLE_KEY, msgspec.json.encode(made), expect=index)
         except CasConflict:
             continue  # another process was quicker, and may have named others
-        table = made
-        break
-    if file is not None and table != kept:
-        file.save(table)
-    return table
+        return made
 
 
 async def _is_running(registry: Registry) -> bool:
@@ -139,15 +146,25 @@ async def replace_table(registry: Registry, table: ShardTable, *, expect: int) -
 
 
 class ShardTables:
-    """Follows the table. `run` keeps it; `table` is the newest one, None until there was one."""
+    """Follows the table. `run` keeps it; `table` is the newest one, None until there was one.
+
+    Invariants:
+        I1  `table` and what is in the file never become older, whatever the registry shows.
+    """
 
     def __init__(
         self, site: Site, *, folder: Path | None = None, on_change: Callable[[ShardTable], None] | None = None
     ) -> None:
-        """With a `folder` the table is kept there, and put back into a registry that lost it."""
-        self.table: ShardTable | None = None
+        """With a `folder` the table is kept there, and put back into a registry that lost it.
+
+        Raises:
+            StoreError: what was kept there cannot be read.
+        """
         self._site = site
         self._file = TableFile(folder) if folder is not None else None
+        # It counts from the first moment on: what the registry shows may be older.
+        self._kept = self.table = self._file.load() if self._file is not None else None
+        self._has_run = self._kept is not None
         self._is_in_doubt = False
         self._on_change = on_change
         self._looked = asyncio.Event()
@@ -161,13 +178,17 @@ class ShardTables:
         return self.table
 
     async def make(self, nodes: tuple[str, ...], shards: int, *, look_ms: int) -> ShardTable:
-        """Learn the system's table, or make it: see `make_table`."""
+        """Learn the system's table, or make it: see `make_table`.
+
+        Raises:
+            StoreError: as `read_table`, or it cannot be kept.
+        """
         site = self._site
-        has_run = self._file is not None and self._file.load() is not None
-        self._is_in_doubt = has_run and began_to_count(site.incarnation, site.clock.realtime())
-        table = await make_table(site.registry, nodes, shards, file=self._file, look_ms=look_ms)
-        self.learn(table)
-        return table
+        is_in_doubt = self._has_run and began_to_count(site.incarnation, site.clock.realtime())
+        self.learn(await make_table(site.registry, nodes, shards, kept=self.table, look_ms=look_ms))
+        self.keep(self.known)
+        self._is_in_doubt = is_in_doubt  # not before: processes that all start at once wait for nobody's numbers
+        return self.known
 
     def others_in_doubt(self) -> set[str]:
         """Return the other processes with shards, if the registry seems to have started over since this one ran last.
@@ -188,9 +209,10 @@ class ShardTables:
                 self._on_change(table)
 
     def keep(self, table: ShardTable) -> None:
-        """Keep a table in the file, before it gives one of our shards away. Raises StoreError."""
-        if self._file is not None:
+        """Have a table in the file, before it gives one of our shards away. Raises as `TableFile.save`."""
+        if self._file is not None and table != self._kept:
             self._file.save(table)
+            self._kept = table
 
     async def wait_looked(self) -> None:
         """Return once the registry was read."""

@@ -14,11 +14,9 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
@@ -28,10 +26,9 @@ from base.log import logger
 from im.core.model import Form, Message
 from im.core.searchable import TEXT_KIND, Query, matches, parse, searchable
 from im.search.index import SEQ_END, Found, Position, SearchIndex, remove
+from im.store.lanes import SqliteThread
 
 __all__ = ["Log", "Search", "SearchSettings"]
-
-T = TypeVar("T")
 
 TAIL_PAGE = 1_000
 """Entries that a search reads at once."""
@@ -64,32 +61,6 @@ class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_ms: int = 2_000
     waiting_max: int = 100
     """Searches that may run or wait; one more is refused."""
-
-
-class _Lane:
-    """A thread with a connection that nobody else touches. Failures of SQLite become ours here, and only here."""
-
-    def __init__(self, name: str) -> None:
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix=name)
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do the work on the lane's thread, after whatever was asked before."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except sqlite3.Error as error:
-            reason = getattr(error, "sqlite_errorname", type(error).__name__)
-            if reason == "SQLITE_INTERRUPT":
-                raise DeadlineExceeded("the search took too long") from error
-            raise StoreUnavailable(f"the search index failed: {error} ({reason})") from error
-
-    async def close(self, index: SearchIndex | None) -> None:
-        """Let the running work end, then close file and thread."""
-        try:
-            if index is not None:
-                # A caller that stops waiting must not leave the file open.
-                await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, index.close))
-        finally:
-            self._threads.shutdown()
 
 
 class _Tail:
@@ -142,8 +113,8 @@ class Search:
         self._clock = clock
         self._settings = settings
         self._path = path
-        self._feeding = _Lane("search-feed")
-        self._reading = _Lane("search-read")
+        self._feeding = SqliteThread("search-feed", what="the search index")
+        self._reading = SqliteThread("search-read", what="the search")
         self._feeder: SearchIndex | None = None
         self._reader: SearchIndex | None = None
         self._through = 0
@@ -238,20 +209,20 @@ class Search:
         feeder, self._feeder = self._feeder, None
         reader, self._reader = self._reader, None
         try:
-            await self._reading.close(reader)
+            await self._reading.end(reader)
         finally:
-            await self._feeding.close(feeder)  # the last one to leave copies the log into the file
+            await self._feeding.end(feeder)  # the last one to leave copies the log into the file
 
     async def _open(self) -> None:
         epoch = self._log.epoch
-        self._feeder = await self._feeding.run(lambda: SearchIndex.open(self._path, epoch))
+        self._feeder = await self._feeding.call(lambda: SearchIndex.open(self._path, epoch))
         if not await self._is_of_this_log(self._feeder.position):
             # The store was put back to an earlier state: what came after it must not be found.
-            await self._feeding.run(self._feeder.close)
+            await self._feeding.call(self._feeder.close)
             self._feeder = None
-            await self._feeding.run(lambda: remove(self._path))
-            self._feeder = await self._feeding.run(lambda: SearchIndex.open(self._path, epoch))
-        self._reader = await self._reading.run(lambda: SearchIndex.open(self._path, epoch))
+            await self._feeding.call(lambda: remove(self._path))
+            self._feeder = await self._feeding.call(lambda: SearchIndex.open(self._path, epoch))
+        self._reader = await self._reading.call(lambda: SearchIndex.open(self._path, epoch))
         self._through = self._seen = self._feeder.position.n
 
     async def _is_of_this_log(self, position: Position) -> bool:
@@ -268,7 +239,7 @@ class Search:
         page = await self._log.log(after=self._through, limit=self._settings.page_max)
         if page:
             self._seen = max(self._seen, page[-1].n)
-            await self._feeding.run(lambda: feeder.feed(page))
+            await self._feeding.call(lambda: feeder.feed(page))
             self._through = page[-1].n
         return len(page) == self._settings.page_max
 
@@ -298,7 +269,7 @@ class Search:
                 is_late=lambda: self._clock.monotonic() > deadline,
             )
 
-        found = await self._reading.run(search)
+        found = await self._reading.call(search)
         covered = set(tail.seqs)
         seqs = [seq for seq in found.seqs if seq not in covered]
         seqs += tail.search(query, found.kinds, first_seq=first_seq, end_seq=end_seq)

@@ -1,4 +1,4 @@
-"""Threads with a SQLite connection each, for an event loop that must not wait for the disk."""
+"""Threads with a SQLite file each, for an event loop that must not wait for the disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from base.errors import Overloaded, StoreUnavailable
+from base.errors import DeadlineExceeded, Overloaded, StoreUnavailable
 
-__all__ = ["Lane", "ReadLanes"]
+__all__ = ["Lane", "ReadLanes", "SqliteThread"]
 
 T = TypeVar("T")
 
@@ -26,20 +26,60 @@ _PRAGMAS = (
 _READ_RETRY_AFTER_MS = 200
 
 
-class Lane:
-    """A thread with a connection that nobody else touches. Failures of SQLite become ours here, and only here."""
+class _Opened(Protocol):
+    def close(self) -> None: ...
 
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
+
+class SqliteThread:
+    """A thread for all work with a connection. Failures of SQLite become ours here, and only here."""
+
+    def __init__(self, name: str, *, what: str) -> None:
+        """`what` is it that fails, in the words of errors."""
         self._threads = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._connection: sqlite3.Connection | None = None
-        """None before `open` and after `close`."""
+        self._what = what
         self.waiting = 0
         """Calls that have not returned."""
 
+    async def call(self, work: Callable[[], T]) -> T:
+        """Do the work on the thread, after whatever was asked before.
+
+        Raises:
+            DeadlineExceeded: it interrupted itself, since it took too long.
+            StoreUnavailable: SQLite failed.
+        """
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except sqlite3.Error as error:
+            reason = getattr(error, "sqlite_errorname", type(error).__name__)
+            if reason == "SQLITE_INTERRUPT":
+                raise DeadlineExceeded(f"{self._what} took too long") from error
+            raise StoreUnavailable(f"{self._what} failed: {error} ({reason})") from error
+        finally:
+            self.waiting -= 1
+
+    async def end(self, opened: _Opened | None) -> None:
+        """Let the running work end, then close what it works on, if that is open, and the thread."""
+        try:
+            if opened is not None:
+                # A caller that stops waiting must not leave the file open.
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, opened.close))
+        finally:
+            self._threads.shutdown()
+
+
+class Lane(SqliteThread):
+    """A thread with a connection that nobody else touches."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        super().__init__(name, what=f"the message store {path.name}")
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        """None before `open` and after `close`."""
+
     async def open(self) -> None:
         """Connect. The file is made if its folder exists."""
-        await self._call(self._connect)
+        await self.call(self._connect)
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do the work on the lane's thread, after whatever was asked before.
@@ -49,27 +89,12 @@ class Lane:
         """
         connection = self._connection
         assert connection is not None
-        return await self._call(lambda: work(connection))
+        return await self.call(lambda: work(connection))
 
     async def close(self) -> None:
         """Let the running work end, then close file and thread. Idempotent."""
         connection, self._connection = self._connection, None
-        try:
-            if connection is not None:
-                # A caller that stops waiting must not leave the file open.
-                await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._threads, connection.close))
-        finally:
-            self._threads.shutdown()
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        self.waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except sqlite3.Error as error:
-            reason = getattr(error, "sqlite_errorname", type(error).__name__)
-            raise StoreUnavailable(f"the message store {self._path.name} failed: {error} ({reason})") from error
-        finally:
-            self.waiting -= 1
+        await self.end(connection)
 
     def _connect(self) -> None:
         connection = sqlite3.connect(self._path, isolation_level=None, cached_statements=256)

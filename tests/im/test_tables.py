@@ -12,10 +12,11 @@ import pytest
 
 from base.clock import SystemClock
 from base.core.registry import Entry
-from base.errors import StoreError
+from base.errors import StoreError, StoreUnavailable
 from base.ids import Incarnation
 from base.registry import ServiceInstance
 from bench.status_cluster import bench_site
+from im import tables as tables_module
 from im.core.shards import ShardTable
 from im.tables import TABLE_KEY, ShardTables, TableFile, make_table, read_table
 from tests.support.wiped_registry import WipedRegistry
@@ -39,9 +40,13 @@ async def until(registry: WipedRegistry, table: ShardTable) -> None:
             await asyncio.sleep(0.005)
 
 
+def of_process(registry: WipedRegistry, folder: Path | None) -> ShardTables:
+    return ShardTables(bench_site(registry, "im-1", Incarnation(1)), folder=folder)
+
+
 @asynccontextmanager
 async def following(registry: WipedRegistry, folder: Path | None) -> AsyncIterator[ShardTables]:
-    tables = ShardTables(bench_site(registry, "im-1", Incarnation(1)), folder=folder)
+    tables = of_process(registry, folder)
     task = asyncio.create_task(tables.run())
     try:
         await tables.wait_looked()
@@ -53,10 +58,18 @@ async def following(registry: WipedRegistry, folder: Path | None) -> AsyncIterat
 
 async def test_a_new_system_gets_a_table_and_all_keep_it(registry: WipedRegistry, tmp_path: Path) -> None:
     """Whoever is first makes it."""
-    files = [TableFile(tmp_path / name) for name in NODES]
-    tables = await asyncio.gather(*(make_table(registry, NODES, 4, file=file) for file in files))
+    folders = [tmp_path / name for name in NODES]
+    tables = await asyncio.gather(*(of_process(registry, folder).make(NODES, 4, look_ms=0) for folder in folders))
     assert tables == [ShardTable(1, ("im-1", "im-2", "im-1", "im-2"))] * 2
-    assert [file.load() for file in files] == tables
+    assert [TableFile(folder).load() for folder in folders] == tables
+
+
+async def test_a_process_that_cannot_keep_the_table_does_not_start(registry: WipedRegistry, tmp_path: Path) -> None:
+    """Else it would not know whose the shards are when the registry has lost it."""
+    tables = of_process(registry, tmp_path)
+    (tmp_path / "table.new").mkdir()
+    with pytest.raises(StoreError, match="cannot be written"):
+        await tables.make(NODES, 4, look_ms=0)
 
 
 @pytest.mark.parametrize("there", [None, ShardTable(1, ("im-9",) * 4)])
@@ -64,12 +77,24 @@ async def test_who_knows_a_newer_table_puts_it_back_and_makes_none(
     registry: WipedRegistry, tmp_path: Path, there: ShardTable | None
 ) -> None:
     """Into an empty registry, or over what somebody made or a backup has."""
-    file = TableFile(tmp_path)
-    file.save(NEWER)
+    TableFile(tmp_path).save(NEWER)
     if there is not None:
         await registry.put(TABLE_KEY, msgspec.json.encode(there))
-    assert await make_table(registry, NODES, 4, file=file) == NEWER
+    assert await of_process(registry, tmp_path).make(NODES, 4, look_ms=0) == NEWER
     assert await shown(registry) == NEWER
+
+
+async def test_who_reads_an_older_table_before_it_has_started_keeps_its_own(
+    registry: WipedRegistry, tmp_path: Path
+) -> None:
+    """The registry was put back to before a move, and is followed while the process still starts."""
+    TableFile(tmp_path).save(NEWER)
+    await registry.put(TABLE_KEY, msgspec.json.encode(ShardTable(1, ("im-1",) * 4)))
+    async with following(registry, tmp_path) as tables:
+        assert tables.known == NEWER
+        assert await tables.make(NODES, 4, look_ms=0) == NEWER
+        await until(registry, NEWER)
+    assert TableFile(tmp_path).load() == NEWER
 
 
 async def test_an_older_file_gives_way_to_the_registry(registry: WipedRegistry, tmp_path: Path) -> None:
@@ -77,7 +102,7 @@ async def test_an_older_file_gives_way_to_the_registry(registry: WipedRegistry, 
     file = TableFile(tmp_path)
     file.save(ShardTable(3, ("im-1",) * 4))
     await registry.put(TABLE_KEY, msgspec.json.encode(NEWER))
-    assert await make_table(registry, NODES, 4, file=file) == NEWER
+    assert await of_process(registry, tmp_path).make(NODES, 4, look_ms=0) == NEWER
     assert file.load() == NEWER
 
 
@@ -136,9 +161,24 @@ def test_a_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text("{")
     with pytest.raises(StoreError, match="no table"):
         file.load()
+    with pytest.raises(StoreError, match="no table"):
+        of_process(WipedRegistry(SystemClock()), tmp_path)
     (tmp_path / "table.json").unlink()
     (tmp_path / "table.json").mkdir()
     with pytest.raises(StoreError, match="cannot be read"):
         file.load()
     with pytest.raises(StoreError, match="cannot be written"):
         file.save(NEWER)
+
+
+def test_a_file_that_was_replaced_and_not_made_durable_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked for it must not go on as if nothing had been written."""
+
+    def fail(_folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    file = TableFile(tmp_path)
+    monkeypatch.setattr(tables_module, "_sync_folder", fail)
+    with pytest.raises(StoreUnavailable, match="may come back"):
+        file.save(NEWER)
+    assert file.load() == NEWER
