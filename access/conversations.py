@@ -15,11 +15,12 @@ leaves. The entry by which somebody leaves is the last one that is written to it
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
-from access.api import ConversationEntry, ConversationsDelivered, DeliverConversations
+from access.api import ConversationsDelivered, DeliverConversations
 from access.config import AccessConfig
 from access.core.feed import Feed, News, Start
 from access.core.outgoing import Form, Outgoing
@@ -42,7 +43,7 @@ from access.ports import Member
 from access.refusing import RefusingBroker
 from access.rounds import Rounds
 from base.clock import Timestamp
-from base.errors import LimitExceeded, NotMember, NotReady, PermissionDenied, RoadsteadError
+from base.errors import LimitExceeded, NotMember, NotReady, Overloaded, PermissionDenied, RoadsteadError
 from base.log import logger
 from im.api import ConversationReply
 from im.client import ImClient
@@ -51,7 +52,11 @@ __all__ = ["CHANNEL_PREFIX", "Conversations"]
 
 CHANNEL_PREFIX = "conv:"
 READS_MAX = 256
-"""Readings of logs at once; when a whole group subscribes, the others wait for their turn."""
+"""Readings of the logs of one shard at once; when a whole group subscribes, the others wait for their turn."""
+TURN_S = 4.0
+"""How long: SDKs give a command up after 5 s."""
+BACK_MS = 1_000
+"""When to come back who got none."""
 HISTORY_MAX = 1_000
 
 
@@ -97,7 +102,8 @@ class Conversations(RefusingBroker):
         self._fanout = fanout
         self._rooms: dict[str, _Room] = {}
         self._of: dict[Member, set[str]] = {}
-        self._reads = asyncio.Semaphore(READS_MAX)
+        self._turns: defaultdict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(READS_MAX))
+        """For readings, by shard: those of a process that hangs last long, and must hold up no other one's."""
         self._tasks: asyncio.TaskGroup | None = None
         self._log = logger(node=node)
 
@@ -156,7 +162,7 @@ class Conversations(RefusingBroker):
             return
         place = room.feed.place
         assert place is not None, "whoever was told a start was read one"
-        self._advance(cid, room, member, start.begun(Place(result.epoch, result.offset), place))
+        self._advance(cid, room, member, start.begun(Place(result.epoch, result.offset), place), place)
 
     def unsubscribe(self, member: Member, channel: str) -> None:
         """See `Broker`."""
@@ -204,33 +210,18 @@ class Conversations(RefusingBroker):
         for told in delivered.entries:
             room = self._rooms.get(told.cid)
             if room is not None:
-                leaving = self._leaving(room, told) if told.removed else ()
-                entry = Entry(told.seq, Timestamp(0), Draft(told.data))
+                entry = _entry(told.seq, told.data, told.removed)
                 self._apply(told.cid, room, room.feed.received(delivered.epoch, [entry]))
-                if leaving:
-                    self._put_out(told.cid, room, leaving)
         return ConversationsDelivered()
 
-    def _leaving(self, room: _Room, told: ConversationEntry) -> list[Member]:
-        """Return who is here and leaves by an entry. Who stands behind it already came back since, by a later one."""
-        users, place = frozenset(told.removed), room.feed.place
-        is_news = place is None or told.seq > place.offset
-        leaving = [member for member in room.members if is_news and member.user in users]
-        for member, start in room.starts.items():
-            if member.user in users and (start.place is None or told.seq > start.place.offset):
-                leaving.append(member)
-        return leaving
-
     def _put_out(self, cid: str, room: _Room, leaving: Collection[Member]) -> None:
-        """End subscriptions for good, after what was pushed until now."""
+        """End subscriptions for good, after what was written until now."""
         channel, end = CHANNEL_PREFIX + cid, Outgoing(CHANNEL_PREFIX + cid, Unsubscribed.BY_SERVER.wire)
         members = [_Leaving(self, channel, member) for member in leaving if member in room.members]
         for member in leaving:
             start = room.starts.get(member)
-            if start is not None and start.place is None:
+            if start is not None:
                 start.reset()  # its reply is under way: after it, it is told to start over, and may not
-            elif start is not None:
-                self._end(cid, [member], Unsubscribed.BY_SERVER)
         if members and not self._fanout.send(channel, members, end):
             self._end(cid, [one.member for one in members], Unsubscribed.BY_SERVER)
 
@@ -260,6 +251,18 @@ class Conversations(RefusingBroker):
             self._tasks.create_task(self._fetch(cid, room))
 
     def _deliver(self, cid: str, room: _Room, entries: Sequence[Entry]) -> None:
+        """Write what comes next, up to where the feed stands now. Who leaves by an entry gets none after it."""
+        written = 0
+        for end, entry in enumerate(entries, 1):
+            if isinstance(entry, _Parting):
+                leaving = _leaving(room, entry)
+                self._write(cid, room, entries[written:end])
+                self._put_out(cid, room, leaving)
+                written = end
+        if written < len(entries):
+            self._write(cid, room, entries[written:])
+
+    def _write(self, cid: str, room: _Room, entries: Sequence[Entry]) -> None:
         channel = CHANNEL_PREFIX + cid
         outgoings = [_outgoing(channel, entry) for entry in entries]
         for outgoing in outgoings if room.members else ():
@@ -269,18 +272,19 @@ class Conversations(RefusingBroker):
                 self._end(cid, tuple(room.members), Unsubscribed.INSUFFICIENT_STATE)
                 break
             self._metrics.writes.inc(len(room.roll))
+        assert room.feed.place is not None
+        here = Place(room.feed.place.epoch, entries[-1].offset)
         for member, start in tuple(room.starts.items()):
             if start.place is None:
                 start.hold(entries)
             else:
-                self._advance(cid, room, member, start.take(entries))
+                self._advance(cid, room, member, start.take(entries), here)
 
-    def _advance(self, cid: str, room: _Room, member: Member, entries: Sequence[Entry] | None) -> None:
-        """Write to a subscriber on its way; None: it has to start over."""
-        start, here = room.starts[member], room.feed.place
-        assert here is not None
+    def _advance(self, cid: str, room: _Room, member: Member, entries: Sequence[Entry] | None, here: Place) -> None:
+        """Write to a subscriber on its way to where the members stand; None: it has to start over."""
+        start = room.starts[member]
         assert start.place is not None
-        # Behind the feed with nothing to follow: its start was read before that of another, and came after it.
+        # Behind the members with nothing to follow: its start was read before that of another, and came after it.
         if entries is None or start.place.offset < here.offset:
             self._end(cid, [member], Unsubscribed.INSUFFICIENT_STATE)
             return
@@ -341,7 +345,8 @@ class Conversations(RefusingBroker):
                     # It came back after the feed's place, and others may see what it may not.
                     self._deny(cid, room, reader, Unsubscribed.INSUFFICIENT_STATE)
                     continue
-                entries = [Entry(seq, Timestamp(0), Draft(data)) for seq, data in page.entries]
+                removed = dict(page.removed)
+                entries = [_entry(seq, data, removed.get(seq, ())) for seq, data in page.entries]
                 is_whole = _reached(page, place.offset)
                 self._apply(cid, room, room.feed.joined(Joined(Place(page.epoch, page.head), entries, is_whole)))
         except RoadsteadError as error:
@@ -350,10 +355,13 @@ class Conversations(RefusingBroker):
             room.is_fetching = False
 
     def _deny(self, cid: str, room: _Room, reader: Member, why: Unsubscribed) -> None:
-        """Nothing can be read for somebody, who is no member any more, or has become one anew."""
+        """Nothing can be read for somebody, who is no member any more, or has become one anew.
+
+        Who left the room meanwhile may have come back by another one, of which nothing was read here.
+        """
         if reader in room.begun():
             self._end(cid, [reader], why)
-        else:
+        elif reader in room.starts:
             self.unsubscribe(reader, CHANNEL_PREFIX + cid)  # what it asked for fails, which tells it
 
     async def _audit(self) -> None:
@@ -370,11 +378,25 @@ class Conversations(RefusingBroker):
 
     async def _page(self, cid: str, user: str, since: int, limit: int) -> ConversationReply:
         bytes_max = self._config.recovery_bytes_max
+        turns = self._turns[self._im.shard_of_conversation(cid)]
         try:
-            async with self._reads:
-                return await self._im.conversation(cid, user=user, since=since, limit=limit, bytes_max=bytes_max)
+            async with asyncio.timeout(TURN_S):
+                await turns.acquire()
+        except TimeoutError:
+            what = "conversation_reads"
+            raise Overloaded("too many conversations are being read", what=what, retry_after_ms=BACK_MS) from None
+        try:
+            return await self._im.conversation(cid, user=user, since=since, limit=limit, bytes_max=bytes_max)
         except NotMember as error:
             raise PermissionDenied(error.message) from error
+        finally:
+            turns.release()
+
+
+class _Parting(Entry, frozen=True):
+    """An entry by which users leave."""
+
+    users: frozenset[str]
 
 
 class _Leaving:
@@ -393,6 +415,20 @@ class _Leaving:
         if self._broker.is_following(self.member, self._channel):
             self._broker.unsubscribe(self.member, self._channel)
             self.member.connection.write(frame, replaces)
+
+
+def _entry(seq: int, data: bytes, removed: Collection[str]) -> Entry:
+    draft = Draft(data)
+    return _Parting(seq, Timestamp(0), draft, frozenset(removed)) if removed else Entry(seq, Timestamp(0), draft)
+
+
+def _leaving(room: _Room, parting: _Parting) -> list[Member]:
+    """Return who is here and leaves by an entry. Who stands behind it already came back since, by a later one."""
+    leaving = [member for member in room.members if member.user in parting.users]
+    for member, start in room.starts.items():
+        if member.user in parting.users and (start.place is None or start.place.offset < parting.offset):
+            leaving.append(member)
+    return leaving
 
 
 def _reached(page: ConversationReply, since: int) -> bool:

@@ -119,13 +119,15 @@ class ConversationReply(msgspec.Struct, array_like=True, frozen=True):
     """Entries (seq, publication) without a hole after `since`; all of them if the last one's seq is `head`.
 
     They begin with the first one that the user may see, if that is later. `last_seq`: the user has left and sees
-    nothing after it; 0: the user is in.
+    nothing after it; 0: the user is in. `removed`: whom the conversation is closed to after an entry of these, as in
+    `ConversationEntry`, by its seq; without the entry that dissolves a group, which is the `last_seq` of everybody.
     """
 
     epoch: str
     head: int
     entries: list[tuple[int, bytes]]
     last_seq: int = 0
+    removed: list[tuple[int, list[str]]] = []
 
 
 class ConversationHeads(msgspec.Struct, array_like=True, frozen=True):

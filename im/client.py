@@ -156,6 +156,10 @@ class ImClient:
             CONVERSATION, request, deadline_ms=DEADLINE_MS
         )
 
+    def shard_of_conversation(self, cid: str) -> int:
+        """Return which shard has the conversation."""
+        return shard_of_text(cid, self._tables.known.shards)
+
     async def conversation_heads(self, cids: Sequence[str]) -> dict[str, int]:
         """Return the newest seq of each conversation, 0 where there is none. Raises BadRequest for a malformed cid.
 

@@ -4,7 +4,8 @@ POST /v1/messages                               send for a user
 GET  /v1/users/{user}/timeline?since=&limit=    what `im.sync` gives the user
 POST /v1/users/{user}/im/{method}               any method that clients have, for the user
 POST /v1/conversations/{cid}/changes            change a group without being in it; the strategy: operators only
-GET  /v1/offline?cursor=&limit=&wait_ms=        messages that found their receiver offline, for push notifications
+GET  /v1/offline?cursor=&limit=&wait_ms=        messages that found their receiver offline, for push notifications;
+                                                of users of shards of this process, unlike all the others
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from base.errors import BadRequest, PeerError, Unavailable
+from base.errors import BadRequest, RoadsteadError
 from base.http import Credentials, Role, json_body, json_response, query_param
 from base.ids import checked_id
 from im.core.arguments import USERS_MAX, ChangeGroupArguments, Send
@@ -29,6 +30,7 @@ from im.core.publications import shown, without_body
 from im.core.shards import shard_of_cid
 from im.gathering import Shards, elsewhere
 from im.methods import METHODS, Caller
+from im.reading import overlays_told, visible_of
 
 __all__ = ["ConversationChange", "ImApi", "OfflineItem", "OfflinePage", "ServerSend"]
 
@@ -168,9 +170,9 @@ class ImApi:
             pass
 
     async def _to_notify(self, items: Sequence[Missed]) -> list[OfflineItem]:
-        """Leave out what its user muted and is not mentioned in, has read meanwhile, or what was recalled.
+        """Leave out what its user muted and is not mentioned in, has read meanwhile or may not see, or was recalled.
 
-        What cannot be looked up, since its process does not answer, is told without what it says.
+        What cannot be looked up, since its shard does not answer, is told without what it says.
         """
         chosen: list[OfflineItem] = []
         silent: set[int] = set()
@@ -179,14 +181,17 @@ class ImApi:
             try:
                 if shard in silent:
                     raise elsewhere(shard)
-                listed = await self._shards.listed(user, [message.cid])
                 page = await self._shards.messages(message.cid, [message.seq])
-            except (PeerError, Unavailable):
+                # Afterwards: whoever leaves meanwhile is not told what comes then.
+                listed = await self._shards.listed(user, [message.cid])
+            except RoadsteadError:
                 silent.add(shard)
                 chosen.append(OfflineItem(user, without_body(shown(message, None))))
                 continue
-            overlay = page.overlays.get((message.cid, message.seq))
-            if not listed or (overlay is not None and overlay.is_recalled):
+            if not listed or message.seq < (visible := visible_of(listed[0])).first_seq:
+                continue
+            overlay = overlays_told(page.overlays, visible).get((message.cid, message.seq))
+            if overlay is not None and overlay.is_recalled:
                 continue
             view = listed[0].view
             is_quiet = view.is_muted and not _mentions(message.mentions, user)

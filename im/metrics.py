@@ -67,6 +67,10 @@ class ImMetrics:
         )
         self.rate_limited = metrics.counter("im_calls_rate_limited", "Calls refused with error 107.")
         self.overloaded = metrics.counter("im_calls_overloaded", "Calls refused with error 102 under pressure.")
+        self.crowded = metrics.counter(
+            "im_fan_outs_refused",
+            "Messages and changes refused with error 102, since too much of their group waits for its timelines.",
+        )
         self.dropped_work = OverShards(
             metrics.gauge(
                 "im_dropped_work",

@@ -144,7 +144,7 @@ class MessageStore(Protocol):
         ...
 
     async def views(self, cid: int, *, read_from: int, limit: int) -> list[View]:
-        """Return views of present members who have read `read_from`, or sent something there or later."""
+        """Return views of present members who see `read_from` and have read it, or sent something there or later."""
         ...
 
     async def log(self, *, after: int, limit: int) -> list[Message]:

@@ -15,7 +15,7 @@ nodes that follow a conversation need no lookup and do not wait for one: `follow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from access.api import DELIVER, Deliver, InboxEntry
@@ -38,6 +38,7 @@ TELL_MS = 50
 QUEUE_MAX = 50_000
 """Deliveries that may wait to be encoded, and entries that may wait for a lookup."""
 RETRY_BATCH = 5_000
+NO_HINTS: Mapping[str, int] = {}
 
 
 class Pusher:
@@ -86,10 +87,8 @@ class Pusher:
         """Whom to tell of the commits in the queue; `_telling`: of those whose entries wait."""
         self._telling: list[Callable[[], None]] = []
         self._has_entries = asyncio.Event()
-        self._behind: dict[str, int] = {}
-        """How far the timeline goes of who is to be told so."""
-        self._unheard: dict[str, int] = {}
-        """Of each user who is behind, or about to be told so, the first offset that could not be pushed."""
+        self._behind: dict[str, tuple[int, int]] = {}
+        """Of who is to be told how far the timeline goes: the first offset that could not be pushed, and that end."""
         self._log = logger(node=node)
 
     @property
@@ -177,20 +176,24 @@ class Pusher:
                 tell()
 
     async def _push(
-        self, entries: Sequence[InboxEntry], news: Sequence[Message | None], tasks: asyncio.TaskGroup
+        self,
+        entries: Sequence[InboxEntry],
+        news: Sequence[Message | None],
+        tasks: asyncio.TaskGroup,
+        firsts: Mapping[str, int] = NO_HINTS,
     ) -> None:
+        """Push entries, or hints: `firsts` has of the users of these the first offset that was not pushed."""
         statuses = await self._statuses.lookup(list({entry.user for entry in entries}))
         by_node: dict[str, list[InboxEntry]] = {}
         for entry, message in zip(entries, news, strict=True):
             status = statuses[entry.user]
             if status.state == "unknown":
-                self._mark_behind([(entry.user, entry.offset)])
-            elif message is not None and status.state == "offline":
-                self._on_offline(entry.user, message)
-            elif not entry.data:
-                first = self._unheard.pop(entry.user, None)
-                if first is not None and status.state == "offline":
-                    tasks.create_task(self._on_unheard(entry.user, first))
+                self._mark_behind([(entry.user, entry.offset)], firsts)
+            elif status.state == "offline":
+                if message is not None:
+                    self._on_offline(entry.user, message)
+                elif entry.user in firsts:
+                    tasks.create_task(self._on_unheard(entry.user, firsts[entry.user]))
             for node in _nodes_of(status):
                 mine = by_node.get(node)
                 if mine is None:
@@ -200,9 +203,9 @@ class Pusher:
         for node, mine in by_node.items():
             for part in parts(mine):
                 # A task, so that a slow node delays nobody; its first step queues the call, so order is kept.
-                tasks.create_task(self._deliver(node, part))
+                tasks.create_task(self._deliver(node, part, firsts))
 
-    async def _deliver(self, node: str, entries: list[InboxEntry]) -> None:
+    async def _deliver(self, node: str, entries: list[InboxEntry], firsts: Mapping[str, int]) -> None:
         try:
             reply = await self._pool.get(node).call(
                 DELIVER, Deliver(self._epoch, entries), deadline_ms=DELIVER_DEADLINE_MS
@@ -210,26 +213,30 @@ class Pusher:
         except RoadsteadError as error:
             self._log.info("push_failed", to=node, entries=len(entries), error=str(error))
             self._metrics.push_failures.inc(len(entries))
-            self._mark_behind((entry.user, entry.offset) for entry in entries)
+            self._mark_behind(((entry.user, entry.offset) for entry in entries), firsts)
             return
         self._metrics.pushes.inc(len(entries))
         self._metrics.absent.inc(len(reply.absent))
 
-    def _mark_behind(self, positions: Iterable[tuple[str, int]]) -> None:
+    def _mark_behind(self, positions: Iterable[tuple[str, int]], firsts: Mapping[str, int] = NO_HINTS) -> None:
+        """Have the users told again. `firsts`: as in `_push`, of a hint that failed."""
         for user, offset in positions:
-            if offset and (user in self._behind or len(self._behind) < self._config.push_behind_max):
-                self._behind[user] = max(offset, self._behind.get(user, 0))
-                self._unheard[user] = min(offset, self._unheard.get(user, offset))
+            known = self._behind.get(user)
+            if not offset or (known is None and len(self._behind) >= self._config.push_behind_max):
+                continue
+            first, end = known or (offset, offset)
+            self._behind[user] = min(first, firsts.get(user, offset)), max(end, offset)
 
     async def _retry(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await asyncio.sleep(self._config.push_retry_ms / 1000)
             self._followed.forget_gone()
-            users = list(self._behind)[:RETRY_BATCH]
-            if users:
+            behind = {user: self._behind.pop(user) for user in list(self._behind)[:RETRY_BATCH]}
+            if behind:
                 # Only how far the timeline goes: the access node fetches what its sessions miss.
-                hints = [InboxEntry(user, self._behind.pop(user), b"") for user in users]
-                await self._push(hints, [None] * len(hints), tasks)
+                hints = [InboxEntry(user, end, b"") for user, (_, end) in behind.items()]
+                firsts = {user: first for user, (first, _) in behind.items()}
+                await self._push(hints, [None] * len(hints), tasks, firsts)
 
 
 def _nodes_of(status: UserStatus) -> Iterable[str]:

@@ -13,7 +13,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from base.errors import BadRequest, NotFound, NotMember, PeerError, PositionLost, Unavailable
+import msgspec
+
+from base.errors import BadRequest, NotFound, NotMember, PositionLost, RoadsteadError
 from im.core.arguments import (
     Conversations,
     ConversationsArguments,
@@ -35,13 +37,13 @@ from im.core.arguments import (
     cid_of,
 )
 from im.core.book import DIRECT_MAX
-from im.core.model import Message, Overlay, Role
+from im.core.model import Conversation, FanOut, Message, Overlay, Role
 from im.core.publications import shown
 from im.core.unread import unread
 from im.counting import Counting, pointers_of
 from im.ports import ConversationPage, Listed, MessageStore, Visible
 
-__all__ = ["Reading", "Searching", "overlays_told", "sync_version"]
+__all__ = ["Reading", "Searching", "overlays_told", "sync_version", "visible_of"]
 
 Overlays = Mapping[tuple[int, int], Overlay]
 
@@ -49,7 +51,10 @@ READERS_MAX = 100
 RECEIPT_MEMBERS_MAX = 1_000
 PAGE_BYTES_MAX = 524_288
 """Of bodies and what is around them. Access nodes close a client for which more than twice that waits."""
-NOTHING_KNOWN = -1
+FOUND_OF_LEFT = 100
+"""Messages to look for at once for somebody who left, to whom some of them are not shown."""
+NOTHING = Visible(1 << 63, 0, Role.MEMBER)
+"""Of a conversation that nothing is known of."""
 AROUND_BYTES = 400
 """About as much as a publication has beside its body."""
 
@@ -62,6 +67,13 @@ class Searching(Protocol):
     ) -> Sequence[int]:
         """Return the seqs of the newest matches, descending; `last_seq` and `before` 0 are no bounds."""
         ...
+
+
+class _Event(msgspec.Struct, frozen=True):
+    """What the event of a group says of the group, as its body has it."""
+
+    name: str = ""
+    fan_out: FanOut = "read"
 
 
 class Reading:
@@ -123,30 +135,21 @@ class Reading:
     async def overlays_for(self, user: str, overlays: Overlays) -> Overlays:
         """Return those of a page of the user's timeline that the user may see.
 
-        Of a conversation whose process does not answer no edit is applied: who may see one has its entry as well.
+        Of a conversation whose shard does not answer no edit is applied: who may see one has its entry as well.
         """
-        edited = {cid for (cid, _), one in overlays.items() if not one.is_recalled}
+        edited = {cid for (cid, _), one in overlays.items() if one.body}
         if not edited:
             return overlays
         async with asyncio.TaskGroup() as tasks:
-            asked = {cid: tasks.create_task(self._last_seq(cid, user)) for cid in edited}
-        ends = {cid: end for cid, task in asked.items() if (end := task.result())}
-        if not ends:
-            return overlays
-        # What takes a body away is always shown.
-        return {
-            place: one
-            for place, one in overlays.items()
-            if (not one.body if (end := ends.get(place[0], 0)) == NOTHING_KNOWN else _may_be_told(one, end))
-        }
+            asked = {cid: tasks.create_task(self._visible_or_nothing(cid, user)) for cid in edited}
+        visible = {cid: task.result() for cid, task in asked.items()}
+        return {place: one for place, one in overlays.items() if _may_be_told(one, visible.get(one.cid, NOTHING))}
 
-    async def _last_seq(self, cid: int, user: str) -> int:
-        """Return the last entry that the user may see; 0: to the end, `NOTHING_KNOWN` if that cannot be found out."""
+    async def _visible_or_nothing(self, cid: int, user: str) -> Visible:
         try:
-            visible = await self._store.membership(cid, user)
-        except (PeerError, Unavailable):
-            return NOTHING_KNOWN
-        return visible.last_seq if visible is not None else 0
+            return await self._store.membership(cid, user) or NOTHING
+        except RoadsteadError:
+            return NOTHING
 
     async def history(self, user: str, arguments: HistoryArguments) -> Entries:
         """Return a stretch of a conversation, as far as the user may see it.
@@ -168,7 +171,7 @@ class Reading:
             page = await self._store.conversation(cid, since=since, limit=arguments.limit)
         visible = await self.visible_still(cid, user, visible)
         head = min(page.head, visible.last_seq) if visible.last_seq else page.head
-        seen, overlays = _seen(page, visible.first_seq, head), overlays_told(page.overlays, visible.last_seq)
+        seen, overlays = _seen(page, visible.first_seq, head), overlays_told(page.overlays, visible)
         if arguments.after is None:
             seen.reverse()  # the last ones are those that were asked for
             chosen = seen[: _fitting(seen, overlays)][::-1]
@@ -206,22 +209,38 @@ class Reading:
         return users
 
     async def search(self, user: str, arguments: SearchArguments) -> Search:
-        """Return messages of a conversation that have all the words. Raises NotMember, BadRequest."""
+        """Return messages of a conversation that have all the words. Raises NotMember, BadRequest.
+
+        What was edited after the user left is not found by any word: the search knows its newest text only.
+        """
         cid = cid_of(arguments.cid)
         visible = await self.visible(cid, user)
-        seqs = await self._search.find(
-            cid,
-            arguments.text,
-            first_seq=visible.first_seq,
-            last_seq=visible.last_seq,
-            before=arguments.before or 0,
-            limit=arguments.limit,
-        )
-        page = await self._store.messages(cid, sorted(seqs))
-        visible = await self.visible_still(cid, user, visible)
-        seen = _seen(page, visible.first_seq, visible.last_seq or page.head)[::-1]
-        overlays = overlays_told(page.overlays, visible.last_seq)
-        return Search(_shown(seen[: _fitting(seen, overlays)], overlays))
+        limit, before = arguments.limit, arguments.before or 0
+        chosen: list[Message] = []
+        overlays: dict[tuple[int, int], Overlay] = {}
+        # Full pages, whatever was left out: one that is short by it would tell of the word.
+        while len(chosen) < limit:
+            wanted = FOUND_OF_LEFT if visible.last_seq else limit
+            seqs = await self._search.find(
+                cid,
+                arguments.text,
+                first_seq=visible.first_seq,
+                last_seq=visible.last_seq,
+                before=before,
+                limit=wanted,
+            )
+            page = await self._store.messages(cid, sorted(seqs))
+            visible = await self.visible_still(cid, user, visible)
+            told = overlays_told(page.overlays, visible)
+            untold = page.overlays.keys() - told.keys()
+            seen = _seen(page, visible.first_seq, visible.last_seq or page.head)[::-1]
+            chosen += [message for message in seen if (cid, message.seq) not in untold]
+            overlays.update(told)
+            if len(seqs) < wanted:
+                break
+            before = seqs[-1]
+        chosen = chosen[:limit]
+        return Search(_shown(chosen[: _fitting(chosen, overlays)], overlays))
 
     # ------------------------------------------------------------ conversations
 
@@ -257,13 +276,18 @@ class Reading:
         )
 
     def _view(self, user: str, one: Listed, *, has_preview: bool) -> ConversationView:
-        conversation, member, group = one.conversation, one.member, one.conversation.group
+        member, head = one.member, one.head
+        visible = visible_of(one)
+        last_seq = visible.last_seq
+        conversation, members = (_as_left(one, last_seq), 0) if last_seq else (one.conversation, one.members)
+        group = conversation.group
         pointed = pointers_of(one)
-        is_direct = conversation.fan_out == "write" or (one.members <= DIRECT_MAX and self._has_direct)
+        # What still comes to who left, such as an invitation, comes there as well.
+        is_direct = conversation.fan_out == "write" or last_seq > 0 or (members <= DIRECT_MAX and self._has_direct)
         last = None
-        if one.head is not None and has_preview:
-            last_seq = member.leave_seq if member is not None else 0
-            last = shown(one.head, one.head_overlay if _may_be_told(one.head_overlay, last_seq) else None)
+        if head is not None and has_preview:
+            overlay = one.head_overlay
+            last = shown(head, overlay if overlay is not None and _may_be_told(overlay, visible) else None)
         return ConversationView(
             cid=str(conversation.cid),
             kind=conversation.kind,
@@ -273,14 +297,14 @@ class Reading:
             max_cseq=one.max_cseq,
             read_seq=pointed.floor_seq,
             unread=unread(pointed),
-            first_seq=member.first_seq if member is not None else 1,
-            members=one.members,
+            first_seq=visible.first_seq,
+            members=members,
             peer="" if group is not None else conversation.hi if conversation.lo == user else conversation.lo,
             name=group.name if group is not None else "",
             role=Role(member.role).name.lower() if member is not None else "",
             last=last,
-            last_seq=member.leave_seq if member is not None else 0,
-            mentioned_seq=one.mentioned_seq,
+            last_seq=last_seq,
+            mentioned_seq=0 if last_seq else one.mentioned_seq,  # by a later edit, maybe
             is_muted=one.view.is_muted,
             pinned_at=one.view.pinned_at,
             is_marked_unread=one.view.is_marked_unread,
@@ -321,6 +345,27 @@ def sync_version(timeline: int, listed: Sequence[Listed]) -> int:
     return timeline + sum(one.max_seq for one in listed if _is_pushed_only(one))
 
 
+def visible_of(one: Listed) -> Visible:
+    """Return what of a conversation its user may see."""
+    member = one.member
+    if member is None:
+        return Visible(1, 0, Role.MEMBER)
+    return Visible(member.first_seq, member.leave_seq, member.role)
+
+
+def _as_left(one: Listed, leave_seq: int) -> Conversation:
+    """Return a group as it was when the user left it with the event `leave_seq`: that is what the user saw last."""
+    conversation, head = one.conversation, one.head
+    group = conversation.group
+    assert group is not None
+    if group.version == leave_seq:
+        return conversation
+    # The event is what a list shows of it, but for the moment in which the list is read while it is stored.
+    event = msgspec.json.decode(head.body, type=_Event) if head is not None and head.seq == leave_seq else _Event()
+    group = msgspec.structs.replace(group, name=event.name, is_dissolved=False)
+    return msgspec.structs.replace(conversation, fan_out=event.fan_out, group=group)
+
+
 def _is_pushed_only(one: Listed) -> bool:
     has_left = one.member is not None and one.member.leave_seq > 0
     return one.conversation.fan_out == "read" and one.members <= DIRECT_MAX and not has_left
@@ -330,14 +375,19 @@ def _seen(page: ConversationPage, first_seq: int, last_seq: int) -> list[Message
     return [message for message in page.messages if first_seq <= message.seq <= last_seq]
 
 
-def overlays_told(overlays: Overlays, last_seq: int) -> Overlays:
-    """Return the overlays that somebody is shown who left with `last_seq` (0: who did not): no edit made after that."""
-    return {place: one for place, one in overlays.items() if _may_be_told(one, last_seq)} if last_seq else overlays
+def overlays_told(overlays: Overlays, visible: Visible) -> Overlays:
+    """Return the overlays that somebody is shown to whom this part of a conversation is visible.
+
+    No edit made after the user left is told, nor of a message from before the user came, or came back. What takes a
+    body away is always told.
+    """
+    return {place: one for place, one in overlays.items() if _may_be_told(one, visible)}
 
 
-def _may_be_told(overlay: Overlay | None, last_seq: int) -> bool:
-    """Return whether somebody who left with `last_seq` (0: who did not) is shown what became of a message."""
-    return overlay is None or not last_seq or overlay.is_recalled or overlay.version <= last_seq
+def _may_be_told(overlay: Overlay, visible: Visible) -> bool:
+    return not overlay.body or (
+        overlay.seq >= visible.first_seq and (not visible.last_seq or overlay.version <= visible.last_seq)
+    )
 
 
 def _shown(messages: Sequence[Message], overlays: Overlays) -> list[object]:

@@ -12,6 +12,7 @@ from base.errors import (
     Muted,
     NotFound,
     NotMember,
+    Overloaded,
     PermissionDenied,
     Recalled,
     RoadsteadError,
@@ -35,6 +36,7 @@ ERRORS: Mapping[Cause, type[RoadsteadError]] = {
     Cause.NO_MEMBER: NotFound,
     Cause.BAD_CHANGE: BadRequest,
     Cause.BLANK: BadRequest,
+    Cause.BUSY: Overloaded,
 }
 
 

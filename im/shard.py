@@ -24,11 +24,13 @@ from im.api import (
 from im.config import ImConfig
 from im.core.arguments import cid_of
 from im.core.commands import Appended, KeyConflict, Outcome, Outgoing, Receive, Received
+from im.core.grouping import removed_by
 from im.core.ids import MessageIds
 from im.core.model import Form, Message, Overlay
 from im.core.overload import Work
 from im.core.publications import publication
 from im.core.quotas import Quotas
+from im.core.sending import BUSY
 from im.core.versions import Versions
 from im.counting import Counting
 from im.gathering import Gathered, Shards
@@ -267,6 +269,7 @@ class Shard:
         since = max(request.since, visible.first_seq - 1)
         if request.limit == 0:
             (head,) = await self.store.conversation_heads([cid])
+            visible = await self._reading.visible_still(cid, request.user, visible)
             return ConversationReply(self.store.epoch, min(head, visible.last_seq or head), [], visible.last_seq)
         limit = min(request.limit, CONVERSATION_ENTRIES_MAX)
         page = await self.store.conversation(cid, since=since, limit=limit)
@@ -274,8 +277,10 @@ class Shard:
         head = min(page.head, visible.last_seq or page.head)
         seen = range(visible.first_seq, head + 1)
         numbered = ((message.seq, message) for message in page.messages if message.seq in seen)
-        entries = _encoded(numbered, overlays_told(page.overlays, visible.last_seq), request.bytes_max)
-        return ConversationReply(self.store.epoch, head, entries, visible.last_seq)
+        entries = _encoded(numbered, overlays_told(page.overlays, visible), request.bytes_max)
+        told = {seq for seq, _ in entries}
+        removed = [(one.seq, users) for one in page.messages if one.seq in told and (users := removed_by(one))]
+        return ConversationReply(self.store.epoch, head, entries, visible.last_seq, removed)
 
     async def conversation_heads(self, request: ConversationHeads) -> HeadsReply:
         """Return where conversations end."""
@@ -308,6 +313,7 @@ class Shard:
             self._metrics.batches.observe(commit.commands)
             self._metrics.repeats.inc(sum(isinstance(one, Appended) and not one.is_new for one in executed.outcomes))
             self._metrics.conflicts.inc(sum(isinstance(one, KeyConflict) for one in executed.outcomes))
+            self._metrics.crowded.inc(sum(one == BUSY for one in executed.outcomes))
         self._admission.committed(commit.took_ms)
         self._counting.committed(executed)
         self._pusher.committed(deliveries, commit.tell)

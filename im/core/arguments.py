@@ -197,6 +197,7 @@ class ConversationView(msgspec.Struct, frozen=True, omit_defaults=True):
     unread: int
     first_seq: int
     members: int
+    """0 after one left: how many there are is nothing to oneself any more."""
     peer: str = ""
     """The other user of a single conversation."""
     name: str = ""

@@ -206,10 +206,14 @@ class Cause(Enum):
     NO_MEMBER = "a user that this is about is no member of the group"
     BAD_CHANGE = "this cannot be done to such a conversation"
     BLANK = "nothing is to be changed"
+    BUSY = "the members of this conversation have yet to be told so much that nothing can be added now"
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Nothing was written. `detail` has what a program may want to know: `limit`, `user`, `until`."""
+    """Nothing was written. `detail` has what a program may want to know: `limit`, `user`, `until`.
+
+    Each is final but `BUSY`: that is no more so a moment later.
+    """
 
     cause: Cause
     detail: dict[str, Any] = {}

@@ -17,10 +17,21 @@ from im.core.commands import Cause, ChangeGroup, CreateGroup, Delivery, GroupCha
 from im.core.facts import ConversationFacts
 from im.core.groups import GroupChange
 from im.core.model import Conversation, Form, Member, Message, Role
+from im.core.sending import BUSY
 
-__all__ = ["change", "create"]
+__all__ = ["change", "create", "removed_by"]
 
 _json = msgspec.json.Encoder()
+
+
+class _Left(msgspec.Struct, frozen=True, gc=False):
+    """As much of an event's body as says who left."""
+
+    event: str
+    users: list[str]
+
+
+_left = msgspec.json.Decoder(_Left)
 
 
 def create(book: Book, command: CreateGroup) -> Outcome:
@@ -61,7 +72,14 @@ def change(book: Book, command: ChangeGroup) -> Outcome:
         return decided
     if (refused := _room_for(book, decided.joined)) is not None:
         return refused
+    if _is_told_as_a_message(log, decided) and book.timelines.is_full(command.cid):
+        return BUSY
     return _apply(book, log, decided, command)
+
+
+def _is_told_as_a_message(log: Log, decided: GroupChange) -> bool:
+    """Return whether the change is fanned out in steps: who is told of entries, and how, remains as it is."""
+    return log.conversation.fan_out == decided.fan_out == "write" and not (decided.joined or decided.left)
 
 
 def _change_single(book: Book, log: Log, command: ChangeGroup) -> Outcome:
@@ -92,7 +110,7 @@ def _apply(book: Book, log: Log, decided: GroupChange, command: CreateGroup | Ch
     """Carry out what the rules decided: the event's entry, the rows, and who is told."""
     changes = book.changes
     was_written, is_written = log.conversation.fan_out == "write", decided.fan_out == "write"
-    is_as_before = was_written and is_written and not (decided.joined or decided.left)
+    is_as_before = _is_told_as_a_message(log, decided)
     if not is_as_before:
         book.timelines.finish(log.conversation.cid, changes)
     by, key = (command.owner, command.client_msg_id) if isinstance(command, CreateGroup) else (command.by, "")
@@ -130,6 +148,17 @@ def _apply(book: Book, log: Log, decided: GroupChange, command: CreateGroup | Ch
     changes.messages.append((event, positions))
     changes.deliveries.append(Delivery(event, positions, decided.fan_out, members=directly, removed=decided.left))
     return GroupChanged(log.conversation, event, is_new=True, members=about)
+
+
+def removed_by(entry: Message) -> list[str]:
+    """Return who left by an entry of a log, by itself or not: `Delivery.removed`, from what is stored.
+
+    Where a group is dissolved that is everybody, and nobody is named.
+    """
+    if entry.form != Form.EVENT:
+        return []
+    said = _left.decode(entry.body)
+    return said.users if said.event in {"leave", "kick"} else []
 
 
 def _enroll(book: Book, log: Log, decided: GroupChange, event: Message) -> tuple[Member, ...]:

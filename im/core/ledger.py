@@ -333,6 +333,9 @@ class Ledger:
         existing = self._book.facts.messages_by_key.get((draft.sender, draft.client_msg_id))
         if existing is not None:
             return sending.repeated(draft, existing)
+        # Before it is queued: what is in the queue becomes an entry, or fails for good.
+        if draft.cid and (refused := sending.busy(self._book, draft.cid, draft.sender)) is not None:
+            return refused
         return self._queued(draft) if draft.is_queued else sending.place(self._book, draft)
 
     def _queued(self, draft: Draft) -> Outcome:

@@ -2,8 +2,9 @@
 
 *Pressure* is how near the services are to what they can bear: 1 when the queue is full, or when a command that comes
 now would wait longer than it may, which is the groups before it times what committing one takes. Each kind of work is
-dropped from a pressure of its own on, in this order: who is typing, who is online, who read what, what offline pushes
-and lists show of messages, and in the end new messages, which are refused and may come again later.
+dropped from a pressure of its own on, in this order: who is typing, who read what, what offline pushes and lists show
+of messages, and in the end new messages, which are refused and may come again later. Who is online has a place in the
+order too, after typing; but the message services do no such work, so nothing is left out at that level.
 
 Dropping is at once, and of as many kinds as it takes. Taking up again is one kind after the other, each after a time of
 calm: pressure stays below what the kind is dropped at, by a good part, since taking it up raises pressure.
@@ -32,6 +33,7 @@ class Work(IntEnum):
 
     TYPING = 1
     PRESENCE = 2
+    """Nobody asks for it: status nodes do that work. Its number stays, as alerts and dashboards go by these numbers."""
     RECEIPTS = 3
     PREVIEWS = 4
     """Texts of messages in offline pushes, and newest messages in lists of conversations."""

@@ -9,7 +9,15 @@ from im.core.book import Book, Log
 from im.core.commands import Appended, Cause, Draft, KeyConflict, Outcome, Refused, Revise
 from im.core.model import Form, Message, Overlay
 
-__all__ = ["place", "repeated", "revise"]
+__all__ = ["BUSY", "busy", "place", "repeated", "revise"]
+
+BUSY = Refused(Cause.BUSY, {"what": "fan_out", "retry_after_ms": 500})
+
+
+def busy(book: Book, cid: int, user: str) -> Refused | None:
+    """Return why the user may add nothing to the conversation just now; None: nothing of it is in the way."""
+    log = book.logs.get(cid)
+    return BUSY if log is not None and log.has(user) and book.timelines.is_full(cid) else None
 
 
 def place(book: Book, draft: Draft) -> Appended | Refused:
@@ -73,6 +81,8 @@ def revise(book: Book, command: Revise) -> Outcome:
     log = book.logs.get(command.cid)
     if log is None or not log.has(command.sender):
         return Refused(Cause.NO_CONVERSATION)
+    if book.timelines.is_full(command.cid):
+        return BUSY
     place_of = (command.cid, command.seq)
     target = book.fresh.get(place_of) or book.facts.messages.get(place_of)
     if target is None:

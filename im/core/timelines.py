@@ -28,7 +28,7 @@ from im.core.facts import Changes
 from im.core.model import Message, Pending
 from im.core.shards import shard_of_user
 
-__all__ = ["AT_ONCE_MAX", "STEP_MAX", "TURN_MAX", "Timelines"]
+__all__ = ["AT_ONCE_MAX", "STEP_MAX", "TURN_MAX", "WAITING_ENTRIES_MAX", "WAITING_MAX", "Timelines"]
 
 AT_ONCE_MAX = 32
 """Users who get a message in its own transaction."""
@@ -36,6 +36,10 @@ STEP_MAX = 512
 """Entries of one step, of all conversations."""
 TURN_MAX = 128
 """Entries of one conversation until it is the next one's turn."""
+WAITING_MAX = 64
+"""Fan-outs of one conversation that may wait, however many users they have."""
+WAITING_ENTRIES_MAX = 32_768
+"""Entries of one conversation that may wait: `finish` writes them in one transaction, in a third of a second."""
 
 
 @dataclass(slots=True)
@@ -84,6 +88,13 @@ class Timelines:
     def is_going(self, cid: int) -> bool:
         """Return whether a fan-out of the conversation goes on."""
         return cid in self._going
+
+    def is_full(self, cid: int) -> bool:
+        """Return whether so much of the conversation waits to be fanned out that nothing should be added just now."""
+        waiting = self._going.get(cid)
+        if waiting is None or len(waiting) < WAITING_MAX:
+            return False
+        return len(waiting) * len(waiting[-1].users) >= WAITING_ENTRIES_MAX
 
     def to_resume(self) -> Sequence[int]:
         """Return the conversations whose members must be told to `resume`."""

@@ -15,7 +15,7 @@ came since is applied to it again, which changes nothing where it was in it alre
 Invariants:
     I1  What is said about a user is what its pointers give, as of all that was applied.
     I2  Applying an event again changes nothing, if those after it are applied again too.
-    I3  At most `parts_max` conversations of users are kept, the ones least asked for go first.
+    I3  At most `parts_max` conversations of users, and as many users, are kept; the ones least asked for go first.
     I4  A conversation's end is kept exactly while a user's part refers to it.
     I5  A total is the sum of its parts.
 """
@@ -191,7 +191,7 @@ class UnreadCounters:
         """Keep nothing yet.
 
         Args:
-            parts_max: conversations of users to keep.
+            parts_max: conversations of users to keep; also users, who may have none.
             events_max: how many events may be applied while a store is read, for that reading to be kept.
         """
         assert parts_max > 0
@@ -298,6 +298,7 @@ class UnreadCounters:
         """Assert I3 and I4."""
         kept = [(cid, part) for parts in self._users.values() for cid, part in parts.items()]
         assert self._parts == len(kept) <= self._parts_max, "I3"
+        assert len(self._users) <= self._parts_max, "I3"
         assert {cid for cid, part in kept if not part.end.is_lost} == set(self._ends), "I4"
         for cid, end in self._ends.items():
             referring = [part for of, part in kept if of == cid and part.end is end]
@@ -356,7 +357,7 @@ class UnreadCounters:
         self._raise_floor(event.user, event.cid, *_floor(event))
 
     def _trim(self) -> None:
-        while self._parts > self._parts_max:
+        while self._parts > self._parts_max or len(self._users) > self._parts_max:
             self.forget(next(iter(self._users)))
 
     def _raise_floor(self, user: str, cid: int, seq: int, cseq: int) -> None:

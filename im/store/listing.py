@@ -53,7 +53,8 @@ _SHOWN = (Form.MESSAGE, Form.EVENT)
 """What a list shows of a conversation."""
 _READ_READERS = f"""
 SELECT {VIEW} FROM member CROSS JOIN view ON view.user = member.user AND view.cid = member.cid
-WHERE member.cid = ? AND leave_seq = 0 AND max(read_seq, sent_seq, hidden_seq) >= ? ORDER BY member.user LIMIT ?
+WHERE member.cid = ?1 AND leave_seq = 0 AND first_seq <= ?2 AND max(read_seq, sent_seq, hidden_seq) >= ?2
+ORDER BY member.user LIMIT ?3
 """
 
 
@@ -169,7 +170,7 @@ def _listed(connection: sqlite3.Connection, user: str, rows: Sequence[_Row]) -> 
 
 
 def read_readers(connection: sqlite3.Connection, newest: Newest, cid: int, *, read_from: int, limit: int) -> list[View]:
-    """Return up to `limit` views of present users who have read up to `read_from` or further, by name."""
+    """Return up to `limit` views of present users who see `read_from` and have read up to it or further, by name."""
     rows = find_conversations(connection, [cid])
     senders = newest.senders(cid, since=read_from)
     if cid not in rows or rows[cid].group is None:
@@ -181,7 +182,7 @@ def read_readers(connection: sqlite3.Connection, newest: Newest, cid: int, *, re
         present = [
             (user, cid)
             for (_, user), member in find_members(connection, [(cid, user) for user in senders]).items()
-            if not member.leave_seq
+            if not member.leave_seq and member.first_seq <= read_from
         ]
         known = {(view.user, cid): view for view in found} | find_views(connection, present)
         views = with_sent(newest, known.keys() | set(present), known)

@@ -208,10 +208,10 @@ class MemoryMessageStore:
         return users if len(users) <= at_most else ()
 
     async def views(self, cid: int, *, read_from: int, limit: int) -> list[View]:
-        """Return views of present members who have read `read_from`, or sent something there or later, by name."""
+        """Return views of present members who see `read_from` and have read it, or sent something there or later."""
         assert limit > 0
         self._check_open()
-        users = {member.user for member in self._present() if member.cid == cid}
+        users = {member.user for member in self._present() if member.cid == cid and member.first_seq <= read_from}
         if cid in self._conversations:
             users |= set(_users(self._conversations[cid]))
         views = [self._views[user, cid] for user in sorted(users) if (user, cid) in self._views]

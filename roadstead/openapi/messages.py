@@ -163,11 +163,12 @@ MESSAGE_OPERATIONS: tuple[Operation, ...] = (
         name="getOffline",
         served_by="im",
         summary="Messages that found their receivers offline",
-        description="For push notifications. In order, from a cursor on; without what was muted, read or recalled."
-        " A page without items may be followed by one that has some.",
+        description="For push notifications. Of users whose shards this process has: read each process of the message"
+        " services, at its own address and with a cursor of its own. In order, from a cursor on; without what was"
+        " muted, read or recalled. A page without items may be followed by one that has some.",
         key=Role.BACKEND,
         parameters=(
-            query("cursor", text(default=""), "What the last page gave; empty: the oldest item that is kept."),
+            query("cursor", text(default=""), "What its last page gave; empty: the oldest item that is kept."),
             query("limit", integer(least=1, most=LIMIT_MAX, default=100), "Most items to look at."),
             query("wait_ms", integer(most=WAIT_MS_MAX, default=0), "How long to wait rather than say: nothing."),
         ),

@@ -47,6 +47,11 @@ class FakeIm:
         self.strangers: set[str] = set()
         self.first_seqs: dict[str, int] = {}
         self.last_seqs: dict[str, int] = {}
+        self.removals: dict[int, list[str]] = {}
+        """Who left by which entry."""
+        self.absences: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        """By epoch and user: the entry by which it left, and the one by which it came back."""
+        self._returns: dict[tuple[str, str], set[int]] = {}
         self.follows: list[tuple[str, str]] = []
         self.reads: list[tuple[str, int]] = []
         """Who read, and after which seq."""
@@ -74,6 +79,7 @@ class FakeIm:
         self.heads[CID] += 1
         seq = self.heads[CID]
         self.last_seqs |= dict.fromkeys(users, seq)
+        self.removals[seq] = list(users)
         return DeliverConversations(
             self.epoch, [ConversationEntry(CID, seq, body(CID, self.epoch, seq), removed=list(users))]
         )
@@ -81,14 +87,31 @@ class FakeIm:
     def take_back(self, user: str) -> DeliverConversations:
         """Store that the user is back, and sees what comes from there on; return how it would be pushed."""
         push = self.store()
-        del self.last_seqs[user]
+        absence = (self.last_seqs.pop(user), self.heads[CID])
+        self.absences.setdefault((self.epoch, user), []).append(absence)
         self.first_seqs[user] = self.heads[CID]
+        self._returns.setdefault((self.epoch, user), set()).add(self.heads[CID])
         return push
+
+    def may_see(self, user: str, epoch: str, seq: int) -> bool:
+        """Return whether the user was in when the entry was stored, or came or left by it."""
+        absences = self.absences.get((epoch, user), [])
+        if epoch == self.epoch and user in self.last_seqs:
+            absences = [*absences, (self.last_seqs[user], seq + 1)]
+        return not any(left < seq < back for left, back in absences)
 
     def begin_anew(self, epoch: str) -> None:
         """Lose everything."""
-        self.epoch = epoch
         self.heads = dict.fromkeys(self.heads, 0)
+        self.removals.clear()
+        self.last_seqs.clear()
+        self.first_seqs.clear()
+        self.epoch = epoch
+
+    def first_seqs_of(self, user: str, epoch: str) -> set[int]:
+        """Return where what the user sees begins, or began: an answer may be of before it left and came back."""
+        now = self.first_seqs.get(user, 1) if epoch == self.epoch else 1
+        return {now, *self._returns.get((epoch, user), ())}
 
     @property
     def followed(self) -> set[str]:
@@ -130,6 +153,9 @@ class FakeIm:
     def unfollow(self, cids: Iterable[str]) -> None:
         self.follows += [("unfollow", cid) for cid in cids]
 
+    def shard_of_conversation(self, cid: str) -> int:
+        return int(cid) % 2
+
     async def conversation(self, cid: str, *, user: str, since: int, limit: int, bytes_max: int) -> ConversationReply:
         assert bytes_max > 0
         self.reads.append((user, since))
@@ -150,7 +176,9 @@ class FakeIm:
         last_seq = self.last_seqs.get(user, 0)
         since, head = max(since, self.first_seqs.get(user, 1) - 1), last_seq or self.heads[cid]
         seqs = range(since + 1, min(head, since + limit) + 1)
-        return ConversationReply(self.epoch, head, [(seq, body(cid, self.epoch, seq)) for seq in seqs], last_seq)
+        entries = [(seq, body(cid, self.epoch, seq)) for seq in seqs]
+        removed = [(seq, self.removals[seq]) for seq in seqs if seq in self.removals]
+        return ConversationReply(self.epoch, head, entries, last_seq, removed)
 
     async def conversation_heads(self, cids: Sequence[str]) -> dict[str, int]:
         heads = {cid: self.heads[cid] for cid in cids}
@@ -224,8 +252,10 @@ class Subscriber:
             self._take(push["pub"]["offset"], push["pub"]["data"])
 
     def _take(self, offset: int, data: Any) -> None:
-        first_seq = self._im.first_seqs.get(self.user, 1)
-        assert offset == max(self.offset + 1, first_seq), f"{self.user} was told {offset} after {self.offset}"
+        starts = self._im.first_seqs_of(self.user, self.epoch)
+        expected = {self.offset + 1, *(start for start in starts if start > self.offset)}
+        assert offset in expected, f"{self.user} was told {offset} after {self.offset}"
+        assert self._im.may_see(self.user, self.epoch, offset), f"{self.user} was told {offset}, and was not in"
         assert data == {"cid": self._cid, "epoch": self.epoch, "seq": offset}
         self.offset = offset
         self.seen.append(offset)

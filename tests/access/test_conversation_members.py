@@ -104,10 +104,46 @@ async def test_who_leaves_ahead_of_the_others_is_put_out() -> None:
         await ben.subscribe()
         late = node.im.store()
         await ann.subscribe()
-        await node.deliver(node.im.remove("ann"))
-        assert (ann.offset, ann.ended) == (1, [PUT_OUT])
+        await node.deliver(node.im.remove("ann"), node.im.store())
+        assert (ann.seen, ann.ended) == ([2], [PUT_OUT])
         await node.deliver(late)
-        assert ben.seen == [1, 2]
+        assert ben.seen == [1, 2, 3]
+
+
+async def test_who_leaves_by_an_entry_that_was_not_pushed_is_put_out_by_what_is_read() -> None:
+    """Members, and who is ahead of the others: each gets the entry and nothing after it, whoever it is read for."""
+    async with running() as node:
+        ann, ben, cat = node.join("ann"), node.join("ben"), node.join("cat")
+        await ann.subscribe()
+        await ben.subscribe()
+        node.im.store()
+        await cat.subscribe()
+        node.im.remove("ben", "cat")
+        await node.deliver(node.im.store())
+        assert [(who.seen, who.ended) for who in (ann, ben, cat)] == [
+            ([1, 2, 3], []),
+            ([1, 2], [PUT_OUT]),
+            ([2], [PUT_OUT]),
+        ]
+        node.im.remove("dan")
+        await node.im.audit()
+        assert ann.seen == [1, 2, 3, 4]
+
+
+async def test_who_leaves_while_something_is_missing_is_put_out_in_its_turn() -> None:
+    """The entry is kept like any other until what comes before it was read."""
+    async with running() as node:
+        ann, ben = node.join("ann"), node.join("ben")
+        await ann.subscribe()
+        await ben.subscribe()
+        node.im.holds = True
+        node.im.store()
+        await node.deliver(node.im.store())
+        await node.deliver(node.im.remove("ben"), node.im.store())
+        assert (ben.seen, ben.ended) == ([], [])
+        await node.im.answer()
+        assert (ann.seen, ann.ended) == ([1, 2, 3, 4], [])
+        assert (ben.seen, ben.ended) == ([1, 2, 3], [PUT_OUT])
 
 
 async def test_a_push_of_old_does_not_put_out_who_came_back() -> None:

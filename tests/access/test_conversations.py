@@ -11,10 +11,6 @@ from access.config import AccessConfig
 from access.core.feed import HELD_MAX
 from access.core.protocol import (
     ClientError,
-    HistoryRequest,
-    HistoryResult,
-    ReplyError,
-    StreamPosition,
     SubscribeFlag,
     SubscribeRequest,
     SubscribeResult,
@@ -564,33 +560,3 @@ async def test_pushes_that_wait_for_many_keep_their_order_while_people_come_and_
         for who in people:
             node.broker.gone(who)
         assert_nobody_left(node)
-
-
-# ---------------------------------------------------------------- history
-
-
-async def test_history_is_read_in_pages() -> None:
-    """Of the bounds that a client gives; backwards there is none."""
-    async with running() as node:
-        node.im.heads[CID] = 5
-        ann = node.join("ann")
-
-        async def history(limit: int, since: StreamPosition | None = None) -> list[int] | ReplyError:
-            found = await node.broker.history(ann, HistoryRequest(CHANNEL, limit=limit, since=since))
-            if isinstance(found, ReplyError):
-                return found
-            assert isinstance(found, HistoryResult)
-            assert (found.epoch, found.offset) == ("e1", 5)
-            return [publication.offset for publication in found.publications]
-
-        assert await history(0) == []
-        assert await history(2) == [1, 2]
-        assert await history(-1) == [1, 2, 3, 4, 5]
-        assert await history(-1, StreamPosition(3, "e1")) == [4, 5]
-        assert await history(1, StreamPosition(3)) == [4]
-        assert await history(1, StreamPosition(3, "e0")) == ClientError.UNRECOVERABLE_POSITION.wire
-        reverse = HistoryRequest(CHANNEL, limit=1, reverse=True)
-        assert await node.broker.history(ann, reverse) == ClientError.NOT_AVAILABLE.wire
-        node.im.strangers = {"ann"}
-        with pytest.raises(PermissionDenied):
-            await history(1)

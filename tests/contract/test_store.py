@@ -446,7 +446,7 @@ async def test_only_what_is_unread_counts_as_recalled_or_mentioned(store: Messag
 
 @pytest.mark.parametrize("since_then", [0, 20])
 async def test_readers_are_those_who_read_so_far_or_answered(store: MessageStore, since_then: int):
-    """By name, present members only, up to the limit."""
+    """By name, up to the limit; present members only, and of them who were there when it was said."""
     cid = await make_group(store, group_of("bob", "cleo", "dan"))
     await append(store, *(draft(cid=cid, key=f"m{n}") for n in range(5)), draft("cleo", cid=cid))
     await carry_out(
@@ -454,11 +454,15 @@ async def test_readers_are_those_who_read_so_far_or_answered(store: MessageStore
         Mark("bob", "phone", cid, NOW, read_seq=4),
         Mark("dan", "phone", cid, NOW, read_seq=6, delivered_seq=7),
         change("dan", cid, "leave"),
+        change("ann", cid, "invite", "eve", "fay"),
+        Mark("eve", "phone", cid, NOW, read_seq=9),
+        draft("fay", cid=cid),
     )
     await push_out_of_memory(store, since_then)
     cleo = View("cleo", cid, sent_seq=7, sent_cseq=6)
     bob = View("bob", cid, read_seq=4, read_cseq=3)
     ann = View("ann", cid, sent_seq=6, sent_cseq=5)
+    assert [view.user for view in await store.views(cid, read_from=9, limit=9)] == ["eve", "fay"]
     assert await store.views(cid, read_from=7, limit=9) == [cleo]
     assert await store.views(cid, read_from=4, limit=9) == [ann, bob, cleo]
     assert await store.views(cid, read_from=1, limit=2) == [ann, bob]

@@ -12,8 +12,10 @@ import msgspec
 import pytest
 
 from base.clock import SystemClock
+from base.errors import StoreUnavailable
 from base.http import Role
 from im.methods import METHODS
+from im.ports import ConversationPage
 from tests.im.cluster import Cluster, running
 
 KEYS = {"api-key": Role.ADMIN, "backend": Role.BACKEND, "viewer": Role.VIEWER}
@@ -207,6 +209,30 @@ async def test_what_is_no_news_any_more_is_left_out(backend: Backend):
     await backend.call("gus", "set", cid=cids["gus"], mute=True)
     page = await backend.missed(3, cursor=start)
     assert bodies(page) == [("fay", "edited"), ("gus", "gus!"), ("ann", "answer")]
+
+
+async def test_who_left_is_not_notified_of_what_came_after(backend: Backend):
+    """An edited message says what it said before; who came back is not told of what was missed before."""
+    start = (await backend.offline())["cursor"]
+    cid = (await backend.call("ann", "group_create", client_msg_id="g", name="x", members=["bob", "cleo"]))["cid"]
+    await backend.call("ann", "send", cid=cid, client_msg_id="k", body="draft")
+    await backend.missed(2, cursor=start)
+    await backend.call("ann", "group_change", cid=cid, action="kick", users=["bob", "cleo"])
+    await backend.call("ann", "edit", cid=cid, seq=2, client_msg_id="e", body="secret")
+    await backend.call("ann", "group_change", cid=cid, action="invite", users=["cleo"])
+    assert bodies(await backend.offline(cursor=start)) == [("bob", "draft")]
+
+
+async def test_what_cannot_be_looked_up_is_told_without_what_it_says(backend: Backend, monkeypatch: pytest.MonkeyPatch):
+    """A disk that fails in one shard keeps nobody from hearing that there is something."""
+
+    async def broken(_cid: int, _seqs: list[int]) -> ConversationPage:
+        raise StoreUnavailable("the disk failed")
+
+    await backend.send("ann", "bob", "k")
+    await backend.missed(1)
+    monkeypatch.setattr(backend.cluster.store, "messages", broken)
+    assert bodies(await backend.offline()) == [("bob", None)]
 
 
 async def test_under_pressure_the_feed_does_not_say_what_was_said(backend: Backend):

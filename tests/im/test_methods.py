@@ -361,6 +361,9 @@ async def test_receipts_are_of_entries_that_one_sees_in_conversations_that_one_i
         with pytest.raises(NotFound):
             await here.call(EVE, "receipts", cid=cid, seq=2)
         assert (await here.call(EVE, "history", cid=cid, after=0))["first_seq"] == 5
+        await here.call(EVE, "mark", cid=cid, read_seq=5)
+        assert (await here.call(ANN, "receipts", cid=cid, seq=2))["readers"] == [], "it was said before eve came"
+        assert (await here.call(ANN, "receipts", cid=cid, seq=5))["readers"] == ["eve"]
 
 
 async def test_the_members_of_a_group_are_listed_by_name_in_pages():

@@ -102,6 +102,38 @@ async def test_who_could_not_be_looked_up_and_is_offline_is_in_the_feed(cluster:
     assert cluster.shard.statistics()["push_behind"] == 0
 
 
+async def test_who_was_at_a_node_that_crashed_is_in_the_feed_with_everything(cluster: Cluster):
+    """Though the hints fail as well, for as long as the status cluster takes it for alive."""
+    end = await cluster.start_access()
+    cluster.statuses.online = {"bob": ("access-1",)}
+    end.failure = Unavailable("crashed")
+    for n in range(3):
+        await end.send("ann", "bob", f"k{n}")
+    failures = cluster.service._metrics.push_failures._value
+    await becomes(lambda: failures.get() >= 5)
+    cluster.statuses.online = {}
+    await becomes(lambda: len(missed(cluster)) >= 3)
+    assert missed(cluster) == [("bob", "k0"), ("bob", "k1"), ("bob", "k2")]
+    assert cluster.shard.statistics()["push_behind"] == 0
+
+
+async def test_what_a_hint_told_of_is_not_missed(cluster: Cluster):
+    """Only what could not be pushed after it."""
+    end = await cluster.start_access()
+    cluster.statuses.online = {"bob": ("access-1",)}
+    end.failure = Unavailable("not now")
+    await end.send("ann", "bob", "k1")
+    await becomes(lambda: cluster.shard.statistics()["push_behind"] == 1)
+    end.failure = None
+    assert (await end.inbox(1))[0] == InboxEntry("bob", 1, b"")
+    cluster.statuses.unknown = {"bob"}
+    await end.send("ann", "bob", "k2")
+    await becomes(lambda: cluster.shard.statistics()["push_behind"] == 1)
+    cluster.statuses.online, cluster.statuses.unknown = {}, set()
+    await becomes(lambda: missed(cluster))
+    assert missed(cluster) == [("bob", "k2")]
+
+
 async def test_a_push_that_fails_is_told_again_until_it_is_taken(cluster: Cluster):
     """As a hint, never twice in full."""
     end = await cluster.start_access()

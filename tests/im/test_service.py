@@ -11,9 +11,21 @@ import msgspec
 import pytest
 
 from base.clock import Timestamp
-from base.errors import BadRequest, Draining, LimitExceeded, NotMember, UnknownMethod
+from base.errors import (
+    BadRequest,
+    Draining,
+    LimitExceeded,
+    NotMember,
+    Overloaded,
+    RoadsteadError,
+    StoreUnavailable,
+    Unavailable,
+    UnknownMethod,
+)
+from im import reading
 from im.api import HEADS, TIMELINE, UNPROVEN, Heads, Timeline, Unproven
 from im.core.commands import ChangeGroup, Draft, Trim
+from im.core.timelines import Timelines
 from im.ports import Visible
 from tests.im.cluster import AccessEnd, Cluster, running
 
@@ -106,6 +118,8 @@ async def test_who_left_reads_up_to_the_leaving(cluster: Cluster):
     assert await seen("bob", limit=0) == (3, [], 3)
     assert await seen("bob", since=4) == (3, [], 3)
     assert await seen("cleo") == (5, [4, 5], 0)
+    page = await end.im.conversation(cid, user="ann", since=1, limit=100, bytes_max=10_000)
+    assert page.removed == [(3, ["bob"])], "for whoever missed that push, and has subscribers beside ann"
     await end.call("ann", "edit", cid=cid, seq=2, client_msg_id="e", body="later")
     page = await end.im.conversation(cid, user="bob", since=1, limit=1, bytes_max=10_000)
     assert bodies(page.entries) == [1], "nor how a message was edited after that"
@@ -117,6 +131,113 @@ async def test_who_left_reads_up_to_the_leaving(cluster: Cluster):
     assert (await end.call("bob", "history", cid=cid))["entries"][1]["body"] is None, "a recalled body nobody gets"
     with pytest.raises(NotMember):
         await seen("eve")
+
+
+@pytest.mark.parametrize(
+    "failure", [StoreUnavailable("the disk failed"), Unavailable("not here")], ids=["disk", "away"]
+)
+async def test_a_shard_that_fails_takes_the_edits_of_its_conversations_away_and_no_timeline(
+    cluster: Cluster, failure: RoadsteadError, monkeypatch: pytest.MonkeyPatch
+):
+    """Who may see an edit has its entry as well; what was taken back stays so."""
+    end = await cluster.start_access()
+    for n, method in enumerate(("edit", "recall"), start=1):
+        await end.send("ann", "bob", f"k{n}")
+        await end.call("ann", method, cid="1", seq=2 * n - 1, client_msg_id=f"e{n}", **{"body": 2} if n == 1 else {})
+
+    async def broken(_cid: int, _user: str) -> Visible | None:
+        raise failure
+
+    monkeypatch.setattr(cluster.store, "membership", broken)
+    page = await end.im.timeline("bob", since=0, limit=9, bytes_max=10_000)
+    assert bodies(page.entries) == [{"text": "k1"}, 2, None, None]
+    assert [one["data"]["body"] for one in (await end.call("bob", "sync", since=0))["entries"]] == bodies(page.entries)
+
+
+@pytest.mark.parametrize("at_once", [1, 100])
+async def test_who_left_is_shown_nothing_of_what_became_of_the_group(
+    cluster: Cluster, at_once: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The list has the group as it was left; a search says neither yes nor no to the words of later edits."""
+    monkeypatch.setattr(reading, "FOUND_OF_LEFT", at_once)
+    end = await cluster.start_access()
+    cid = (await end.call("ann", "group_create", client_msg_id="g", name="old", members=["bob"]))["cid"]
+    for n, text in enumerate(["pay pay", "pay 1", "pay 2"]):
+        await end.call("ann", "send", cid=cid, client_msg_id=f"{n}", body={"text": text})
+    await end.call("bob", "group_change", cid=cid, action="leave")
+
+    async def listed() -> dict[str, Any]:
+        (one,) = (await end.call("bob", "conversations"))["conversations"]
+        return one
+
+    async def found(text: str, **more: Any) -> list[tuple[int, str]]:
+        entries = (await end.call("bob", "search", cid=cid, text=text, **more))["entries"]
+        return [(one["seq"], one["body"]["text"]) for one in entries]
+
+    before = await listed()
+    assert (before["name"], before["members"], before["channel"]) == ("old", 0, "inbox")
+    await end.call("ann", "edit", cid=cid, seq=4, client_msg_id="e", body={"text": "pay 9000"}, mentions=["*"])
+    await end.call("ann", "group_change", cid=cid, action="rename", value="why bob went")
+    await end.call("ann", "group_change", cid=cid, action="invite", users=["cleo", "dan"])
+    change = ChangeGroup(99, "", "x", int(cid), "fan_out", Timestamp(1), value="read")
+    await cluster.store.execute([change, ChangeGroup(100, "", "x", int(cid), "dissolve", Timestamp(1))])
+    assert await listed() == before
+    assert await found("9000") == await found("2") == []
+    assert await found("pay") == [(3, "pay 1"), (2, "pay pay")]
+    assert await found("pay", limit=1) == [(3, "pay 1")], "nor does a page that is not full tell of one"
+
+
+async def test_a_group_of_which_too_much_is_to_be_told_refuses_for_a_moment(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """With a time to come back, and counted; the same key is stored then."""
+    end = await cluster.start_access()
+    await end.call("ann", "group_create", client_msg_id="g", name="x", members=["bob"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Timelines, "is_full", lambda _self, _cid: True)
+        for name, arguments in (
+            ("send", {"client_msg_id": "k", "body": 1}),
+            ("group_change", {"action": "rename", "value": "y"}),
+        ):
+            with pytest.raises(Overloaded) as refused:
+                await end.call("ann", name, cid="1", **arguments)
+            assert refused.value.detail["retry_after_ms"] > 0
+    assert cluster.service._metrics.crowded._value.get() == 2
+    assert (await end.call("ann", "send", cid="1", client_msg_id="k", body=1))["is_new"]
+
+
+async def test_the_group_that_ended_with_the_leaving_is_listed_so(cluster: Cluster):
+    """Who was in it to its end knows that."""
+    end = await cluster.start_access()
+    await end.call("ann", "group_create", client_msg_id="g", name="x", members=["bob"])
+    await end.call("ann", "group_change", cid="1", action="dissolve")
+    (one,) = (await end.call("bob", "conversations"))["conversations"]
+    assert (one["name"], one["is_dissolved"], one["last_seq"]) == ("x", True, 2)
+
+
+async def test_no_edit_of_a_recalled_message_says_anything_to_who_left(cluster: Cluster):
+    """Though the recall came later: what takes a body away is told to everybody."""
+    end = await cluster.start_access()
+    cid = (await end.call("ann", "group_create", client_msg_id="g", name="x", members=["bob"]))["cid"]
+    await end.call("ann", "send", cid=cid, client_msg_id="k", body=1)
+    await end.call("ann", "edit", cid=cid, seq=2, client_msg_id="e", body=2)
+    await end.call("bob", "group_change", cid=cid, action="leave")
+    await end.call("ann", "recall", cid=cid, seq=2, client_msg_id="r")
+    page = await end.im.conversation(cid, user="bob", since=1, limit=9, bytes_max=10_000)
+    assert bodies(page.entries)[:2] == [None, None]
+    assert [one["body"] for one in (await end.call("bob", "history", cid=cid, after=1))["entries"]][:2] == [None, None]
+
+
+async def test_who_comes_back_is_not_told_how_old_messages_were_edited_meanwhile(cluster: Cluster):
+    """Their entries are in the timeline from before, and stay as they were."""
+    end = await cluster.start_access()
+    cid = (await end.call("ann", "group_create", client_msg_id="g", name="x", members=["bob"]))["cid"]
+    await end.call("ann", "send", cid=cid, client_msg_id="k", body="draft")
+    await end.call("bob", "group_change", cid=cid, action="leave")
+    await end.call("ann", "edit", cid=cid, seq=2, client_msg_id="e", body="secret")
+    await end.call("ann", "group_change", cid=cid, action="invite", users=["bob"])
+    page = await end.im.timeline("bob", since=1, limit=1, bytes_max=10_000)
+    assert bodies(page.entries) == ["draft"]
 
 
 @pytest.mark.spec("AR-4")
@@ -138,10 +259,12 @@ async def test_who_is_put_out_while_reading_sees_nothing_of_what_comes_then(clus
         return found
 
     store.membership = then_kicked  # type: ignore[method-assign]
-    for read in ("conversation", "after", "before"):
-        if read == "conversation":
-            page = await end.im.conversation(cid, user="bob", since=0, limit=10, bytes_max=10_000)
-            seen, head = str(page.entries), page.head
+    for read in ("conversation", "head", "after", "before"):
+        if read in ("conversation", "head"):
+            limit = 10 if read == "conversation" else 0
+            page = await end.im.conversation(cid, user="bob", since=0, limit=limit, bytes_max=10_000)
+            seen, head = str(page.entries) if limit else "kick", page.head
+            assert page.last_seq == head
         else:
             document = await end.call("bob", "history", cid=cid, **{read: 0 if read == "after" else 1_000})
             seen, head = str(document["entries"]), document["head"]
@@ -149,7 +272,7 @@ async def test_who_is_put_out_while_reading_sees_nothing_of_what_comes_then(clus
         assert "secret" not in seen
         assert head == (await store.conversation_heads([int(cid)]))[0] - 1
         await store.execute([ChangeGroup(1_000 + n, "ann", "x", int(cid), "invite", at, users=("bob",))])
-    assert n == 3
+    assert n == 4
 
 
 # ---------------------------------------------------------------- heads and versions

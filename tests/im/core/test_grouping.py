@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from im.core import timelines
 from im.core.commands import Cause, GroupChanged, KeyConflict, Refused
 from im.core.fan_out import FanOutPolicy
+from im.core.grouping import removed_by
 from im.core.ledger import LedgerSettings
 from im.core.model import Conversation, Member, Role
 from tests.im.core.ledger_world import World, change, draft, group, mark, small_bounds
@@ -127,6 +129,20 @@ def test_with_write_fan_out_everybody_is_told_also_who_goes():
     assert (world.told("b"), world.told("c")) == ([(1, 1), (1, 2)], [(1, 1), (1, 2), (1, 3)])
 
 
+def test_a_stored_entry_says_who_left_by_it():
+    """As its delivery does; but who was in a dissolved group is not written there."""
+    world = made("b", "c", "d")
+    for by, action, users in [
+        ("own", "kick", ("b", "x", "c")), ("d", "leave", ()), ("own", "invite", ("b",)), ("own", "rename", ()),
+        ("own", "dissolve", ()),
+    ]:  # fmt: skip
+        world.run(change(by, 1, action, *users, value="new"))
+    world.run(draft("own", "b", "k1"))
+    assert [removed_by(entry) for entry in world.logs[1]] == [[], ["b", "c"], ["d"], [], [], []]
+    assert world.changes.deliveries[-1].message.cid == 2
+    assert [removed_by(entry) for entry in world.logs[2]] == [[]]
+
+
 @pytest.mark.spec("MI-04")
 def test_with_read_fan_out_only_those_it_is_about_get_an_entry():
     """In a small group the others are told directly, so that nobody waits for news that came."""
@@ -206,6 +222,20 @@ def test_a_change_of_no_members_is_told_as_a_message_is():
 
 
 # ---------------------------------------------------------------- lives of a member
+
+
+def test_only_a_change_of_members_is_carried_out_while_too_much_is_to_be_told(monkeypatch: pytest.MonkeyPatch):
+    """It brings all of it to an end; any other one would only add to it."""
+    monkeypatch.setattr(timelines, "WAITING_MAX", 3)
+    monkeypatch.setattr(timelines, "WAITING_ENTRIES_MAX", 1)
+    world = made("b", "c")
+    renamed, left = (change("own", 1, "rename", value="x"), change("b", 1, "leave"))
+    *_, busy, done, later = world.run(*(draft("own", 1, f"k{n}") for n in range(3)), renamed, left, renamed)
+    assert isinstance(busy, Refused)
+    assert busy.cause is Cause.BUSY
+    assert isinstance(done, GroupChanged)
+    assert isinstance(later, GroupChanged)
+    assert world.told("b") == [(1, seq) for seq in range(1, 6)]
 
 
 def test_one_who_comes_again_sees_from_there_on():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from msgspec.structs import replace
 
+from im.core import timelines
 from im.core.commands import (
     Appended,
     Cause,
@@ -354,6 +355,22 @@ def test_a_key_in_the_queue_is_used():
     first = world.keys["a", "k2"]
     assert first.form == Form.MESSAGE
     assert outcomes == [Appended(first, is_new=False), *[KeyConflict(first)] * 4]
+
+
+def test_a_draft_that_may_come_again_is_not_queued(monkeypatch: pytest.MonkeyPatch):
+    """In the queue it would fail for good, and its key stand for that."""
+    monkeypatch.setattr(timelines, "WAITING_MAX", 2)
+    monkeypatch.setattr(timelines, "WAITING_ENTRIES_MAX", 1)
+    world = World()
+    world.run(group("own", ["b", "c"]))
+    queued = draft("b", 1, "q", is_queued=True)
+    *_, busy = world.run(draft("own", 1, "k1"), draft("own", 1, "k2"), queued)
+    assert isinstance(busy, Refused)
+    assert busy.cause is Cause.BUSY
+    world.drain()
+    assert world.one(queued) == Queued(7, is_new=True)
+    world.drain()
+    assert [message.client_msg_id for message in world.logs[1]] == ["g", "k1", "k2", "q"]
 
 
 def test_a_queued_retry_of_what_was_stored_is_answered_with_its_place():

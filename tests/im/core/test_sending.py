@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from im.core import timelines
 from im.core.commands import Appended, Cause, KeyConflict, Queued, Refused
 from im.core.ledger import LedgerSettings
 from im.core.model import Form
@@ -49,6 +50,32 @@ def test_strangers_and_who_left_send_nothing_by_number():
     ]  # fmt: skip
     world.run(draft("a", "b", "k4"))
     assert world.one(draft("x", 2, "k5")) == NO_CONVERSATION
+
+
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_nothing_is_added_while_too_much_is_to_be_told(*, is_queued: bool, monkeypatch: pytest.MonkeyPatch):
+    """Who is in it may come again a moment later, with the same key; others do not learn that there is something."""
+    monkeypatch.setattr(timelines, "WAITING_ENTRIES_MAX", 1)
+    world, cid = with_group(*(f"u{n}" for n in range(timelines.AT_ONCE_MAX)))
+    world.run(draft("own", cid, "first"))
+    outcomes = world.run(
+        *(draft("own", cid, f"k{n}") for n in range(timelines.WAITING_MAX)),
+        draft("own", cid, "one more", is_queued=is_queued),
+        draft("own", cid, "first"),
+        edit("own", cid, 2, "e"),
+        recall("own", cid, 2, "r"),
+        draft("x", cid, "k"),
+        draft("own", "u1", "elsewhere"),
+    )
+    *stored, busy, repeated, edited, recalled, strange, elsewhere = outcomes
+    assert all(isinstance(one, Appended) for one in (*stored, elsewhere))
+    assert [one.cause for one in (busy, edited, recalled)] == [Cause.BUSY] * 3  # type: ignore[union-attr]
+    assert isinstance(repeated, Appended)
+    assert not repeated.is_new
+    assert strange == NO_CONVERSATION
+    world.drain()
+    later = world.one(draft("own", cid, "one more", is_queued=is_queued))
+    assert isinstance(later, Queued if is_queued else Appended)
 
 
 def test_who_is_muted_sends_nothing():

@@ -14,7 +14,14 @@ from base.clock import Timestamp
 from im.core.facts import Changes
 from im.core.model import Message, Pending
 from im.core.shards import shard_of_user
-from im.core.timelines import AT_ONCE_MAX, STEP_MAX, TURN_MAX, Timelines
+from im.core.timelines import (
+    AT_ONCE_MAX,
+    STEP_MAX,
+    TURN_MAX,
+    WAITING_ENTRIES_MAX,
+    WAITING_MAX,
+    Timelines,
+)
 from tests.im.core.ledger_world import small_bounds
 
 
@@ -83,6 +90,23 @@ def test_a_later_message_waits_behind_an_earlier_one():
     timelines.step(changes)
     assert [(user, one.n) for user, _, one in changes.entries if user == users[0]] == [(users[0], 5), (users[0], 6)]
     assert changes.pendings == {5: None, 6: None}
+
+
+@pytest.mark.parametrize(
+    ("count", "most"), [(33, WAITING_ENTRIES_MAX // 33 + 1), (512, WAITING_MAX), (2_000, WAITING_MAX)]
+)
+def test_a_conversation_is_full_by_entries_and_by_fan_outs(count: int, most: int):
+    """Whoever changes its members writes all that waits at once; and a huge group is not closed by its first entry."""
+    users = names(count)
+    timelines, changes = known(Timelines(), *users), Changes()
+    assert not timelines.is_full(1)
+    for n in range(1, most + 1):
+        assert not timelines.is_full(1), n
+        timelines.spread(message(n, seq=n), users, changes)
+    assert timelines.is_full(1)
+    assert not timelines.is_full(2)
+    timelines.finish(1, changes)
+    assert not timelines.is_full(1)
 
 
 def test_finishing_is_for_one_conversation():

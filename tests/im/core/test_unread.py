@@ -284,6 +284,16 @@ def test_the_one_who_asked_longest_ago_is_forgotten_first():
     assert count(kept) is None, "too much for all the room there is"
 
 
+def test_users_without_conversations_are_bounded_as_well():
+    """Whoever asks for the first time has none, and anybody may ask."""
+    kept = counters(Pointers(1, 2, 2, 1, 1), parts_max=3)
+    for n in range(5):
+        assert kept.learn(f"user{n}", [], since=kept.position)
+        kept.check_invariants()
+    assert (kept.users, len(kept)) == (3, 0)
+    assert [kept.total(f"user{n}") for n in (1, 2)] == [None, Total(0, 0)]
+
+
 @pytest.mark.spec("UN-06")
 def test_drift_is_found_and_repaired():
     """UN-06: the counters say in how many conversations they were wrong."""
