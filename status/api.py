@@ -53,11 +53,12 @@ __all__ += [
     "Shown",
     "UserStatus",
     "pack_partitions",
+    "plain",
     "session_json",
     "status_of",
     "unpack_partitions",
 ]
-__all__ += ["OFFLINE", "REFUSED", "UNKNOWN", "UNKNOWN_SHOWN", "Stamp"]
+__all__ += ["OFFLINE", "PLAIN_BYTES_MAX", "REFUSED", "UNKNOWN", "UNKNOWN_SHOWN", "Stamp"]
 __all__ += ["EVICT", "NOTICE", "WATCH", "WATCHED", "Evict", "Notices", "Watch", "WatchReply", "Watched", "WatchedReply"]
 __all__ += ["audience_of", "is_public", "said_at"]
 
@@ -237,6 +238,8 @@ _session_decoder = msgspec.msgpack.Decoder(SessionView)
 _RANK: dict[str, int] = {"busy": 3, "online": 2, "away": 1, "invisible": 0}
 HEADER_BYTES = 15
 """Of an entry, before the packed session: see `status.core.records`."""
+PLAIN_BYTES_MAX = 1_000
+"""An entry that is longer has an audience that lists users: nothing else in it can be long."""
 
 
 def status_of(shown: Shown) -> UserStatus:
@@ -250,6 +253,17 @@ def status_of(shown: Shown) -> UserStatus:
     entries = (shown,) if isinstance(shown, bytes) else shown
     views = tuple(_session_decoder.decode(memoryview(entry)[HEADER_BYTES:]) for entry in entries)
     return UserStatus(max(views, key=lambda view: _RANK[view.state]).state, views)
+
+
+def plain(entry: bytes) -> bytes:
+    """Return a packed session as short as nearly all are: if it is longer, without its audience.
+
+    For whoever does not decide what a viewer sees. An audience may be a hundred times as long as all else.
+    """
+    if len(entry) <= PLAIN_BYTES_MAX:
+        return entry
+    view = _session_decoder.decode(memoryview(entry)[HEADER_BYTES:])
+    return entry[:HEADER_BYTES] + msgspec.msgpack.encode(msgspec.structs.replace(view, audience=None))
 
 
 def said_at(view: SessionView | None) -> tuple[bool, int, int, str]:

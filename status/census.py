@@ -19,6 +19,7 @@ from base.log import logger
 from base.peer import PeerPool
 from base.peer.server import PeerServer
 from status.api import pack_partitions, unpack_partitions
+from status.asking import wait_for
 from status.core.ownership import Ownership
 from status.core.partitions import PartitionTable
 from status.core.records import Digest, Life
@@ -86,12 +87,7 @@ class CensusTaker:
             logger(peer=node).info("census_failed", error=str(error))
 
     async def _asked(self, ask: CensusAsk, _peer: str) -> Census:
-        try:
-            async with asyncio.timeout(NEWER_TABLE_MS / 1000):
-                await self._table.wait_newer(ask.epoch - 1)
-        except TimeoutError:
-            pass  # the answer will say what this node knows
-        table = self._table.table
+        table = await wait_for(self._table, ask.epoch, NEWER_TABLE_MS)
         if table is None:
             raise NotReady("no partition table yet")
         sizes, lives = self._ownership.census()

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TypedDict
 
+import msgspec
+
 from base.clock import Instant
-from base.errors import PeerUnavailable, RoadsteadError, StaleEpoch
+from base.errors import PeerUnavailable, RoadsteadError, StaleEpoch, TooLarge
 from base.faultpoint import reach
 from base.ids import Epoch, NodeId, entropy
 from base.log import logger
@@ -24,6 +26,7 @@ from status.api import (
     EVICT,
     LOOKUP,
     LOOKUP_USERS_MAX,
+    PLAIN_BYTES_MAX,
     REFUSED,
     SERVICE,
     UNKNOWN_SHOWN,
@@ -37,6 +40,7 @@ from status.api import (
     UserStatus,
     pack_partitions,
     status_of,
+    unpack_partitions,
 )
 from status.core.faultpoints import crossed_by_all
 from status.core.partitions import PartitionTable, partition_of
@@ -64,7 +68,10 @@ BEAT_DEADLINE_MS = 1_000
 
 @lru_cache(maxsize=65_536)
 def _status_of(entry: bytes) -> UserStatus:
-    """Unpack the one session of a user: the same bytes at each look, until it changes. About 700 bytes each."""
+    """Unpack the one session of a user: the same bytes at each look, until it changes.
+
+    About 700 bytes each. Those that list users in an audience are not kept: 100 times as much would be.
+    """
     return status_of(entry)
 
 
@@ -77,7 +84,7 @@ class Statuses(Mapping[str, UserStatus]):
     def __getitem__(self, user: str) -> UserStatus:
         """Return the user's status."""
         shown = self._shown[user]
-        if isinstance(shown, bytes):
+        if isinstance(shown, bytes) and len(shown) <= PLAIN_BYTES_MAX:
             return _status_of(shown)
         return shown if isinstance(shown, UserStatus) else status_of(shown)
 
@@ -178,6 +185,8 @@ class StatusClient:
             deadline_ms = LOOKUP_DEADLINE_MS if is_connected else CONNECT_MS
             reply = await peer.call(LOOKUP, request, deadline_ms=deadline_ms)
         except RoadsteadError as error:
+            if isinstance(error, TooLarge) and len(request.users) > 1:
+                return await self._ask_halves(owner, request)
             # Who is dead is replaced sooner or later: as by a refusal, a newer table is waited for, and asked by.
             is_dead = not is_connected or isinstance(error, PeerUnavailable)
             return dict.fromkeys(request.users, REFUSED if is_dead else UNKNOWN_SHOWN)
@@ -187,6 +196,18 @@ class StatusClient:
             for user, seen in zip(request.users, reply.seen or (), strict=True):
                 if shown[user] is not REFUSED:
                     shown[user] = UserStatus(seen.state, (), seen.last_seen)
+        return shown
+
+    async def _ask_halves(self, owner: NodeId, request: Lookup) -> dict[str, Shown | UserStatus]:
+        """Ask for one half after the other: all of them together do not fit in a message, with their audiences."""
+        shown: dict[str, Shown | UserStatus] = {}
+        middle = len(request.users) // 2
+        partitions = unpack_partitions(request.partitions)
+        for part in (slice(middle), slice(middle, None)):
+            half = msgspec.structs.replace(
+                request, partitions=pack_partitions(partitions[part]), users=request.users[part]
+            )
+            shown.update(await self._ask_owner(owner, half))
         return shown
 
 
@@ -233,7 +254,10 @@ class StatusPublisher:
         await self._table.wait_newer(0)
 
     async def open(self, opened: Opened, *, deadline_ms: int) -> bool:
-        """Report a session; True once its owner confirmed it, False if that took too long (it is still reported)."""
+        """Report a session; True once its owner confirmed it, False if that took too long (it is still reported).
+
+        Raises LimitExceeded as `report` does.
+        """
         confirmed = asyncio.get_running_loop().create_future()
         self._confirming.setdefault(opened.session, []).append(confirmed)
         try:
@@ -250,7 +274,10 @@ class StatusPublisher:
         return True
 
     def report(self, opened: Opened) -> None:
-        """Report a session, or a change of it, without waiting for its owner."""
+        """Report a session, or a change of it, without waiting for its owner.
+
+        Raises LimitExceeded, and nothing is reported, if there is no room for the users whom its audience lists.
+        """
         self._core.open(opened)
         if not self._is_beat_soon:
             self._beat_soon()
@@ -337,7 +364,8 @@ class StatusPublisher:
             self._beat()
 
     def _failed(self, owner: NodeId, beat: Beat, error: RoadsteadError) -> None:
-        self._log.info("beat_failed", owner=owner, error=str(error))
+        log = self._log.error if isinstance(error, TooLarge) else self._log.info  # which no time will mend
+        log("beat_failed", owner=owner, error=str(error))
         if isinstance(error, StaleEpoch):
             if self._ended is not None and not self._ended.done():
                 self._ended.set_exception(error)  # a newer life of this node is known: this one must end

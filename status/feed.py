@@ -3,7 +3,8 @@
 The log is told of each partition that this node begins or ceases to serve, and of each session that opened, changed or
 closed in between. It is read by whichever node a reader asks (`feed_reader`), over two peer methods: `status.events`
 reads on from a place, `status.events_end` answers when there is something to read. All of a page is read in one turn,
-so that a resync holds what is open as of its `user_seq`.
+so that a resync holds what is open as of its `user_seq`. Long audiences are left out: readers do not get them, and with
+them neither the log would fit in memory nor a page in a message.
 
 Limits, each with its meaning:
     EVENTS_MAX    events in the log (`core.events`); who is further behind gets everything that is open anew
@@ -21,6 +22,7 @@ from base.clock import Instant
 from base.errors import BadRequest, Draining, Overloaded
 from base.peer.server import PeerServer
 from base.site import Site
+from status.api import PLAIN_BYTES_MAX, plain
 from status.core.events import CURSOR_NODES_MAX, EventLog, Page, Place, Resync
 from status.core.ownership import Change, Ownership, Turn
 from status.metrics import FeedMetrics
@@ -57,13 +59,13 @@ class EventFeed:
         peers.serve(EVENTS_END, self._await_end)
 
     def listen(self, _now: Instant, turns: Sequence[Turn], changes: Sequence[Change]) -> None:
-        """Log what happened. Nothing is unpacked here: most events are never read."""
+        """Log what happened. Hardly anything is unpacked here: most events are never read."""
         for turn in turns:
             if turn.is_served:
                 self._log.owned(turn.partition, turn.owner_epoch)
             else:
                 self._log.released(turn.partition)
-        self._log.extend(changes, self._clock.realtime())
+        self._log.extend(_plain(changes), self._clock.realtime())
         if self._waits:
             self._wake()
 
@@ -130,8 +132,17 @@ class EventFeed:
         store = self._ownership.store(resync.partition)
         assert store is not None, "see _open_sessions"
         self._metrics.resyncs.inc()
-        return Snapshot(resync.partition, resync.user_seq, store.entries())
+        sessions = [(user, plain(entry)) for user, entry in store.entries()]
+        return Snapshot(resync.partition, resync.user_seq, sessions)
 
     def _wake(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
+
+
+def _plain(changes: Sequence[Change]) -> Sequence[Change]:
+    """Return the changes without long audiences; as they are where there is none, as nearly always."""
+    for change in changes:
+        if len(change[2]) > PLAIN_BYTES_MAX:
+            return [(partition, user, plain(entry), merged) for partition, user, entry, merged in changes]
+    return changes

@@ -9,12 +9,16 @@ A registry that has no table, or an older one than somebody knows, is new or sta
 status nodes what they know, and begins with the table that `status.core.restoring` decides on. Until then it gives no
 serving leases: nodes have them from each other. From then on it does what `status.core.migration` decides from the
 nodes' reports and the operators' wish, one write at a time, and gives serving leases.
+
+What a leader knows and has in mind belongs to one term. An answer of the registry that comes after the next election
+is one to the term that asked: the new term reads for itself before it writes or gives a lease.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -64,6 +68,22 @@ LATER_ROLES = ("access", "im")
 assert RENEW_MS * 3 < SESSION_TTL_MS
 
 
+@dataclass(slots=True)
+class _Term:
+    """What a leader knows and has in mind, from one election to the next."""
+
+    grants: LeaderGrants
+    migration: Migration
+    table_index: int = 0
+    to_write: WriteTable | None = None
+    is_unread: bool = True
+    """Whether what the registry has may be another table than the one that was read or written last."""
+    is_current: bool = False
+    """Whether it is known that the registry has the newest table."""
+    lost_at: Instant | None = None
+    """Since when it is known that it has not."""
+
+
 class Leader:
     """A status node's standing candidacy. `run` campaigns, renews and acts."""
 
@@ -80,14 +100,7 @@ class Leader:
         """Streams to all status nodes, which the owner of the leader runs."""
         self._held = HeldLease()
         self._session: str | None = None
-        self._grants: LeaderGrants | None = None
-        self._migration: Migration | None = None
-        self._table_index = 0
-        self._to_write: WriteTable | None = None
-        self._is_unread = False
-        # Whether this leader knows that the registry has the newest table; and since when it knows that it has not.
-        self._is_current = False
-        self._lost_at: Instant | None = None
+        self._term: _Term | None = None
         self._spoken_of = Epoch(0)  # the greatest epoch that was heard of
         self._work = asyncio.Event()
         self._news = asyncio.Event()
@@ -115,17 +128,17 @@ class Leader:
 
     def asked(self, now: Instant, ask: Ask) -> Epoch | None:
         """Take a node's report; return the term of the serving lease that it gets, None if it gets none here."""
-        table = self._table.table
-        if self._grants is None or table is None or not self.is_leading:
+        table, term = self._table.table, self._term
+        if term is None or table is None or not self.is_leading:
             return None
-        self._hear_of(max([ask.epoch, *ask.report.access.values()]), table)
-        is_granted = self._is_current and self._grants.grant(now, ask.report.node, ask.epoch, table)
+        self._hear_of(term, max([ask.epoch, *ask.report.access.values()]), table)
+        is_granted = term.is_current and term.grants.grant(now, ask.report.node, ask.epoch, table)
         self._step(now, Reported(ask.report))
         ready = {move for move, progress in ask.report.progress.items() if progress is Progress.READY}
         if any(move.stage is Stage.SEAL and (move.partition, move.move_id) in ready for move in table.moves if ready):
             self._urgent.set()  # requests are parked until the commit
         self._news.set()
-        return self._grants.term if is_granted else None
+        return term.grants.term if is_granted else None
 
     async def run(self) -> None:
         """Campaign until cancelled; give the lock back at the end."""
@@ -186,26 +199,23 @@ class Leader:
         return NodeId(last.value.decode()) if last is not None else None
 
     def _elected(self, held: HeldLease, predecessor: NodeId | None) -> None:
-        now, term = self._clock.monotonic(), held.epoch
-        assert term is not None
+        now = self._clock.monotonic()
+        assert held.epoch is not None
         self._held = held
-        self._grants = LeaderGrants(now, term, predecessor)
-        self._migration = Migration(now, grants_over=self._grants.is_over, predecessor=predecessor)
-        self._to_write, self._is_unread = None, True
-        self._is_current, self._lost_at = False, None
+        grants = LeaderGrants(now, held.epoch, predecessor)
+        self._term = _Term(grants, Migration(now, grants_over=grants.is_over, predecessor=predecessor))
         self._work.set()
-        self._log.info("leader_elected", term=term, predecessor=predecessor)
+        self._log.info("leader_elected", term=held.epoch, predecessor=predecessor)
 
     def _lost(self) -> None:
         if self._held.epoch is not None:
             self._log.warning("leader_deposed")
-        self._session = None
-        self._grants = self._migration = None
+        self._session = self._term = None
         self._held = HeldLease()  # a registry that started over counts its tokens from the beginning
 
     async def _step_down(self) -> None:
         session, self._session = self._session, None
-        self._grants = self._migration = None
+        self._term = None
         self._held.lost()
         self._when_stepping_down()
         if session is not None:
@@ -217,22 +227,23 @@ class Leader:
     # ---------------------------------------------------------------- the table
 
     def _step(self, now: Instant, event: Event) -> None:
-        if self._migration is None or not self._held.is_valid(now):
+        term = self._term
+        if term is None or not self._held.is_valid(now):
             return
-        for write in self._migration.step(now, event):
+        for write in term.migration.step(now, event):
             for source, target in write.stalled:
                 self._log.warning("moves_stalled", source=source, target=target)
-            self._to_write = write
+            term.to_write = write
             self._work.set()
 
     async def _tick_forever(self) -> None:
         while True:
             now = self._clock.monotonic()
-            table = self._table.table
-            if table is not None and self._migration is not None:
+            table, term = self._table.table, self._term
+            if table is not None and term is not None:
                 wish = self._table.wish
                 self._step(now, Wished(wish.weights, wish.is_paused, wish.abort))
-            is_idle = table is None or not (table.moves or self._is_unread)
+            is_idle = table is None or not (table.moves or (term is not None and term.is_unread))
             await _wait(self._news, IDLE_TICK_MS if is_idle else TICK_MS)
             if not is_idle:
                 await _wait(self._urgent, DECIDE_PAUSE_MS)
@@ -244,75 +255,81 @@ class Leader:
         while True:
             await self._work.wait()
             self._work.clear()
+            term = self._term
+            if term is None:
+                continue
             try:
-                if self._is_unread:
-                    await self._read()
-                elif self._to_write is not None and self.is_leading:
-                    write, self._to_write = self._to_write, None
-                    self._is_unread = True  # until the answer is here, whether it was written is not known
-                    await self._write(write)
+                if term.is_unread:
+                    await self._read(term)
+                elif term.to_write is not None and self.is_leading:
+                    write, term.to_write = term.to_write, None
+                    term.is_unread = True  # until the answer is here, whether it was written is not known
+                    await self._write(term, write)
             except StoreError as error:
                 self._log.warning("table_write_failed", error=str(error))
                 self._work.set()
                 await asyncio.sleep(RETRY_MS / 1000)
 
-    async def _write(self, write: WriteTable) -> None:
+    async def _write(self, term: _Term, write: WriteTable) -> None:
         try:
-            self._table_index = await self._registry.put(TABLE_KEY, encode_table(write.table), expect=self._table_index)
+            term.table_index = await self._registry.put(TABLE_KEY, encode_table(write.table), expect=term.table_index)
         except CasConflict:
             self._work.set()
             return
         for point in crossed_by_all("leader", write.expect, write.table):
             reach(point)
-        self._is_unread = False
-        self._known(write.table)
+        term.is_unread = False
+        self._known(term, write.table)
 
-    async def _read(self) -> None:
+    async def _read(self, term: _Term) -> None:
         entry = await self._registry.get(TABLE_KEY)
         table = decode_table(entry.value) if entry is not None else None
         index = entry.index if entry is not None else 0
         mine = self._table.table
         known = max(self._spoken_of, mine.epoch if mine is not None else 0)
         if table is None or table.epoch < known:
-            self._is_current = False
-            if self.is_leading:
-                await self._begin_anew(index)
+            term.is_current = False
+            if self._is_in(term):
+                await self._begin_anew(term, index)
             return
-        self._has_table(table, index)
+        self._has_table(term, table, index)
 
-    def _hear_of(self, epoch: Epoch, table: PartitionTable) -> None:
+    def _is_in(self, term: _Term) -> bool:
+        """Whether this node leads, and in that term."""
+        return self._term is term and self.is_leading
+
+    def _hear_of(self, term: _Term, epoch: Epoch, table: PartitionTable) -> None:
         """Take note of an epoch that a node spoke of: if it is newer than all tables, the registry lost one."""
         if epoch > max(table.epoch, self._spoken_of):
             self._spoken_of = epoch
-            self._is_unread = True
+            term.is_unread = True
             self._work.set()
 
-    def _has_table(self, table: PartitionTable, index: int) -> None:
+    def _has_table(self, term: _Term, table: PartitionTable, index: int) -> None:
         """Go on from what the registry has at this index."""
-        self._table_index, self._to_write = index, None
-        self._is_unread, self._is_current, self._lost_at = False, True, None
-        self._known(table)
+        term.table_index, term.to_write = index, None
+        term.is_unread, term.is_current, term.lost_at = False, True, None
+        self._known(term, table)
 
     # ---------------------------------------------------------------- a registry without the newest table
 
-    async def _begin_anew(self, index: int) -> None:
+    async def _begin_anew(self, term: _Term, index: int) -> None:
         """Ask who knows which table, and begin with one once that may be; `index` is what the registry has there."""
         now = self._clock.monotonic()
-        if self._lost_at is None:
-            self._lost_at = now
+        if term.lost_at is None:
+            term.lost_at = now
             if self._table.table is not None or index:
                 self._log.error("table_lost", spoken_of=self._spoken_of)
-        if self._grants is not None:
-            self._grants.distrust(self._lost_at)
+        term.grants.distrust(term.lost_at)
         answers = await self._ask_all()
         table = begun(
             answers,
             at_s=self._clock.realtime() // 1000,
-            waited_ms=now - self._lost_at,
+            waited_ms=now - term.lost_at,
             bootstrap_nodes=self._bootstrap_nodes,
             look_ms=self._look_ms,
         )
-        if table is None or not self.is_leading:
+        if table is None or not self._is_in(term):
             await asyncio.sleep((RETRY_MS if answers.table is not None else FIRST_MS) / 1000)
             self._work.set()
             return
@@ -323,7 +340,7 @@ class Leader:
             self._work.set()  # another leader was first; its table is as good
             return
         self._log.info("table_written", epoch=table.epoch, nodes=table.nodes, restored=table.restored > 0)
-        self._has_table(table, index)
+        self._has_table(term, table, index)
 
     async def _ask_all(self) -> Answers:
         """Ask all status nodes, those of the newest table and those that are registered, what they know."""
@@ -372,9 +389,10 @@ class Leader:
                 self._log.info("wish_given_meanwhile")
         await self._table.read()
 
-    def _known(self, table: PartitionTable) -> None:
+    def _known(self, term: _Term, table: PartitionTable) -> None:
         self._table.offer(table)
-        self._step(self._clock.monotonic(), TableRead(table))
+        if self._term is term:
+            self._step(self._clock.monotonic(), TableRead(table))
 
 
 async def _wait(event: asyncio.Event, wait_ms: int) -> None:

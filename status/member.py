@@ -2,8 +2,9 @@
 
 It asks the leader for a lease every `ASK_MS`, and at once when it has something to report, such as a copy that caught
 up; it asks all others too when the leader's lease runs out. While partitions move to it, it asks their sources for what
-it lacks, again and again, without pause as long as there is more. Everything is decided in the cores: `serving` says
-who may answer, `ownership` what, `migration` (the leader's) what moves next.
+it lacks, again and again, without pause as long as there is more; each source in a task of its own, so that one out of
+reach holds up no other. Everything is decided in the cores: `serving` says who may answer, `ownership` what,
+`migration` (the leader's) what moves next.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from base.ids import Epoch, NodeId
 from base.log import logger
 from base.peer.server import PeerServer
 from base.site import Site
+from status.asking import wait_for
 from status.core.handoff import Pull, answered
 from status.core.migration import NodeReport, Progress
-from status.core.ownership import Ownership
-from status.core.partitions import PartitionTable
+from status.core.ownership import NEWS_MS, Ownership
+from status.core.partitions import AFTER_COMMIT, PartitionTable
 from status.core.serving import ASK_MS, SILENCE_MS, Promises, ServingLease
 from status.leader import Leader
 from status.peers import ASK, KNOWN, PULL, Ask, Chunks, Given, Known, KnownAsk, Pulls
@@ -81,7 +83,10 @@ class Member:
         self._is_leaving = False
         self._reported: NodeReport | None = None
         self._news = asyncio.Event()
-        self._staged = asyncio.Event()
+        self._adopted = asyncio.Event()
+        """Set, and another one put in its place, with each newer table."""
+        self._copying: set[NodeId] = set()
+        """The sources from which a task copies."""
         self._asking: Counter[NodeId] = Counter()
         self._told: dict[NodeId, NodeReport] = {}
         """The newest report that each node was sent."""
@@ -101,7 +106,7 @@ class Member:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.pool.run())
             tasks.create_task(self._ask_forever(tasks))
-            tasks.create_task(self._copy_forever())
+            tasks.create_task(self._copy_forever(tasks))
 
     def expect_first_table(self) -> None:
         """Take note that the registry has no table yet.
@@ -117,8 +122,8 @@ class Member:
             self._promises = Promises(self._observe(), is_first_life=True)
         self._expects_first_table = False
         self._promises.adopt(table.epoch)
-        if self.ownership.incoming():
-            self._staged.set()
+        self._adopted.set()
+        self._adopted = asyncio.Event()
         self._news.set()
 
     async def leave(self) -> bool:
@@ -252,21 +257,32 @@ class Member:
 
     # ---------------------------------------------------------------- copying
 
-    async def _copy_forever(self) -> None:
+    async def _copy_forever(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            by_source: dict[NodeId, list[Pull]] = {}
-            for source, pull in self.ownership.pulls(self._observe()):
-                by_source.setdefault(source, []).append(pull)
-            self._staged.clear()
-            if not by_source:
-                await self._staged.wait()
+            adopted = self._adopted
+            for source in self._sources() - self._copying:
+                self._copying.add(source)
+                tasks.create_task(self._copy_from(source))
+            await adopted.wait()
+
+    def _sources(self) -> set[NodeId]:
+        """Return from whom partitions move to this node, and are not committed."""
+        moves = self._table.table.moves if self._table.table is not None else ()
+        return {move.source for move in moves if move.target == self._node and move.stage not in AFTER_COMMIT}
+
+    async def _copy_from(self, source: NodeId) -> None:
+        """Copy from one source until no move of it is left. A newer table is looked into at once."""
+        while source in self._sources():
+            adopted = self._adopted
+            pulls = [pull for _, pull in self.ownership.pulls(self._observe(), source)]
+            if pulls and await self._pull(source, pulls):
                 continue
-            async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(self._pull(source, pulls)) for source, pulls in by_source.items()]
-            if not any(one.result() for one in asked):
-                timer = asyncio.get_running_loop().call_later(PULL_PAUSE_MS / 1000, self._staged.set)
-                await self._staged.wait()
-                timer.cancel()
+            try:
+                async with asyncio.timeout((PULL_PAUSE_MS if pulls else NEWS_MS) / 1000):
+                    await adopted.wait()
+            except TimeoutError:
+                pass  # there may be news of what has caught up
+        self._copying.discard(source)
 
     async def _pull(self, source: NodeId, pulls: list[Pull]) -> bool:
         """Copy the next part of each move from one source; return whether there is more."""
@@ -295,11 +311,7 @@ class Member:
 
     async def _pulled_later(self, pulls: Pulls) -> Chunks:
         """Answer by the table of the question: if that seals, its sender would only have to ask again."""
-        try:
-            async with asyncio.timeout(NEWER_TABLE_MS / 1000):
-                await self._table.wait_newer(pulls.epoch - 1)
-        except TimeoutError:
-            pass  # as of what is known here
+        await wait_for(self._table, pulls.epoch, NEWER_TABLE_MS)
         return self._answer(pulls)
 
     def _answer(self, pulls: Pulls) -> Chunks:

@@ -3,6 +3,7 @@
 status.ask         a node asks another for a serving lease, and reports: to the leader always, to all when it must
 status.known       a leader in a registry that has lost the table asks who knows which
 status.pull        the target of moves asks their source for what it lacks
+status.cease       the target of moves has their source answer no lookups any more
 status.census      what the receiver holds, counted
 status.count       how many users and sessions are online in partitions of the receiver
 status.sessions    who of them is behind one access node

@@ -26,7 +26,7 @@ from base.ids import Epoch, NodeId
 from base.peer import Method, PeerPool
 from base.peer.server import PeerServer
 from base.site import Site
-from status.api import pack_partitions, unpack_partitions
+from status.api import pack_partitions, plain, unpack_partitions
 from status.asking import ask_owners, wait_for
 from status.core.events import share_of
 from status.core.ownership import Ownership
@@ -150,9 +150,8 @@ class RollCall:
             raise BadRequest(f"a page has 1 to {PAGE_MAX} sessions, not {ask.limit}")
         listing = Listing(self._ownership, ask.node, ask.begin, ask.limit)
         await self._walk(ask.epoch, ask.partitions, listing.take)
-        return SessionsPart(
-            pack_partitions(listing.refused), pack_partitions(listing.unsure), listing.items, listing.reached
-        )
+        items = [item._replace(entries=tuple(map(plain, item.entries))) for item in listing.items]
+        return SessionsPart(pack_partitions(listing.refused), pack_partitions(listing.unsure), items, listing.reached)
 
     async def _walk(self, epoch: Epoch, packed: bytes, take: Callable[[Instant, int], int]) -> None:
         """Take the partitions one after the other, some in each turn."""

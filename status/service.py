@@ -35,6 +35,7 @@ from status.api import (
     pack_partitions,
     unpack_partitions,
 )
+from status.asking import wait_for
 from status.census import CensusTaker
 from status.client import StatusClient
 from status.config import StatusConfig
@@ -66,7 +67,7 @@ ACCESS_SERVICE = "access"
 TICK_MS = 100
 STALL_MS = 300
 NEWER_TABLE_MS = 200
-"""How long a request by a newer table than ours waits for it."""
+"""How long a request by a newer table than ours waits for it: the answer will say what this node knows."""
 
 
 Listener = Callable[[Instant, Sequence[Turn], Sequence[Change]], None]
@@ -211,7 +212,7 @@ class StatusNode:
         return self._take_beat(beat, NodeId(peer))
 
     async def _beat_later(self, beat: Beat, peer: NodeId) -> BeatReply:
-        await self._wait_for(beat.epoch)
+        await wait_for(self._table, beat.epoch, NEWER_TABLE_MS)
         await self._taking_over.wait(_told_of(beat))
         return self._take_beat(beat, peer)
 
@@ -278,7 +279,7 @@ class StatusNode:
         """
         of_all = unpack_partitions(lookup.partitions)
         partitions = [of_all[place] for place in late]
-        await self._wait_for(lookup.epoch)
+        await wait_for(self._table, lookup.epoch, NEWER_TABLE_MS)
         sealed = [partition for partition in partitions if self._ownership.has_sealed([partition])]
         if sealed:
             parked = _Parked(sealed, asyncio.get_running_loop().create_future())
@@ -305,13 +306,6 @@ class StatusNode:
             for user, partition, one in zip(lookup.users, partitions, shown, strict=True)
         ]
         return LookupReply(table.epoch, [REFUSED if one is REFUSED else None for one in shown], newer, seen)
-
-    async def _wait_for(self, epoch: int) -> None:
-        try:
-            async with asyncio.timeout(NEWER_TABLE_MS / 1000):
-                await self._table.wait_newer(epoch - 1)
-        except TimeoutError:
-            pass  # the answer will say what this node knows
 
     # ---------------------------------------------------------------- background
 

@@ -75,8 +75,7 @@ class Watching:
         self._peers = peers
         self._observe = observe
         self._metrics = metrics
-        epoch = f"{site.name}.{site.incarnation}"
-        self._watches = WatchTable(epoch, entropy(), grace_ms=grace_ms, jitter_ms=jitter_ms)
+        self._watches = WatchTable(entropy(), grace_ms=grace_ms, jitter_ms=jitter_ms)
         # Watched users by partition; those whom nobody watches any more go when the partition is looked at.
         self._users: dict[int, dict[str, None]] = {}
         self._heard: dict[NodeId, Instant] = {}

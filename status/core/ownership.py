@@ -46,7 +46,7 @@ from status.core.showing import Showing
 from status.core.sweeping import SEEN_MS, Sweep
 from status.core.vouching import LEASE_MS, Beats, Vouching
 
-__all__ = ["Change", "Heard", "Ownership", "Turn"]
+__all__ = ["NEWS_MS", "Change", "Heard", "Ownership", "Turn"]
 
 NEWS_MS = 100
 """How often a copy that has caught up is kept up to date until it is sealed."""
@@ -299,8 +299,8 @@ class Ownership:
 
     # ---------------------------------------------------------------- moves
 
-    def pulls(self, now: Instant) -> list[tuple[NodeId, Pull]]:
-        """Return the next question of each move that copies to this node, with whom to ask.
+    def pulls(self, now: Instant, source: NodeId | None = None) -> list[tuple[NodeId, Pull]]:
+        """Return the next question of each move that copies to this node, with whom to ask; of one source, if given.
 
         What has caught up and is not sealed is asked for its news only now and then.
         """
@@ -308,7 +308,7 @@ class Ownership:
         for incoming in self.incoming():
             move = self._moves[incoming.partition]
             is_idle = incoming.is_caught_up and move.stage is not Stage.SEAL and now < incoming.asked_at + NEWS_MS
-            if not incoming.is_ready and not is_idle:
+            if source in (None, move.source) and not incoming.is_ready and not is_idle:
                 pulls.append((move.source, incoming.pull(now)))
         return pulls
 

@@ -29,6 +29,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from base.clock import Instant, Timestamp
+from base.errors import LimitExceeded
 from base.ids import Incarnation, NodeId
 from status.api import Audit, Beat, BeatReply, Closed, Opened, Stamp, pack_partitions, unpack_partitions
 from status.core.partitions import PARTITIONS, PartitionTable, Stage, partition_of, patched
@@ -42,6 +43,8 @@ RETRY_MS = 100
 ENTRIES_PER_BEAT = 2_000
 BYTES_PER_BEAT = 1_000_000
 """A beat ends after the partition, or the change, that reaches one of these."""
+LISTED_BYTES_MAX = 4_000_000
+"""No audience makes the entries of a partition longer together: it is told whole, in one message of 8 MB at most."""
 PENDING_MAX = 20_000
 """More changes than this do not wait for an owner that does not answer: it is told everything instead."""
 AUDIT_PARTITIONS = 64
@@ -145,20 +148,26 @@ class Publisher:
     # ---------------------------------------------------------------- sessions
 
     def open(self, opened: Opened) -> None:
-        """Report a session that was opened or changed. An older connection of the same session changes nothing."""
+        """Report a session that was opened or changed. An older connection of the same session changes nothing.
+
+        Raises LimitExceeded, and changes nothing, if there is no room for the users whom its audience lists.
+        """
         user, name = opened.user, opened.session
         partition = partition_of(user) % self._size
         members = self._members[partition]
         session = members.get(name)
         if session is not None and opened.conn_seq < session.conn_seq:
             return
-        self._seq = seq = self._seq + 1
+        seq = self._seq + 1
         view = (name, opened.device, opened.platform, self._node, opened.state, opened.since, opened.last_active)
         if opened.audience is None and opened.state != "invisible":  # nearly all
             kind, body = _OPEN, _encode(view)
         else:
             kind = _OPEN if opened.leaves_trace() else _HIDDEN
             body = _encode((*view, opened.audience))
+            if opened.audience is not None and opened.audience.users:
+                self._check_room(members, name, len(body))
+        self._seq = seq
         if session is None:
             entry = packed(seq, seq, kind, body)
             session = members[name] = _Session(user, name, partition, seq, opened.conn_seq, seq, entry)
@@ -356,6 +365,14 @@ class Publisher:
             assert link.full <= link.owned, "I2"
 
     # ---------------------------------------------------------------- inside
+
+    @staticmethod
+    def _check_room(members: dict[str, _Session], name: str, size: int) -> None:
+        """Raise LimitExceeded if an entry of that size makes a partition too long, in the place of the one it has."""
+        seen = size + sum([len(session.entry) for other, session in members.items() if other != name])
+        if seen > LISTED_BYTES_MAX:
+            message = "audiences that list users take too much room now"
+            raise LimitExceeded(message, what="partition_bytes", limit=LISTED_BYTES_MAX, seen=seen)
 
     def _put(self, session: _Session) -> None:
         """Make the session's newest change pending for whoever owns its partition."""

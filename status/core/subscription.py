@@ -63,11 +63,9 @@ class _Standing(NamedTuple):
 class Subscription:
     """The viewers of one user on one access node."""
 
-    __slots__ = ("_groups", "told_at")
+    __slots__ = ("_groups",)
 
-    def __init__(self, told_at: int) -> None:
-        """`told_at`: the version at which something was told last; for the owner of this, who numbers."""
-        self.told_at = told_at
+    def __init__(self) -> None:
         self._groups: dict[_Standing, set[str]] = {}
 
     def __len__(self) -> int:
@@ -133,13 +131,6 @@ class Subscription:
             for viewers in parts:
                 self._put(_Standing(presence), viewers)
         return shown
-
-    def told(self) -> tuple[Shown, ...]:
-        """Return what all viewers were told last."""
-        told: dict[Presence, list[set[str]]] = {}
-        for standing, viewers in self._groups.items():
-            told.setdefault(standing.told, []).append(viewers)
-        return _shown(told, is_all=True)
 
     def check_invariants(self) -> None:
         """Assert I1 and I2."""

@@ -10,14 +10,14 @@ one counts. Who goes is told after a grace and a random part, which spreads the 
 all when back by then. "Goes" is meant as the viewer sees it: who hides, or denies a viewer, goes offline like anybody
 else, at the same pace. While the owner cannot tell (unknown), viewers keep what they know.
 
-A watch is a state and not a stream of events. To recover, an access node is given what its viewers were told last if
-that is newer than the version it has: there is no history, and nothing is too old within one life of the owner.
+A watch is a state and not a stream of events. An access node that may have missed a notice watches anew, and is
+answered with snapshots: there is no history.
 
 Invariants:
     I1  A viewer is never told what it was told last. (A snapshot, which answers a question, may repeat it.)
     I2  Notices of a user are `coalesce_ms` apart, and "offline" after a presence waits for the grace without a break.
     I3  "unknown" is told in snapshots only.
-    I4  Versions of a user grow by one a notice and never fall in the life of the owner, which `epoch` names.
+    I4  Versions of a user grow by one a notice and never fall in the life of the owner.
     I5  A node's digest is that of its pairs of watched user and viewer.
     I6  Whatever is pending has a deadline, not later than the first instant at which it may be told.
 
@@ -31,7 +31,7 @@ Don't: LinkedIn's Real-Time Presence Platform" (LinkedIn Engineering, 2018).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, KeysView, Mapping
+from collections.abc import Collection, Iterable, KeysView, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -118,7 +118,6 @@ class WatchTable:
 
     def __init__(
         self,
-        epoch: str,
         random: _Random,
         *,
         grace_ms: int = GRACE_MS,
@@ -128,7 +127,6 @@ class WatchTable:
         viewers_max: int = VIEWERS_MAX,
     ) -> None:
         """`watches_max` bounds the users that one access node watches, `viewers_max` its viewers of one user."""
-        self.epoch = epoch
         self._random = random
         self._grace_ms = grace_ms
         self._jitter_ms = jitter_ms
@@ -169,25 +167,6 @@ class WatchTable:
             if not users:
                 del self._nodes[node]
             self._forget_if_unwatched(user, watched)
-
-    def replace(
-        self, node: NodeId, wanted: Mapping[str, Collection[str]], sight_of: Callable[[str], Sight]
-    ) -> list[Notice]:
-        """Make the node's watches exactly these viewers by user; return snapshots for those who are new.
-
-        Raises:
-            LimitExceeded: too many users, or viewers of one; nothing is changed.
-        """
-        self._check_limits(len(wanted), max((len(set(viewers)) for viewers in wanted.values()), default=0))
-        for user in [user for user in self._node(node).users if user not in wanted]:
-            self.unwatch(node, user, self._viewers(node, user))
-        snapshots = []
-        for user, viewers in wanted.items():
-            held = self._viewers(node, user)
-            if fresh := set(viewers) - held:
-                snapshots.append(self._add(node, user, fresh, sight_of(user)))
-            self.unwatch(node, user, held.difference(viewers))
-        return snapshots
 
     def forget_node(self, node: NodeId) -> None:
         """Remove all that an access node watches: it is gone."""
@@ -252,16 +231,6 @@ class WatchTable:
             heapq.heappop(self._deadlines)
         return None
 
-    def recover(self, node: NodeId, user: str, since: int) -> list[Notice] | None:
-        """Return what the node's viewers were told last if something was told after version `since`, else nothing.
-
-        None if that cannot be said, as the node does not watch the user or never had that version here: watch again.
-        """
-        subscription = self._subscription(node, user)
-        if subscription is None or since > (watched := self._users[user]).version:
-            return None
-        return [] if subscription.told_at <= since else [Notice(node, user, watched.version, subscription.told())]
-
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes. Costs a pass over the access nodes."""
         watches = sum(len(held.users) for held in self._nodes.values())
@@ -269,13 +238,12 @@ class WatchTable:
         return {"users": len(self._users), "watches": watches, "viewers": pairs, "deadlines": len(self._deadlines)}
 
     def check_invariants(self) -> None:
-        """Assert I5, I6 and what one state shows of I4; the subscriptions assert their part of I1 and I3."""
+        """Assert I5 and I6; the subscriptions assert their part of I1 and I3."""
         viewers: dict[NodeId, dict[str, set[str]]] = {node: {} for node in self._nodes}
         for user, watched in self._users.items():
             assert watched.nodes, "what nobody watches is forgotten"
             for node, subscription in watched.nodes.items():
                 subscription.check_invariants()
-                assert subscription.told_at <= watched.version, "I4"
                 viewers[node][user] = subscription.viewers()
                 at = subscription.next_at()
                 is_awake = watched.wake_at is not None and watched.wake_at <= max(at or 0, watched.free_at)
@@ -307,7 +275,7 @@ class WatchTable:
     def _add(self, node: NodeId, user: str, viewers: Collection[str], sight: Sight) -> Notice:
         assert viewers
         watched = self._users.get(user) or _Watched(self._newest_forgotten)
-        subscription = watched.nodes.get(node) or Subscription(watched.version)
+        subscription = watched.nodes.get(node) or Subscription()
         fresh = {viewer for viewer in viewers if viewer not in subscription}
         shown = subscription.add(viewers, sight)
         self._users[user] = watched
@@ -333,7 +301,6 @@ class WatchTable:
         notices = []
         for node, subscription in watched.nodes.items():
             if shown := subscription.tell(now):
-                subscription.told_at = version
                 notices.append(Notice(node, user, version, shown))
         if notices:
             watched.version = version

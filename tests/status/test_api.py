@@ -6,10 +6,11 @@ import msgspec
 import pytest
 
 from base.clock import Timestamp
-from base.ids import Epoch, NodeId
+from base.ids import ID_BYTES_MAX, Epoch, NodeId
 from status.api import (
     HEADER_BYTES,
     OFFLINE,
+    PLAIN_BYTES_MAX,
     REFUSED,
     UNKNOWN,
     UNKNOWN_SHOWN,
@@ -21,6 +22,7 @@ from status.api import (
     audience_of,
     is_public,
     pack_partitions,
+    plain,
     status_of,
     unpack_partitions,
 )
@@ -88,6 +90,23 @@ def test_the_session_that_spoke_last_decides_on_the_audience():
     assert audience_of(OFFLINE) == audience_of(UserStatus("online", (silent,))) == EVERYONE
     assert audience_of(UserStatus("online", (late, silent, early))) == listed
     assert audience_of(UserStatus("online", (early, silent))) == nobody
+
+
+def test_a_long_audience_is_left_out_for_those_who_do_not_decide_by_it():
+    """All else is as it was; and what is short is not even looked into."""
+    short = msgspec.structs.replace(view("s", "away"), audience=Audience("listed", ("w",)))
+    long = msgspec.structs.replace(short, audience=Audience("listed", tuple(f"{number:0128d}" for number in range(9))))
+    assert plain(entry(short)) == entry(short)
+    assert len(entry(long)) > PLAIN_BYTES_MAX
+    assert plain(entry(long))[:HEADER_BYTES] == entry(long)[:HEADER_BYTES]
+    assert status_of(plain(entry(long))) == status_of(entry(view("s", "away")))
+
+
+def test_with_the_longest_ids_a_session_is_plain():
+    """So it is the audience that makes one long."""
+    longest = "x" * ID_BYTES_MAX
+    one = SessionView(longest, longest, longest, NodeId(longest), "invisible", Timestamp(2**50), Timestamp(2**50))
+    assert len(entry(one)) <= PLAIN_BYTES_MAX
 
 
 def test_who_is_public_is_there_for_everybody():

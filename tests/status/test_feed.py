@@ -11,20 +11,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
-from base.clock import Instant, SystemClock
+from base.clock import Instant, SystemClock, Timestamp
 from base.errors import BadRequest, Draining, NotFound, Overloaded, PermissionDenied
 from base.ids import Epoch, Incarnation, NodeId
 from base.metrics import Metrics
 from roadstead.api import call_api
 from status import events_api, feed_reader
-from status.core.events import CURSOR_NODES_MAX, Place
+from status.api import SessionView, UserStatus, status_of
+from status.core.events import CURSOR_NODES_MAX, START, Place, SessionEvent
 from status.core.ownership import Ownership, Turn
-from status.core.records import Merged
+from status.core.records import Kind, Merged, PartitionRecords, packed
+from status.core.visibility import Audience
 from status.feed import EventFeed
 from status.metrics import FeedMetrics
-from status.peers import EventsAsk, EventsEndAsk
+from status.peers import EventsAsk, EventsEndAsk, Snapshot
 from tests.status.event_cluster import KEY, SETTLE_S, VIEWER_KEY, Access, Cluster, Reader, eventually, without_cluster
 
 
@@ -442,6 +445,24 @@ async def test_nobody_waits_for_a_node_that_ends():
     assert await feed.wait_beyond(Place("s.1", 0), 25_000) == Place("s.1", 1)
     with pytest.raises(Draining):
         await feed.wait_beyond(Place("s.1", 1), 25_000)
+
+
+def test_what_is_read_has_no_long_audience():
+    """A page of them would be longer than a message may be, and its reader would come no further."""
+    feed = feed_of(7)
+    audience = Audience("listed", tuple(f"{number:0128d}" for number in range(125)))
+    view = SessionView("s", "phone", "ios", NodeId("gate"), "online", Timestamp(7), Timestamp(8), audience)
+    entry = packed(1, 1, Kind.HIDDEN, msgspec.msgpack.encode(view))
+    feed.listen(Instant(0), [], [(7, "alice", bytes(2) + entry, Merged.CHANGED)])
+    (event,) = feed.read(Place("s.1", 1), 10).items
+    store = PartitionRecords()
+    store.merge(Instant(0), "alice", bytes(2) + entry)
+    feed._ownership = SimpleNamespace(store=lambda _: store)  # type: ignore[assignment]
+    (resync,) = feed.read(START, 1).items
+    assert isinstance(event, SessionEvent)
+    assert isinstance(resync, Snapshot)
+    assert resync.sessions == [("alice", event.entry)]
+    assert status_of(event.entry) == UserStatus("online", (msgspec.structs.replace(view, audience=None),))
 
 
 def test_a_partition_that_is_lost_is_not_spoken_for():

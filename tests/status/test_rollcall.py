@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from base.clock import SystemClock
@@ -17,10 +18,11 @@ from base.ids import Epoch, NodeId
 from base.registry.memory import MemoryRegistry
 from roadstead.api import call_api
 from status import rollcall
-from status.api import pack_partitions
+from status.api import PLAIN_BYTES_MAX, pack_partitions
 from status.asking import ask_owners
 from status.core.partitions import PARTITIONS, PartitionTable, Take, partition_of
 from status.core.rollcall import START
+from status.core.visibility import Audience
 from status.peers import COUNT, SESSIONS, CountAsk, SessionsAsk
 from tests.status import event_cluster
 from tests.status.event_cluster import (
@@ -164,6 +166,21 @@ async def test_a_large_node_counts_in_many_turns(cluster: Cluster, access: Acces
 
 
 # ---------------------------------------------------------------- listing
+
+
+async def test_a_page_is_told_without_long_audiences(cluster: Cluster, access: Access):
+    """Nobody who lists sessions is shown them, and a page of them would be longer than a message may be."""
+    asker = cluster.nodes["status-1"][0]
+    assert asker._table.table is not None
+    user = next(user for user in USERS if asker._table.table.owner_of(user) == "status-2")
+    audience = Audience("listed", tuple(f"{number:0128d}" for number in range(125)))
+    hidden = msgspec.structs.replace(access.open[user], audience=audience)
+    assert await access._publisher.open(hidden, deadline_ms=10_000)
+    ask = SessionsAsk(Epoch(1), pack_partitions([partition_of(user)]), NodeId("access-1"), START, 1)
+    part = await asker._member.pool.get("status-2").call(SESSIONS, ask, deadline_ms=5_000)
+    ((_, listed_user, entries),) = part.items
+    assert listed_user == user
+    assert sum(map(len, entries)) <= PLAIN_BYTES_MAX
 
 
 @pytest.mark.parametrize("limit", [1, 7, 1_000])

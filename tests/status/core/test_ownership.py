@@ -407,7 +407,8 @@ def test_what_has_caught_up_is_asked_for_news_now_and_then_and_always_once_seale
     source, target = serving(entry(1)), Node(B, GATE)
     moved(source, target, at(0), *EARLY[:3])
     assert target.core.pulls(at(NEWS_MS - 1)) == []
-    assert len(target.core.pulls(at(NEWS_MS))) == 1
+    assert target.core.pulls(at(NEWS_MS), B) == [], "of another source"
+    assert len(target.core.pulls(at(NEWS_MS), A)) == 1
     assert target.core.pulls(at(NEWS_MS)) == []
     target.read(at(NEWS_MS), table(*EARLY))
     assert len(target.core.pulls(at(NEWS_MS))) == len(target.core.pulls(at(NEWS_MS))) == 1

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from base.clock import Instant, Timestamp
+from base.errors import LimitExceeded
 from base.ids import Epoch, Incarnation, NodeId
 from status.api import (
     Audit,
@@ -17,7 +18,6 @@ from status.api import (
     Opened,
     SessionView,
     Stamp,
-    State,
     pack_partitions,
     unpack_partitions,
 )
@@ -29,6 +29,7 @@ from status.core.publisher import (
     BEAT_MS,
     BYTES_PER_BEAT,
     ENTRIES_PER_BEAT,
+    LISTED_BYTES_MAX,
     PENDING_MAX,
     RETRY_MS,
     SPREAD_MS,
@@ -141,40 +142,6 @@ def test_the_first_beat_tells_all_and_says_so():
     everything = publisher.sessions(0) + publisher.sessions(2)
     assert beat.entries == everything
     assert beat.audits == (Audit(pack_partitions([0, 2]), *digest_of(everything)),)
-
-
-def test_a_session_is_packed_for_its_readers():
-    """With its access node."""
-    publisher = new_publisher()
-    publisher.open(opened("s"))
-    (entry,) = publisher.sessions(0)
-    view = msgspec.msgpack.decode(entry[13:], type=SessionView)
-    assert view == SessionView("s", "phone", "ios", GATE, "online", Timestamp(7), Timestamp(8))
-
-
-@pytest.mark.parametrize(
-    ("state", "audience", "kind"),
-    [
-        ("online", None, Kind.OPEN),
-        ("away", Audience("everyone"), Kind.OPEN),
-        ("invisible", None, Kind.HIDDEN),
-        ("online", Audience("listed", ("w",)), Kind.HIDDEN),
-        ("online", Audience("nobody"), Kind.HIDDEN),
-    ],
-)
-def test_who_hides_is_packed_so_and_leaves_no_time_behind(state: State, audience: Audience | None, kind: Kind):
-    """With the audience, if it names one."""
-    publisher = new_publisher()
-    publisher.answered(NOW, A, beat_to(publisher), reply())
-    publisher.open(msgspec.structs.replace(opened("s"), state=state, audience=audience))
-    (entry,) = publisher.sessions(0)
-    assert kind_of(bytes(2) + entry) is kind
-    view = msgspec.msgpack.decode(entry[13:], type=SessionView)
-    assert (view.state, view.audience) == (state, audience)
-    publisher.answered(NOW, A, beat_to(publisher), reply())
-    publisher.close(closed("s"), Timestamp(99))
-    (tombstone,) = beat_to(publisher).entries
-    assert msgspec.msgpack.decode(tombstone[13:]) == (99 if kind is Kind.OPEN else 0)
 
 
 def test_the_digest_of_all_sessions_follows_each_change():
@@ -366,6 +333,36 @@ def test_beats_are_bounded_by_bytes_too():
     full = beat_to(publisher)
     assert unpack_partitions(full.floors).tolist() == [0], "a partition is told whole, and nothing beside so much"
     assert len(full.entries) == 200
+
+
+def test_no_audience_makes_a_partition_longer_than_a_message_may_be():
+    """It is told whole, so one that does not fit could never be told again. Who lists nobody always has room."""
+    publisher = settled()
+    longest = Audience("listed", tuple(f"{number:0128d}" for number in range(125)))
+    crowd = [msgspec.structs.replace(opened(f"s{number}", user=user_in(0)), audience=longest) for number in range(260)]
+    fit = LISTED_BYTES_MAX // len(_entry_of(crowd[100]))
+    for one in crowd[:fit]:
+        publisher.open(one)
+    entries = publisher.sessions(0)
+    with pytest.raises(LimitExceeded) as refused:
+        publisher.open(crowd[fit])
+    assert publisher.sessions(0) == entries
+    assert refused.value.detail["limit"] == LISTED_BYTES_MAX
+    assert sum(map(len, entries)) <= LISTED_BYTES_MAX
+    publisher.check_invariants()
+    publisher.open(msgspec.structs.replace(crowd[0], state="away"))  # in the place of what it listed before
+    publisher.open(opened("t", user=user_in(0)))
+    publisher.open(msgspec.structs.replace(opened("h", user=user_in(0)), audience=Audience("nobody")))
+    assert len(publisher.sessions(0)) == fit + 2
+    publisher.close(closed("s0"), Timestamp(99))
+    publisher.open(crowd[fit])
+
+
+def _entry_of(one: Opened) -> bytes:
+    publisher = new_publisher()
+    publisher.open(one)
+    (entry,) = publisher.sessions(0)
+    return entry
 
 
 def test_a_full_beat_takes_no_changes():

@@ -36,7 +36,7 @@ class Owner:
 
     def life(self) -> None:
         self.knows_me = False
-        self.watches = WatchTable("e", Random(0), grace_ms=50, jitter_ms=0, coalesce_ms=10)
+        self.watches = WatchTable(Random(0), grace_ms=50, jitter_ms=0, coalesce_ms=10)
 
     def owns(self, user: str) -> bool:
         return self.table.owner(partition_of(user) % PARTITIONS) == self.node

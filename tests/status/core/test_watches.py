@@ -1,4 +1,4 @@
-"""Watches: snapshots, notices, grace, coalescing, recovery, limits and digests; then a machine against a dumb twin."""
+"""Watches: snapshots, notices, grace, coalescing, limits and digests; then a machine against a dumb twin."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def at(ms: int) -> Instant:
 
 
 def table(*, watches_max: int = 3, viewers_max: int = 3) -> WatchTable:
-    return WatchTable("e1", Always(), watches_max=watches_max, viewers_max=viewers_max)
+    return WatchTable(Always(), watches_max=watches_max, viewers_max=viewers_max)
 
 
 def watching(sight: Sight = ONLINE, *nodes: NodeId) -> WatchTable:
@@ -64,7 +64,6 @@ def told(watches: WatchTable, now: int) -> list[tuple[str, int, Presence]]:
 def test_the_answer_to_a_watch_is_what_is_now():
     """With the version that later notices go on from."""
     watches = table()
-    assert watches.epoch == "e1"
     assert watches.watch(A, "u", ["w", "v"], ONLINE) == Notice(A, "u", 0, (Shown(ONLINE, ("v", "w")),))
     assert watches.is_watched("u")
     assert list(watches.watched()) == ["u"]
@@ -123,26 +122,6 @@ def test_an_access_node_or_a_user_that_is_gone_takes_its_watches_along():
     watches.check_invariants()
 
 
-def test_replacing_makes_the_watches_exactly_those_that_are_wanted():
-    """Snapshots for who is new; who was there is told of changes only."""
-    watches = table()
-    watches.watch(A, "u", ["v", "w"], ONLINE)
-    watches.watch(A, "x", ["v"], ONLINE)
-    watches.watch(B, "x", ["v"], ONLINE)
-    wanted = {"u": ["w", "z"], "y": ["v"]}
-    assert watches.replace(A, wanted, lambda _: AWAY) == [
-        Notice(A, "u", 0, (Shown(AWAY, ("z",)),)),
-        Notice(A, "y", 0, (Shown(AWAY, ("v",)),)),
-    ]
-    watches.check_invariants()
-    assert watches.digest(A) == digest_of(wanted)
-    assert watches.digest(B) == digest_of({"x": ["v"]})
-    assert watches.replace(A, wanted, lambda _: BUSY) == []
-    assert watches.replace(A, {}, lambda _: BUSY) == []
-    assert watches.digest(A) == WatchDigest(0, 0)
-    watches.check_invariants()
-
-
 def test_an_access_node_may_not_have_more_than_its_share():
     """Refused as a whole, and what is there may still be asked for."""
     watches = table(watches_max=2, viewers_max=2)
@@ -155,9 +134,6 @@ def test_an_access_node_may_not_have_more_than_its_share():
     with pytest.raises(LimitExceeded) as caught:
         watches.watch(A, "u", ["w", "z"], ONLINE)
     assert caught.value.detail == {"what": "viewers", "limit": 2, "seen": 3}
-    for wanted in ({"u": ["v"], "x": ["v"], "y": ["v"]}, {"u": ["v", "w", "z"]}):
-        with pytest.raises(LimitExceeded):
-            watches.replace(A, wanted, lambda _: ONLINE)
     assert watches.digest(A) == before
     watches.watch(A, "u", ["v", "w"], ONLINE)
     watches.watch(B, "y", ["v"], ONLINE)
@@ -225,7 +201,7 @@ def test_offline_is_told_after_the_grace_and_the_jitter():
 
 def test_the_jitter_spreads_the_users_of_a_dead_access_node():
     """Over its whole range, never under the grace."""
-    watches = WatchTable("e1", Random(1))
+    watches = WatchTable(Random(1))
     for number in range(1_000):
         watches.watch(A, f"u{number}", ["v"], ONLINE)
         watches.changed(at(0), f"u{number}", OFFLINE)
@@ -273,37 +249,6 @@ def test_what_is_due_comes_in_the_order_of_its_deadlines():
     watches.changed(at(1), "u", OFFLINE)
     watches.changed(at(0), "x", OFFLINE)
     assert [notice.user for notice in watches.due(at(99_999))] == ["x", "u"]
-
-
-# ---------------------------------------------------------------- recovery
-
-
-def test_a_node_that_missed_notices_is_given_what_was_told_last():
-    """Nothing if it missed none; a grace is none of its business."""
-    watches = watching(ONLINE, A, B)
-    for now, presence in ((0, AWAY), (1_000, BUSY)):
-        watches.changed(at(now), "u", presence)
-        watches.due(at(now))
-    watches.changed(at(2_000), "u", OFFLINE)
-    assert watches.recover(A, "u", 0) == watches.recover(A, "u", 1) == [Notice(A, "u", 2, (Shown(BUSY, None),))]
-    assert watches.recover(A, "u", 2) == []
-
-
-def test_what_others_were_told_is_nothing_to_recover():
-    """The version grew, what this node was told did not."""
-    watches = watching(ONLINE, A)
-    watches.watch(B, "u", ["w"], ONLINE)
-    watches.changed(at(0), "u", lambda viewer: AWAY if viewer == "w" else ONLINE)
-    assert [(notice.node, notice.version) for notice in watches.due(at(0))] == [(B, 1)]
-    assert watches.recover(A, "u", 0) == []
-
-
-def test_what_cannot_be_recovered_is_watched_again():
-    """Not watched by the node, or a version that this life never gave."""
-    watches = watching()
-    assert watches.recover(A, "x", 0) is None
-    assert watches.recover(B, "u", 0) is None
-    assert watches.recover(A, "u", 1) is None
 
 
 def test_versions_do_not_fall_when_a_user_was_forgotten():
@@ -393,7 +338,7 @@ class WatchTableAgainstTwin(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = Instant(1_000)
-        self.table = WatchTable("e1", Always())
+        self.table = WatchTable(Always())
         self.twin = NaiveWatches()
         self.sees = {user: {"v": OFFLINE, "w": OFFLINE} for user in "ux"}
         self.versions: dict[str, int] = {}
@@ -421,17 +366,6 @@ class WatchTableAgainstTwin(RuleBasedStateMachine):
     def unwatch(self, node: NodeId, user: str, viewers: set[str]) -> None:
         self.table.unwatch(node, user, viewers)
         self.twin.unwatch(node, user, viewers)
-
-    @rule(node=NODES, wanted=st.dictionaries(USERS, VIEWERS))
-    def replace(self, node: NodeId, wanted: dict[str, set[str]]) -> None:
-        pairs = {(user, viewer) for user, viewers in wanted.items() for viewer in viewers}
-        self.twin.keep(lambda row: row.node != node or (row.user, row.viewer) in pairs)
-        fresh = pairs - {(row.user, row.viewer) for row in self.twin.rows if row.node == node}
-        snapshots = self.table.replace(node, wanted, lambda user: sight_of(self.sees[user]))
-        for user, viewer in fresh:
-            self.twin.watch(node, user, [viewer], self.sees[user])
-        heard = {entry for snapshot in snapshots for entry in self.hear(snapshot, is_snapshot=True)}
-        assert heard == {(node, user, viewer, self.sees[user][viewer]) for user, viewer in fresh}
 
     @rule(node=NODES)
     def forget_node(self, node: NodeId) -> None:
@@ -476,13 +410,6 @@ class WatchTableAgainstTwin(RuleBasedStateMachine):
     def the_table_is_sound(self) -> None:
         self.table.check_invariants()
         assert set(self.table.watched()) == {row.user for row in self.twin.rows}
-
-    @invariant()
-    def whoever_recovers_knows_what_was_told(self) -> None:
-        for node, user in {(row.node, row.user) for row in self.twin.rows}:
-            rows = {row.viewer: row.told for row in self.twin.rows if (row.node, row.user) == (node, user)}
-            for notice in self.table.recover(node, user, -1) or []:
-                assert self.hear(notice, is_snapshot=True) == {(node, user, *told) for told in rows.items()}
 
 
 TestWatchTableAgainstTwin = WatchTableAgainstTwin.TestCase
