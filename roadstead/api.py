@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import ssl
 from contextvars import ContextVar
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
-from base.errors import ConfigError, PeerUnavailable, RemoteProtocolError, from_wire
+from base.errors import ConfigError, PeerUnavailable, RemoteProtocolError, RoadsteadError, from_wire
 from base.http import OPERATOR_HEADER
 
 __all__ = ["ambient", "call_api", "connector", "context_of", "trust_ca"]
 
 DEADLINE_S = 5.0
+SUCCESS = 2
+"""The hundred of those HTTP statuses."""
+RETRY_AFTER_MAX_S = 3_600
+"""The longest that a gateway is believed about when to come back."""
 
 _ambient: ContextVar[ssl.SSLContext | None] = ContextVar("tls", default=None)
 
@@ -48,6 +54,22 @@ def connector(tls: ssl.SSLContext | None = None) -> aiohttp.TCPConnector:
     return aiohttp.TCPConnector(ssl=tls or ambient() or True)
 
 
+class _Failure(msgspec.Struct, frozen=True):
+    """How our APIs say what failed, see `base.http`. Others' errors have no `name`, or are no objects."""
+
+    code: int
+    name: str
+    message: str
+    detail: dict[str, Any] = {}
+
+
+class _Failed(msgspec.Struct, frozen=True):
+    error: _Failure
+
+
+_failed = msgspec.json.Decoder(_Failed)
+
+
 async def call_api(
     method: str,
     url: str,
@@ -72,7 +94,10 @@ async def call_api(
         tls: whom to believe; None: as `trust_ca` said.
 
     Raises:
-        RoadsteadError: what the server answered, by its code; PeerUnavailable when it did not answer in time.
+        RoadsteadError: what the server answered, by its code.
+        PeerUnavailable: it did not answer in time; or something before it answered for it with a 5xx or 429, with
+            `detail["retry_after_ms"]` if that said when to come back.
+        RemoteProtocolError: what answered is none of our APIs.
     """
     headers = {"Authorization": f"Bearer {credential}"} if credential else {}
     if operator:
@@ -83,13 +108,33 @@ async def call_api(
             aiohttp.ClientSession(connector=connector(tls), timeout=timeout, headers=headers) as session,
             session.request(method, url, params=params, json=body) as response,
         ):
-            answer = await response.json(content_type=None)
+            answer = await response.read()
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         reason = str(error) or f"no answer within {deadline_s:g} s"
         raise PeerUnavailable(f"{url} cannot be reached: {reason}") from error
-    except ValueError as error:
-        raise RemoteProtocolError(f"{url} did not answer with JSON") from error
-    failure = answer.get("error") if isinstance(answer, dict) else None
-    if failure is not None:
-        raise from_wire(failure["code"], failure["message"], failure.get("detail", {}))
-    return answer
+    if response.status // 100 != SUCCESS:
+        raise _failure_of(url, response, answer)
+    try:
+        return msgspec.json.decode(answer) if answer.strip() else None
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RemoteProtocolError(f"{url} answered {response.status}, but not with JSON") from error
+
+
+def _failure_of(url: str, response: aiohttp.ClientResponse, answer: bytes) -> RoadsteadError:
+    """Return what an answer says that is no success: ours by its code, a gateway's by its status."""
+    try:
+        failure = _failed.decode(answer).error
+    except (msgspec.MsgspecError, RecursionError):
+        pass
+    else:
+        return from_wire(failure.code, failure.message, failure.detail)
+    message = f"{url} answered {response.status} {response.reason}, without an error of ours"
+    if response.status < HTTPStatus.INTERNAL_SERVER_ERROR and response.status != HTTPStatus.TOO_MANY_REQUESTS:
+        return RemoteProtocolError(message)
+    # RFC 9110, section 10.2.3. It may also be a date, which is not worth to believe another clock for.
+    seconds = response.headers.get("Retry-After", "")
+    if not (seconds.isascii() and seconds.isdecimal()):
+        return PeerUnavailable(message)
+    # Before `int`, which refuses thousands of digits.
+    after_s = int(seconds) if len(seconds) <= len(str(RETRY_AFTER_MAX_S)) else RETRY_AFTER_MAX_S
+    return PeerUnavailable(message, retry_after_ms=1_000 * min(after_s, RETRY_AFTER_MAX_S))

@@ -24,9 +24,18 @@ export class RoadsteadError extends Error {
   }
 }
 
+/** Tell of what the application's own code threw, as the platform does of what nobody catches; nothing ends by it. */
+export function report(error) {
+  if (globalThis.reportError) globalThis.reportError(error);
+  else console.error(error);
+}
+
 /**
  * What the application follows, and how far it has come: positions outlive connections. Two connections may tell of a
  * channel for a while, as in a move; each tells all that comes after the position, so whichever is first is handed over.
+ *
+ * A handler that throws is reported, and what it was given counts as dealt with: a defect in how one publication is
+ * treated must neither stop those behind it nor come again for ever.
  */
 export class Channel {
   constructor(name, handler, position) {
@@ -38,7 +47,7 @@ export class Channel {
   /** A connection begins to tell: all after the position if it is recovered, else only what comes after `at`. */
   begin(at, data, isRecovered) {
     if (!isRecovered) {
-      this.handler({ channel: this.name, position: at, data, isStart: true });
+      this.#handOver(at, data, true);
       this.position = at;
     } else if (at.epoch !== this.position.epoch) {
       this.position = { epoch: at.epoch, offset: 0 }; // another stream, which counts from its own beginning
@@ -48,10 +57,18 @@ export class Channel {
   /** Hand a publication over, unless it is known or of a stream that the channel has left. */
   deliver(at, data) {
     if (!at.offset) {
-      this.handler({ channel: this.name, position: this.position, data, isStart: false }); // without a history
+      this.#handOver(this.position, data, false); // without a history
     } else if (at.epoch === this.position.epoch && at.offset > this.position.offset) {
-      this.handler({ channel: this.name, position: at, data, isStart: false });
-      this.position = at; // only now: a handler that throws gets it again from the next connection
+      this.#handOver(at, data, false);
+      this.position = at; // only now: it counts as read once the handler is done
+    }
+  }
+
+  #handOver(position, data, isStart) {
+    try {
+      this.handler({ channel: this.name, position, data, isStart });
+    } catch (error) {
+      report(error);
     }
   }
 }

@@ -1,16 +1,44 @@
-/** Where the client connects: to the scheduler's candidates, or to where a node that drains sends it. */
+/**
+ * Where the client connects: to the scheduler's candidates, or to where a node that drains sends it.
+ *
+ * Of several schedulers it stays with one, at first any, for as long as that answers. Whatever a scheduler says itself is
+ * an answer, refusals too: the next one is asked only where there was none.
+ */
 import { Connection, DEADLINE_MS, RoadsteadError } from "./connection.js";
 
 const TOKEN_EXPIRED = 109;
 const UNAUTHORIZED_STATUS = 401;
+/** The longest that is believed about when to come back. */
+const RETRY_AFTER_MS_MAX = 3_600_000;
 const STABLE_MS = 10_000;
 /** How long a probe may take, to be worth a thought. */
 const PROBE_MS = 2_000;
 const PROBES_MAX = 8;
 
+const isMs = (value) => Number.isSafeInteger(value) && value >= 0;
+const isText = (value) => typeof value === "string";
+
+/** Whether that is a scheduler's answer, as far as it is heeded. */
+function isAnswer(value) {
+  const { candidates, ticket, backoff, not_before_ms: before = 0, lifetime_ms: lifetime = 0, probe = [] } = value ?? {};
+  return (
+    [candidates, probe].every(Array.isArray) &&
+    candidates.every((each) => typeof each?.urls === "object" && each.urls) &&
+    probe.every((each) => isText(each?.region) && isText(each.url)) &&
+    isText(ticket) &&
+    [backoff?.base_ms, backoff?.ceiling_ms, before, lifetime].every(isMs) &&
+    backoff.base_ms > 0
+  );
+}
+
+/** Whether a scheduler says that; others' errors have no name, or are no objects. */
+const isFailure = (value) => Number.isSafeInteger(value?.code) && value.code > 0 && isText(value.name) && isText(value.message);
+
 /** Opens connections, of which each follows the inbox, until it is closed. */
 export class Dialer {
-  #url;
+  #urls;
+  /** Which of them is asked. */
+  #at;
   #credential;
   #options;
   #backoff = { base_ms: 200, ceiling_ms: 20_000 };
@@ -22,15 +50,16 @@ export class Dialer {
   #opening = null;
   #isClosed = false;
 
-  /** `url` of `GET /v1/access` with its query; `credential` returns what to ask with; `options` are `Connection`'s. */
-  constructor(url, credential, options) {
-    this.#url = url;
+  /** `urls` of `GET /v1/access` with its query; `credential` returns what to ask with; `options` are `Connection`'s. */
+  constructor(urls, credential, options) {
+    this.#urls = urls;
+    this.#at = Math.floor(Math.random() * urls.length);
     this.#credential = credential;
     this.#options = options;
   }
 
   /**
-   * One round: ask the scheduler, wait for our turn, try its candidates in their order. A ticket that is used up is
+   * One round: ask a scheduler, wait for our turn, try its candidates in their order. A ticket that is used up is
    * replaced, once.
    */
   async dial() {
@@ -38,7 +67,7 @@ export class Dialer {
     for (let answers = 0; answers === 0 || (answers === 1 && last?.code === TOKEN_EXPIRED); answers += 1) {
       const { candidates, ticket, probe = [], not_before_ms: waitMs = 0 } = await this.#ask();
       if (waitMs) await this.#pause(waitMs);
-      for (const { urls } of candidates) {
+      for (const { urls } of candidates.filter((each) => isText(each.urls.websocket))) {
         try {
           const connection = await this.#open(urls.websocket, ticket);
           this.#measure(probe);
@@ -64,7 +93,7 @@ export class Dialer {
       try {
         return await this.dial();
       } catch (error) {
-        if (error.isFinal) throw error;
+        if (error.isFinal || !(error instanceof RoadsteadError)) throw error; // a refusal, or a defect
         retryAfterMs = error.retryAfterMs;
       }
     }
@@ -89,28 +118,56 @@ export class Dialer {
     return this.#opening.open();
   }
 
+  /** Ask the scheduler that answered last; where there is no answer, each of the others. */
   async #ask() {
-    this.#requireOpen();
+    const failures = [];
+    while (failures.length < this.#urls.length) {
+      this.#requireOpen();
+      try {
+        return this.#heed(await this.#askAt(this.#urls[this.#at]));
+      } catch (error) {
+        if (error.code) throw error; // a refusal is an answer
+        failures.push(error);
+        this.#at = (this.#at + 1) % this.#urls.length;
+      }
+    }
+    const message = failures.map((error) => error.message).join("; ");
+    const retryAfterMs = Math.min(...failures.map((error) => error.retryAfterMs));
+    throw new RoadsteadError(`no scheduler answers: ${message}`, { retryAfterMs });
+  }
+
+  /** Resolves with its answer. Rejects with its refusal, which has a code, or because there was none. */
+  async #askAt(url) {
+    const [place] = url.split("?");
     let response;
-    let answer;
+    let text;
     const rtt = this.#distances.length ? `&${new URLSearchParams({ rtt: this.#distances.join() })}` : "";
     try {
       const headers = { Authorization: `Bearer ${this.#credential()}` };
-      response = await fetch(this.#url + rtt, { headers, signal: AbortSignal.timeout(DEADLINE_MS) });
-      answer = await response.json();
+      response = await fetch(url + rtt, { headers, signal: AbortSignal.timeout(DEADLINE_MS) });
+      text = await response.text();
     } catch (error) {
-      throw new RoadsteadError(`the scheduler cannot be reached: ${error.message}`);
+      throw new RoadsteadError(`${place} cannot be reached: ${error.message}`);
     }
-    if (response.ok) {
-      this.#backoff = answer.backoff;
-      this.#lifetimeMs = answer.lifetime_ms ?? 0;
-      this.#distances = [];
-      return answer;
+    const answer = parsed(text);
+    if (response.ok && isAnswer(answer)) return answer;
+    const afterS = Number(response.headers.get("Retry-After")) || 0;
+    const afterMs = Math.min(Math.max(1_000 * afterS, 0), RETRY_AFTER_MS_MAX);
+    if (response.ok || !isFailure(answer?.error)) {
+      const what = `${place} answered ${response.status}, but not as a scheduler does`;
+      throw new RoadsteadError(what, { retryAfterMs: afterMs });
     }
-    const { code = 0, message = response.statusText, retry, detail } = answer.error ?? {};
+    const { code, message, retry, detail } = answer.error;
     const isFinal = retry === "never" || response.status === UNAUTHORIZED_STATUS;
-    const retryAfterMs = detail?.retry_after_ms ?? 1_000 * (Number(response.headers.get("Retry-After")) || 0);
+    const retryAfterMs = isMs(detail?.retry_after_ms) ? detail.retry_after_ms : afterMs;
     throw new RoadsteadError(message, { code, isFinal, retryAfterMs });
+  }
+
+  #heed(answer) {
+    this.#backoff = answer.backoff;
+    this.#lifetimeMs = answer.lifetime_ms ?? 0;
+    this.#distances = [];
+    return answer;
   }
 
   /** Time what the scheduler asks for, to tell it with the next question. What fails is left out. */
@@ -130,5 +187,14 @@ export class Dialer {
 
   #pause(ms) {
     return new Promise((resolve) => (this.#timer = setTimeout(resolve, ms)));
+  }
+}
+
+/** The value of a JSON text; undefined if it is none. */
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
   }
 }

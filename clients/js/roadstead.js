@@ -5,7 +5,7 @@
  * of its own: when it is lost, or the server sends a `move`, the scheduler or the move names the next node. Positions
  * outlive connections, so that every publication is handed over once and in order.
  */
-import { Channel, DEADLINE_MS, RoadsteadError } from "./connection.js";
+import { Channel, DEADLINE_MS, RoadsteadError, report } from "./connection.js";
 import { Dialer } from "./dialer.js";
 
 export { RoadsteadError };
@@ -17,7 +17,7 @@ const SEND_PAUSE_MS = 200;
 export class Client {
   /** The user's token, or an API key that may act for users. May be replaced at any time. */
   credential;
-  #url;
+  #urls;
   #websocket;
   #onEnd;
   #positions;
@@ -32,14 +32,16 @@ export class Client {
   /**
    * Nothing is sent before `connect`.
    *
-   * @param {string} scheduler - the scheduler's base URL
+   * @param {string | string[]} scheduler - the scheduler's base URL; or those of several, of which any is asked first,
+   *   and another one when that does not answer
    * @param {object} options
    * @param {string} options.user - who connects
    * @param {string} options.credential - that user's token
    * @param {(incoming: {channel: string, position: {epoch: string, offset: number}, data: any, isStart: boolean}) =>
-   *   void} options.onMessage - called for each entry of the user's timeline, in order, each offset once
+   *   void} options.onMessage - called for each entry of the user's timeline, in order, each offset once. What it throws
+   *   is reported, and the next entry follows
    * @param {(error: RoadsteadError) => void} [options.onEnd] - told why there will be no further connection: the
-   *   server closed with a code that forbids to reconnect, or the scheduler refuses the credential; told, too, of a
+   *   server closed with a code that forbids to reconnect, or a scheduler refuses the credential; told, too, of a
    *   channel that the server refused or ended (`error.channel`), the rest goes on then
    * @param {string} [options.device] - name of this device; the user's other devices have other names
    * @param {string} [options.platform] - kind of this device
@@ -51,7 +53,9 @@ export class Client {
     const { user, credential, onMessage, onEnd = () => {}, device = "js", platform = "js", positions = {} } = options;
     const app = options.app ? { app: options.app } : {};
     this.credential = credential;
-    this.#url = `${scheduler}/v1/access?${new URLSearchParams({ user, device, platform, ...app })}`;
+    const query = new URLSearchParams({ user, device, platform, ...app });
+    this.#urls = [scheduler].flat().map((url) => `${url}/v1/access?${query}`);
+    if (!this.#urls.length) throw new RangeError("there is no scheduler");
     this.#websocket = options.websocket ?? null;
     this.#onEnd = onEnd;
     this.#positions = positions;
@@ -69,10 +73,10 @@ export class Client {
     this.close();
     const refused = (error) => {
       this.unsubscribe(error.channel);
-      this.#onEnd(error);
+      this.#tellEnd(error);
     };
     const options = { websocket: this.#websocket, inbox: this.#inbox, refused };
-    const dialer = new Dialer(this.#url, () => this.credential, options);
+    const dialer = new Dialer(this.#urls, () => this.credential, options);
     this.#dialer = dialer;
     this.#error = null;
     this.#use(dialer, await dialer.dial());
@@ -85,6 +89,8 @@ export class Client {
     this.#dialer = null;
     this.#connection?.sdk.disconnect();
     this.#connection = null;
+    this.#error = new RoadsteadError("closed by the application", { isFinal: true });
+    this.#wake();
   }
 
   /** Follow a channel from now on, or on from the position given to the constructor. Refused: `onEnd` is told. */
@@ -135,7 +141,15 @@ export class Client {
       if (dialer !== this.#dialer) return; // closed meanwhile
       this.#error = error;
       this.#wake();
+      this.#tellEnd(error);
+    }
+  }
+
+  #tellEnd(error) {
+    try {
       this.#onEnd(error);
+    } catch (thrown) {
+      report(thrown);
     }
   }
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from base.errors import RoadsteadError
 
-__all__ = ["Ask", "Channel", "Handler", "Incoming", "Position", "Watcher"]
+__all__ = ["Ask", "Channel", "Handler", "Incoming", "Position", "Watcher", "report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,19 @@ class Watcher(Protocol):
         ...
 
 
+def report(what: str, error: BaseException) -> None:
+    """Tell the event loop's exception handler, which logs it with its traceback unless the application set another."""
+    asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})
+
+
 @dataclass(slots=True)
 class Channel:
-    """One channel of one client. `refused` is told why the server does not let it follow the channel."""
+    """One channel of one client. `refused` is told why the server does not let it follow the channel.
+
+    A handler that raises is reported (`report`), and what it was given counts as dealt with: a defect in how one
+    publication is treated must neither stop those behind it nor come again for ever. Who must not skip any tries again
+    within the handler.
+    """
 
     name: str
     handler: Handler
@@ -73,7 +83,7 @@ class Channel:
             if self.watcher is not None:
                 self.watcher.take(at, data, is_start=True)
             if not is_recovered:
-                await self.handler(Incoming(at, data, self.name, is_start=True))
+                await self._hand_over(Incoming(at, data, self.name, is_start=True))
                 self.position = at
             elif at.epoch != self.position.epoch:
                 self.position = Position(at.epoch)  # another stream, which counts from its own beginning
@@ -85,15 +95,21 @@ class Channel:
             if self.watcher is not None and (is_next or not at.offset):
                 self.watcher.take(at, data, is_start=False)
             if not at.offset:  # without a history: nothing to compare
-                await self.handler(Incoming(self.position, data, self.name))
+                await self._hand_over(Incoming(self.position, data, self.name))
             elif is_next:
-                await self.handler(Incoming(at, data, self.name))
-                self.position = at  # only now: a handler that fails gets it again from the next connection
+                await self._hand_over(Incoming(at, data, self.name))
+                self.position = at  # only now: a handler that is cancelled gets it again from the next connection
 
     async def restart(self, ask: Ask, at: Position) -> None:
         """What follows the position is not to be had: go on at `at`, or where the state ends that the watcher reads."""
         async with self._lock:
             if self.watcher is not None:
                 at = await self.watcher.load(ask)
-            await self.handler(Incoming(at, None, self.name, is_start=True))
+            await self._hand_over(Incoming(at, None, self.name, is_start=True))
             self.position = at
+
+    async def _hand_over(self, incoming: Incoming) -> None:
+        try:
+            await self.handler(incoming)
+        except Exception as error:  # noqa: BLE001 - the application's own, see the class
+            report(f"the handler of {self.name} raised", error)

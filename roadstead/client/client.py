@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from base.errors import PeerUnavailable, Retry, RoadsteadError
 from base.ids import entropy
-from roadstead.client.channel import Channel, Handler, Incoming, Position
+from roadstead.client.channel import Channel, Handler, Incoming, Position, report
 from roadstead.client.connection import DEADLINE_S, Connection
 from roadstead.client.dialer import Dialer
 from roadstead.client.methods import Methods
@@ -43,7 +43,7 @@ class Client(Methods):
 
     def __init__(
         self,
-        scheduler: str,
+        scheduler: str | Sequence[str],
         *,
         user: str,
         credential: str,
@@ -61,16 +61,19 @@ class Client(Methods):
         """Nothing is sent before `connect`.
 
         Args:
-            scheduler: the scheduler's base URL.
+            scheduler: the scheduler's base URL; or those of several, of which any is asked first, and another one when
+                that does not answer.
             user: who connects.
             credential: that user's token, or an API key that may act for users; may be replaced at any time.
             on_message: awaited for each entry of the user's timeline, in order, each offset once, and for what is told
                 beside it. With `is_start` what came before the position was not told: it is not kept any more. While it
-                runs the connection does not read, so it must not wait for a call of this client.
+                runs the connection does not read, so it must not wait for a call of this client. What it raises goes
+                to the event loop's exception handler, and the next entry follows.
             on_end: told why there will be no further connection: the server closed with a code that forbids to
-                reconnect (`detail["close_code"]`), or the scheduler refuses the credential. Told of a channel that was
-                refused or ended by the server, too (`detail["channel"]`); the rest goes on then.
-            on_update: told of each change of `view`, which the client keeps then. Must neither wait nor raise.
+                reconnect (`detail["close_code"]`), or a scheduler refuses the credential; RoadsteadError itself for
+                a defect of the client. Told of a channel that was refused or ended by the server, too
+                (`detail["channel"]`); the rest goes on then.
+            on_update: told of each change of `view`, which the client keeps then. Must not wait.
             device: name of this device; the user's other devices have other names.
             platform: kind of this device, see `status.device_policy`.
             app: version of the application, such as `5.1.0`, by which a rollout may choose.
@@ -89,11 +92,14 @@ class Client(Methods):
         self._inbox = Channel(f"inbox:{user}", on_message, start, self._refused, self._viewer)
         self._channels = {self._inbox.name: self._inbox}
         params = {"user": user, "device": device, "platform": platform} | ({"app": app} if app else {})
-        self._dialer = Dialer(scheduler, params, self._inbox, credential=lambda: self.credential, tls=tls)
+        schedulers = [scheduler] if isinstance(scheduler, str) else list(scheduler)
+        self._dialer = Dialer(schedulers, params, self._inbox, credential=lambda: self.credential, tls=tls)
         self._sync_interval_ms = sync_interval_ms
         self._connection: Connection | None = None
-        self._end: RoadsteadError | None = None
+        self._end: RoadsteadError | None = PeerUnavailable("connect first")
+        """Why there is no connection, nor will be one by itself; None while the keeper sees to it that there is."""
         self._is_settled = asyncio.Event()  # there is a connection, or an end
+        self._is_settled.set()
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -121,12 +127,12 @@ class Client(Methods):
         """Connect to a candidate and follow the inbox; returns when both work, and keeps it so until `close`.
 
         Raises:
-            RoadsteadError: the scheduler's refusal, PeerUnavailable when no candidate let us in, PermissionDenied when
-                one of them closed for good.
+            RoadsteadError: a scheduler's refusal, PeerUnavailable when no candidate let us in or no scheduler answers,
+                RemoteProtocolError when what answers is none, PermissionDenied when a candidate closed for good.
         """
         await self.close()
-        self._end = None
         connection = await self._dialer.dial()
+        self._end = None
         await self._use(connection)
         # The one task of this object: `close` cancels it and waits for it.
         self._keeper = asyncio.get_running_loop().create_task(self._keep(connection))
@@ -146,42 +152,63 @@ class Client(Methods):
     async def call(self, method: str, arguments: Any) -> Any:
         """Call a method of the server and return its JSON result, waiting for a connection if there is none just now.
 
-        Raises what the SDK raises, TimeoutError without a connection, and after the end what `on_end` was told.
+        Raises what the SDK raises, TimeoutError without a connection, after the end what `on_end` was told, and
+        PeerUnavailable before `connect` and once the client is closed.
         """
-        assert self._keeper is not None, "connect first"
         async with asyncio.timeout(DEADLINE_S):
-            await self._is_settled.wait()
-        if self._connection is None:
-            raise self._end or PeerUnavailable("the client was closed")
+            while self._connection is None:  # one that came may be lost before we are woken
+                if self._end is not None:
+                    raise self._end.with_traceback(None)
+                await self._is_settled.wait()
         return (await self._connection.rpc(method, arguments, timeout=DEADLINE_S)).data
 
     async def close(self) -> None:
         """Disconnect. Idempotent."""
-        keeper, self._keeper = self._keeper, None
+        keeper = self._keeper
         if keeper is not None:
             keeper.cancel()
             await asyncio.wait([keeper])
+            if self._keeper is keeper:
+                self._keeper = None
+        await self._stop(PeerUnavailable("the client was closed"))
+
+    async def _stop(self, end: RoadsteadError) -> None:
+        """Have calls fail with this, those that wait, too, and leave the connection if there is one."""
+        self._end = end
         connection, self._connection = self._connection, None
+        self._is_settled.set()
         if connection is not None:
             await connection.disconnect()
 
     async def _keep(self, connection: Connection) -> None:
-        """Replace the connection whenever that is due, until there can be no other."""
-        async with asyncio.TaskGroup() as tasks:
-            helpers = [tasks.create_task(self._look_again())] if self._sync_interval_ms else []
-            if self._viewer is not None:
-                helpers.append(tasks.create_task(self._viewer.run()))
-            try:
-                while True:
-                    tasks.create_task(self._dialer.measure())
-                    connection = await self._successor(connection)
-                    await self._use(connection)
-            except RoadsteadError as error:
-                for helper in helpers:
-                    helper.cancel()
-                self._end = error
-                self._is_settled.set()
-                self._on_end(error)
+        """Replace the connection whenever that is due, until there can be no other. Whatever ends that is told."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                helpers = [tasks.create_task(self._look_again())] if self._sync_interval_ms else []
+                if self._viewer is not None:
+                    helpers.append(tasks.create_task(self._viewer.run()))
+                try:
+                    while True:
+                        tasks.create_task(self._dialer.measure())
+                        connection = await self._successor(connection)
+                        await self._use(connection)
+                except RoadsteadError as error:
+                    for helper in helpers:
+                        helper.cancel()
+                    await self._stop(error)
+                    self._tell_end(error)
+        except Exception as error:  # noqa: BLE001 - a defect, of which calls that wait for ever would not tell
+            report("the client came to an end by a defect", error)
+            if self._end is None:
+                end = RoadsteadError(f"the client came to an end by a defect: {_first(error)!r}")
+                await self._stop(end)
+                self._tell_end(end)
+
+    def _tell_end(self, error: RoadsteadError) -> None:
+        try:
+            self._on_end(error)
+        except Exception as raised:  # noqa: BLE001 - the application's own
+            report("on_end raised", raised)
 
     async def _use(self, connection: Connection) -> None:
         old, self._connection = self._connection, connection
@@ -243,4 +270,11 @@ class Client(Methods):
 
     def _refused(self, name: str, error: RoadsteadError) -> None:
         self._channels.pop(name, None)
-        self._on_end(error)
+        self._tell_end(error)
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what is at the bottom of a task group's error."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

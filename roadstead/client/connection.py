@@ -10,7 +10,15 @@ import centrifuge
 import msgspec
 
 from access.core.protocol import ClientError, code_number
-from base.errors import Code, PeerUnavailable, PermissionDenied, RoadsteadError, TokenExpired, from_wire
+from base.errors import (
+    Code,
+    PeerUnavailable,
+    PermissionDenied,
+    RemoteProtocolError,
+    RoadsteadError,
+    TokenExpired,
+    from_wire,
+)
 from roadstead.api import ambient
 from roadstead.client.channel import Channel, Position
 
@@ -19,6 +27,8 @@ __all__ = ["DEADLINE_S", "Connection", "Move"]
 DEADLINE_S = 5.0
 NEVER_S = 86_400.0
 SYNC_PAGE = 500
+SERVER_CODES = 3_000
+"""From here on a close code is the server's; those below are the SDK's, which could not read what it was sent."""
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -63,7 +73,8 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
         self.is_open = False
         self.move: Move | None = None
         self.end: RoadsteadError | None = None
-        """Why it is over: PermissionDenied if for good, TokenExpired if the ticket was, else PeerUnavailable."""
+        """Why it is over: PermissionDenied if for good, TokenExpired if the ticket was, RemoteProtocolError if the
+        server sent nonsense, else PeerUnavailable."""
         self.inbox = inbox
         self._opened_at = 0.0
         self._lifetime_s = lifetime_s
@@ -174,7 +185,8 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
         """The SDK stopped for good; with code 0 we told it to."""
         if ctx.code:
             reason = f"the connection was closed for good: {ctx.reason} ({ctx.code})"
-            self.over(PermissionDenied(reason, close_code=ctx.code))
+            kind = PermissionDenied if ctx.code >= SERVER_CODES else RemoteProtocolError
+            self.over(kind(reason, close_code=ctx.code))
 
     async def _process_reply(self, reply: dict[str, Any]) -> None:
         """Take the message pushes. This SDK drops them; those of other languages hand them to the application."""

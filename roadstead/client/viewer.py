@@ -12,7 +12,7 @@ import centrifuge
 
 from base.clock import Instant
 from base.errors import RoadsteadError
-from roadstead.client.channel import Ask, Handler, Incoming, Position
+from roadstead.client.channel import Ask, Handler, Incoming, Position, report
 from roadstead.client.rows import Changed, RowState, Shown
 from roadstead.client.view import (
     PAGE,
@@ -57,13 +57,13 @@ class Viewer:
 
         Args:
             view: what it keeps up to date; for reading only.
-            tell: told of each change, in order.
+            tell: told of each change, in order. Should it raise, that is reported.
             ask: calls a method over whatever connection there is.
             follow: subscribes to a channel from a position on, over connections.
             leave: unsubscribes from it.
         """
         self.view = view
-        self._tell = tell
+        self._told = tell
         self._ask = ask
         self._follow = follow
         self._leave = leave
@@ -74,7 +74,7 @@ class Viewer:
         self._is_changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Read what is missing, when it is due, until cancelled."""
+        """Read what is missing, when it is due, until cancelled. What is being read then is due again afterwards."""
         async with asyncio.TaskGroup() as tasks:
             for _ in range(AT_ONCE):
                 tasks.create_task(self._read_all())
@@ -157,6 +157,12 @@ class Viewer:
                     self._tell(effect)
         self._is_changed.set()
 
+    def _tell(self, update: Update) -> None:
+        try:
+            self._told(update)
+        except Exception as error:  # noqa: BLE001 - the application's own: what else changes is told all the same
+            report("on_update raised", error)
+
     def _is_of(self, epoch: str) -> None:
         """What comes is of this epoch. If that is another one, all that is known is gone."""
         if epoch and epoch != self._epoch:
@@ -182,9 +188,11 @@ class Viewer:
     async def _pull(self, cid: str, after: int) -> None:
         try:
             document = await self._ask("im.history", {"cid": cid, "after": after, "limit": PAGE})
-        except FAILURES:
+        except BaseException as error:  # a close in the midst of it, too: nobody reads it any more
             self.view.page_failed(cid, _now())
-            return
+            if isinstance(error, FAILURES):
+                return
+            raise
         self._is_of(document["epoch"])
         self._show(self.view.page(cid, document["entries"], document["head"], _now()))
 
@@ -208,7 +216,7 @@ class Viewer:
                 counted = document["sync_version"] - document["timeline"]
                 listed = self.view.listed(document["conversations"], _now(), is_last=not after, counted=counted)
                 self._show(listed)
-        except FAILURES:
+        except BaseException:  # a close in the midst of it, too: nobody reads it any more
             self.view.list_failed(_now())
             raise
         return start

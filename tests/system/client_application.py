@@ -26,7 +26,12 @@ class Application:
         self.other: list[tuple[Any, bool]] = []
         self.ends: list[RoadsteadError] = []
         self.client = Client(
-            world.scheduler, user=USER, credential="token", on_message=self._take, on_end=self.ends.append, **options
+            options.pop("scheduler", world.scheduler),
+            user=USER,
+            credential="token",
+            on_message=self._take,
+            on_end=self.ends.append,
+            **options,
         )
 
     async def _take(self, incoming: Incoming) -> None:

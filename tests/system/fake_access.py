@@ -213,6 +213,13 @@ class World:
         self.failures: list[dict[str, Any]] = []
         self.questions: list[tuple[float, dict[str, str], str]] = []
         self.scheduler = ""
+        self.schedulers: list[str] = []
+        """All of them; `scheduler` is the first."""
+        self.asked_at: list[str] = []
+        """Which scheduler had each question."""
+        self.gateways: dict[str, tuple[int, str, str]] = {}
+        """What stands before a scheduler and answers for it: status, content type, text."""
+        self.gateway_headers: dict[str, str] = {}
         self._tickets = 0
 
     def ticket(self) -> str:
@@ -228,8 +235,13 @@ class World:
     async def access(self, request: web.Request) -> web.Response:
         now = asyncio.get_running_loop().time()
         self.questions.append((now, dict(request.query), request.headers.get("Authorization", "")))
+        scheduler = f"http://{request.host}"
+        self.asked_at.append(scheduler)
+        if scheduler in self.gateways:
+            status, kind, text = self.gateways[scheduler]
+            return web.Response(status=status, content_type=kind, text=text, headers=self.gateway_headers)
         if self.refusals:
-            return web.json_response({"error": self.refusals.pop(0)}, status=503)
+            return web.json_response({"error": {"name": "as told", **self.refusals.pop(0)}}, status=503)
         candidates = [{"id": name, "region": "", "urls": {"websocket": self.url(name)}} for name in self.candidates]
         answer = {"candidates": candidates, "ticket": self.ticket(), "ttl_ms": 60_000, "backoff": self.backoff}
         return web.json_response(answer | self.more)
@@ -266,12 +278,14 @@ class _Listener:
 
 
 @asynccontextmanager
-async def fake_world(*names: str) -> AsyncIterator[World]:
-    """Run a scheduler and these nodes, which are its candidates in this order, until the block ends."""
+async def fake_world(*names: str, schedulers: int = 1) -> AsyncIterator[World]:
+    """Run schedulers and these nodes, which are their candidates in this order, until the block ends."""
     world = World()
-    scheduler = _Listener({"/v1/access": world.access, "/probe/{region}": world.probe})
-    world.scheduler = f"http://127.0.0.1:{await scheduler.start()}"
+    listeners = [_Listener({"/v1/access": world.access, "/probe/{region}": world.probe}) for _ in range(schedulers)]
     try:
+        for listener in listeners:
+            world.schedulers.append(f"http://127.0.0.1:{await listener.start()}")
+        world.scheduler = world.schedulers[0]
         for name in names:
             world.nodes[name] = FakeNode(world, name)
             world.candidates.append(name)
@@ -280,4 +294,5 @@ async def fake_world(*names: str) -> AsyncIterator[World]:
     finally:
         for node in world.nodes.values():
             await node.stop()
-        await scheduler.stop()
+        for listener in listeners:
+            await listener.stop()

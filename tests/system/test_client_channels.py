@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -203,21 +202,3 @@ async def test_a_send_without_any_answer_says_that_the_outcome_is_unknown(world:
     world.failures = [{"code": 100, "message": "internal server error", "temporary": True}] * 5
     with pytest.raises(DeadlineExceeded):
         await app.client.send("alice", "hi")
-
-
-async def test_a_handler_that_fails_ends_the_connection_and_keeps_the_position(world: World) -> None:
-    """The application is broken; what it could not deal with is not counted as read."""
-    failures: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
-    app = Application(world)
-
-    async def fail(_incoming: Incoming) -> None:
-        raise ValueError("a bug of the application")
-
-    app.client._inbox.handler = fail
-    await app.client.connect()
-    await world.publish("a")
-    await becomes(lambda: app.ends)
-    assert app.client.position == Position("first", 0)
-    assert isinstance(failures[0]["exception"], ValueError)
-    await app.client.close()

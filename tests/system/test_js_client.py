@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.system.conftest import eventually
-from tests.system.killable import MORTAL, Killable, install_sdk, killable, until
+from tests.system.killable import CLIENTS_JS, MORTAL, Killable, install_sdk, killable, until
 
 DRIVER = Path(__file__).with_name("javascript_client.mjs")
 SUITE_TIMEOUT_S = 120
@@ -103,6 +103,14 @@ def test_the_suite_of_the_javascript_client_passes() -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout[-4_000:] + ran.stderr[-1_000:]
+
+
+def test_the_package_that_is_installed_has_all_of_the_javascript_client() -> None:
+    """As `npm install --install-links` copies it, without its tests."""
+    packing = ["npm", "pack", "--dry-run", "--json", "--silent"]
+    packed = subprocess.run(packing, cwd=CLIENTS_JS, capture_output=True, timeout=SUITE_TIMEOUT_S, check=True)
+    files = {file["path"] for file in msgspec.json.decode(packed.stdout)[0]["files"]}
+    assert files == {path.name for path in CLIENTS_JS.glob("*.js")} | {"package.json", "README.md"}
 
 
 async def test_after_kill_nine_of_its_node_javascript_has_every_message_once_and_in_order(tmp_path: Path) -> None:

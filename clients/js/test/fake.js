@@ -152,12 +152,17 @@ export class World {
   calls = [];
   failures = [];
   questions = [];
+  /** All schedulers; `scheduler` is the first. */
+  schedulers = [];
+  /** What stands before a scheduler and answers for it, by its URL: status, text, headers. */
+  gateways = new Map();
+  servers = Array.from({ length: 3 }, () => createServer((request, response) => this.#access(request, response)));
   #tickets = 0;
 
   static async start(...names) {
     const world = new World();
-    world.server = createServer((request, response) => world.#access(request, response));
-    world.scheduler = `http://127.0.0.1:${await listen(world.server)}`;
+    for (const server of world.servers) world.schedulers.push(`http://127.0.0.1:${await listen(server)}`);
+    [world.scheduler] = world.schedulers;
     for (const name of names) {
       world.nodes[name] = new Node(world, name);
       await world.nodes[name].start();
@@ -191,11 +196,17 @@ export class World {
     const { searchParams, pathname } = new URL(request.url, this.scheduler);
     if (pathname.startsWith("/probe/")) return this.#probe(pathname.slice(7), response);
     const params = Object.fromEntries(searchParams);
-    this.questions.push({ at: performance.now(), params, credential: request.headers.authorization });
+    const scheduler = `http://${request.headers.host}`;
+    this.questions.push({ at: performance.now(), scheduler, params, credential: request.headers.authorization });
+    const gateway = this.gateways.get(scheduler);
+    if (gateway) {
+      response.writeHead(gateway.status, { "Content-Type": "text/html", ...gateway.headers });
+      return response.end(gateway.text);
+    }
     const refusal = this.refusals.shift();
     const candidates = this.candidates.map((id) => ({ id, urls: { websocket: this.url(id) } }));
     response.writeHead(refusal?.status ?? 200, { "Content-Type": "application/json", ...refusal?.headers });
-    if (refusal) return response.end(refusal.text ?? JSON.stringify({ error: refusal.error }));
+    if (refusal) return response.end(refusal.text ?? JSON.stringify({ error: { name: "as told", ...refusal.error } }));
     const answer = { candidates, ticket: this.ticket(), ttl_ms: 60_000, backoff: this.backoff, ...this.more };
     response.end(JSON.stringify(answer));
   }
@@ -208,7 +219,9 @@ export class World {
 
   async stop() {
     for (const node of Object.values(this.nodes)) await node.kill();
-    this.server.closeAllConnections?.();
-    await new Promise((resolve) => this.server.close(resolve));
+    for (const server of this.servers) {
+      server.closeAllConnections?.();
+      await new Promise((resolve) => server.close(resolve));
+    }
   }
 }
