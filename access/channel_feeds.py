@@ -39,7 +39,7 @@ from access.peers import (
 )
 from access.peers import Join as JoinRequest
 from access.ports import Member
-from base.errors import NotReady, RoadsteadError
+from base.errors import NotReady, Overloaded, RoadsteadError
 from base.log import logger
 
 __all__ = ["ChannelFeeds", "Local", "Subscription", "client_info_of", "publication_of"]
@@ -187,7 +187,12 @@ class ChannelFeeds:
         return local
 
     async def joined(self, local: Local) -> Place:
-        """Return where the node stands in the channel. Raises NotReady if the owner does not answer in time."""
+        """Return where the node stands in the channel.
+
+        Raises:
+            NotReady: the owner does not answer in time.
+            Overloaded: it owns as many channels as it may.
+        """
         if not local.feed.is_joined:
             await self._wait_joined(local)
         place = local.feed.place
@@ -408,6 +413,8 @@ class ChannelFeeds:
                     joined, owner = await self._calls.ask(name, JOIN, request)
                 except RoadsteadError as error:
                     self._log.info("channel_join_failed", channel=name, error=str(error))
+                    if isinstance(error, Overloaded):
+                        _end_wait(local, error)
                     await asyncio.sleep(AGAIN_S)
                     continue
                 if not self._is_current(local):
@@ -422,10 +429,7 @@ class ChannelFeeds:
             self._joining.discard(local)
             self._wants_join.set()
             if local.feed.is_joined:
-                for done in local.waiting:
-                    if not done.done():
-                        done.set_result(None)
-                local.waiting.clear()
+                _end_wait(local, None)
 
     def _reconnected(self, node: str) -> None:
         """What the node told over its former stream may be lost."""
@@ -486,6 +490,18 @@ class ChannelFeeds:
                 self.rejoin(local)
             elif told != digest and local.channel.has_members:
                 self._restate_members(local)
+
+
+def _end_wait(local: Local, refusal: RoadsteadError | None) -> None:
+    """Tell who waits for the join that it is done, or refused."""
+    for done in local.waiting:
+        if done.done():
+            continue
+        if refusal is None:
+            done.set_result(None)
+        else:
+            done.set_exception(refusal)
+    local.waiting.clear()
 
 
 def publication_of(entry: Entry) -> Publication:

@@ -78,7 +78,7 @@ class ChannelKeeper:
         self._on_committed = committed
         self._on_deposed = deposed
         self._claiming: dict[str, asyncio.Future[Outcome]] = {}
-        self._uncommitted: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+        self._uncommitted: dict[str, deque[tuple[int, asyncio.Future[Place]]]] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._duties: deque[str] = deque()
         self._has_duties = asyncio.Event()
@@ -102,7 +102,8 @@ class ChannelKeeper:
 
     def adopt(self, view: View) -> None:
         """Go by a newer view."""
-        self.custody.adopt(view, self._clock.monotonic())
+        for channel in self.custody.adopt(view, self._clock.monotonic()):
+            self._deposed(channel)
         self._look_at_all()
 
     def require_ownership(self, channel: str) -> None:
@@ -131,19 +132,34 @@ class ChannelKeeper:
             NotReady: somebody who may have the channel does not answer.
             Overloaded: this node owns as many channels as it may.
         """
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + CLAIM_MS / 1000
-        while not self.custody.is_owner(channel):
-            self.require_ownership(channel)
-            if not self.custody.has_room() and self.custody.stream(channel) is None:
-                raise Overloaded("this node owns as many channels as it may", what="channels", retry_after_ms=1_000)
-            outcome = await asyncio.shield(self._claim(channel, former))
-            if outcome.owner:
-                raise NotOwner(f"{outcome.owner} owns the channel", owner=outcome.owner)
-            if not outcome.is_owned:
-                if loop.time() >= give_up:
-                    raise NotReady("a node that may have the channel does not answer", retry_after_ms=AGAIN_MS)
-                await asyncio.sleep(AGAIN_MS / 1000)
+        try:
+            async with asyncio.timeout(CLAIM_MS / 1000):
+                while not self.custody.is_owner(channel):
+                    await self._claim_once(channel, former)
+        except TimeoutError:
+            raise NotReady("a node that may have the channel does not answer", retry_after_ms=AGAIN_MS) from None
+
+    async def _claim_once(self, channel: str, former: str) -> None:
+        self.require_ownership(channel)
+        if self.custody.stream(channel) is None and not self._has_room():
+            raise Overloaded("this node owns as many channels as it may", what="channels", retry_after_ms=1_000)
+        outcome = await asyncio.shield(self._claim(channel, former))
+        if outcome.owner:
+            raise NotOwner(f"{outcome.owner} owns the channel", owner=outcome.owner)
+        if not outcome.is_owned:
+            await asyncio.sleep(AGAIN_MS / 1000)
+
+    def _has_room(self) -> bool:
+        """Return whether this node may own one more channel; one that is nothing to anybody gives way to it."""
+        if self.custody.has_room():
+            return True
+        forgotten = self.custody.make_room()
+        if forgotten is None:
+            return False
+        self._metrics.forgotten.inc()
+        for node in forgotten.nodes:
+            self._push(node, DROP, Drop(forgotten.channel, forgotten.ballot))
+        return True
 
     # ---------------------------------------------------------------- publications
 
@@ -166,21 +182,21 @@ class ChannelKeeper:
                 self._on_committed(channel, stream.epoch, (entry,))
         if custody.is_committed(channel, offset):
             return Place(stream.epoch, offset)
-        self._pump(channel)
-        return self._committed(channel, stream.epoch, offset)
-
-    async def _committed(self, channel: str, epoch: str, offset: int) -> Place:
-        started = self._clock.stopwatch()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
         self._uncommitted.setdefault(channel, deque()).append((offset, done))
+        self._pump(channel)  # after it is waited for: where the last backup is gone, this commits
+        return self._committed(done)
+
+    async def _committed(self, done: asyncio.Future[Place]) -> Place:
+        started = self._clock.stopwatch()
         try:
             async with asyncio.timeout(COMMIT_MS / 1000):
-                await done
+                place = await done
         except TimeoutError:
             self._metrics.unknown.inc()
             raise DeadlineExceeded("the backup did not answer in time; the outcome is unknown") from None
         self._metrics.commit.observe(self._clock.stopwatch() - started)
-        return Place(epoch, offset)
+        return place
 
     def _pump(self, channel: str) -> None:
         """Give the backup what it lacks, unless something is under way to it."""
@@ -216,12 +232,13 @@ class ChannelKeeper:
     def _told(self, channel: str, committed: Sequence[Entry]) -> None:
         if not committed:
             return
-        self._on_committed(channel, self.stream(channel).epoch, committed)
+        epoch = self.stream(channel).epoch
+        self._on_committed(channel, epoch, committed)
         waiting = self._uncommitted.get(channel)
         while waiting and waiting[0][0] <= committed[-1].offset:
-            done = waiting.popleft()[1]
+            offset, done = waiting.popleft()
             if not done.done():
-                done.set_result(None)
+                done.set_result(Place(epoch, offset))
         if waiting is not None and not waiting:
             del self._uncommitted[channel]
 
@@ -234,9 +251,12 @@ class ChannelKeeper:
             self._again[channel] = asyncio.get_running_loop().call_later(AGAIN_MS / 1000, pump)
 
     def _deposed(self, channel: str) -> None:
+        """This node follows another one's ballot, or was thought dead: whatever waits for it to own is over."""
         for _, done in self._uncommitted.pop(channel, ()):
             if not done.done():
                 done.set_exception(DeadlineExceeded("the channel moved; the outcome is unknown"))
+        if channel in self._claiming and not self.custody.is_claiming(channel):
+            self._claimed(channel, Outcome(is_owned=False))
         self._on_deposed(channel)
 
     # ---------------------------------------------------------------- claims
@@ -277,11 +297,6 @@ class ChannelKeeper:
         elif channel in self._uncommitted:
             self._pump_again(channel)
 
-    def _claim_superseded(self, channel: str) -> None:
-        """A promise to somebody else ends a claim of this node."""
-        if channel in self._claiming and not self.custody.is_claiming(channel):
-            self._claimed(channel, Outcome(is_owned=False))
-
     # ---------------------------------------------------------------- other nodes' claims and copies
 
     def _collect(self, request: Collect, _peer: str) -> Collected | Awaitable[Collected]:
@@ -298,16 +313,13 @@ class ChannelKeeper:
 
     def _give(self, request: Collect) -> Collected:
         reply = self.custody.collect(request, self._clock.monotonic())
-        self._claim_superseded(request.channel)
         if reply.promised == request.ballot:
             self._deposed(request.channel)
         return reply
 
     def _replicate(self, request: Replicate, _peer: str) -> Replicated:
-        was_owner = self.custody.is_owner(request.channel)
         reply = self.custody.replicate(request, self._clock.monotonic(), self._clock.realtime())
-        self._claim_superseded(request.channel)
-        if was_owner and not self.custody.is_owner(request.channel):
+        if reply.offset >= 0:  # it is kept for another owner
             self._deposed(request.channel)
         return reply
 

@@ -18,6 +18,14 @@ class ChannelMetrics:
             "access_channel_claims", "Claims of this node to own a channel, by how they ended.", ["outcome"]
         )
         self._node = node
+        self.forgotten = metrics.counter(
+            "access_channel_forgotten",
+            "Channels without publications and subscribers that gave way to others: this node owns as many as it may.",
+        )
+        self.left_out = metrics.counter(
+            "access_channel_left_out",
+            "Clients let in without a channel that the server subscribes them to: its owner had no room.",
+        )
         self.published = metrics.counter("access_channel_publications", "Publications numbered or relayed as owner.")
         self.unknown = metrics.counter(
             "access_channel_unknown", "Publications whose backup did not answer in time: they may appear, or not."
@@ -37,6 +45,11 @@ class ChannelMetrics:
         """Count a claim that ended."""
         self._claims.labels(self._node, outcome).inc()
 
-    def show(self, name: str, meaning: str, read: Callable[[], float]) -> None:
-        """Show a size."""
-        self._metrics.gauge(f"access_channel_{name}", meaning, read)
+    def show_sizes(
+        self, *, channels: Callable[[], float], owned: Callable[[], float], size: Callable[[], float]
+    ) -> None:
+        """Show the sizes of this part, read when somebody looks; `size` in bytes."""
+        gauge = self._metrics.gauge
+        gauge("access_channel_channels", "Channels with subscribers at this node.", channels)
+        gauge("access_channel_owned", "Channels with a history that this node owns.", owned)
+        gauge("access_channel_bytes", "Memory for the publications that this node keeps.", size)

@@ -91,6 +91,7 @@ class ChannelOwner:
             peers.node,
             peers.life,
             keeps=self._keeps,
+            is_followed=lambda channel: bool(self._roster.followers(channel)),
             owned_max=settings.streams_max,
             bytes_max=settings.history_bytes_max,
         )
@@ -135,7 +136,7 @@ class ChannelOwner:
     def tick(self) -> None:
         """Forget what is old."""
         now = self._clock.monotonic()
-        self._custody.sweep(now, self._clock.realtime(), lambda channel: bool(self._roster.followers(channel)))
+        self._custody.sweep(now, self._clock.realtime())
         for node in self._roster.nodes():
             if node != self._node and now - self._heard.setdefault(node, now) >= FOLLOWER_MS:
                 self._gone(node)

@@ -69,6 +69,7 @@ from base.errors import (
     NotFound,
     NotOwner,
     NotReady,
+    Overloaded,
     PeerUnavailable,
     TokenExpired,
     Unauthenticated,
@@ -131,11 +132,9 @@ class Channels:
         self._calls = OwnerCalls(peers, self._owner)
         self._feeds = ChannelFeeds(peers, self._calls, fanout, metrics=metrics, ended=self._ended)
         peers.on_view(self._adopt)
-        metrics.show(
-            "channels", "Channels with subscribers at this node.", lambda: self._feeds.statistics()["channels"]
+        metrics.show_sizes(
+            channels=lambda: len(self._feeds), owned=lambda: self._owned("owned"), size=lambda: self._owned("bytes")
         )
-        metrics.show("owned", "Channels with a history that this node owns.", lambda: self._owned("owned"))
-        metrics.show("bytes", "Memory for the publications that this node keeps.", lambda: self._owned("bytes"))
 
     async def run(self) -> None:
         """Follow owners, own, and end what expired, until cancelled."""
@@ -159,7 +158,7 @@ class Channels:
     # ---------------------------------------------------------------- Broker: subscriptions
 
     async def subscribe(self, member: Member, request: SubscribeRequest) -> SubscribeResult | ReplyError:
-        """See `Broker`. Raises NotReady if the channel's owner does not answer."""
+        """See `Broker`. Raises NotReady if the channel's owner does not answer, Overloaded if it has no room."""
         claims = SubscriptionClaims()
         if request.token:
             try:
@@ -183,7 +182,12 @@ class Channels:
         return result
 
     async def subscribe_by_server(self, member: Member, channel: str, position: Position) -> SubscribeResult | None:
-        """See `Broker`: to a channel that exists, whatever its namespace allows to clients."""
+        """See `Broker`: to a channel that exists, whatever its namespace allows to clients.
+
+        Raises NotReady if the channel's owner does not answer: for the moment, so the client rather comes back than
+        misses the channel for as long as it stays. An owner without room is another matter: it may have none for long,
+        and what else the client is there for must not wait for that.
+        """
         found = self._namespaces.find(channel)
         subscriptions = self._members.get(member, {})
         if isinstance(found, ClientError) or channel in subscriptions:
@@ -191,7 +195,11 @@ class Channels:
         if len(subscriptions) >= self._settings.per_client_max:
             return None
         request = SubscribeRequest(channel, position.recover, position.epoch, position.offset)
-        return await self._start(member, found, request, SubscriptionClaims())
+        try:
+            return await self._start(member, found, request, SubscriptionClaims())
+        except Overloaded:
+            self._metrics.left_out.inc()
+            return None
 
     def subscribed(self, member: Member, channel: str, result: SubscribeResult) -> None:
         """See `Broker`."""

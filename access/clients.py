@@ -26,7 +26,7 @@ from access.core.protocol import Close, ConnectRequest, ReplyError, Result
 from access.core.session import Session, SessionPolicy
 from access.leaving import Leaving
 from access.metrics import AccessMetrics
-from access.ports import Connection
+from access.ports import ABNORMAL, Connection
 from access.websocket import write_soon
 from base.clock import Instant
 from base.core.wheel import TimerWheel
@@ -40,7 +40,6 @@ __all__ = ["Clients"]
 
 TICK_MS = 500
 """Fewer and larger rounds of pings cost less: an idle loop that wakes up costs more than a ping."""
-ABNORMAL = 1006
 _PONGS = tuple(ENCODINGS[form].ping for form in range(len(ENCODINGS)))
 
 

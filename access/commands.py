@@ -28,7 +28,7 @@ from access.core.protocol import (
 from access.identity import Identities, ttl_of
 from access.metrics import AccessMetrics
 from access.presence import GET_PRESENCE, SET_PRESENCE
-from base.errors import NotReady, PeerUnavailable, RoadsteadError, TokenExpired
+from base.errors import LimitExceeded, NotReady, PeerUnavailable, RoadsteadError, TokenExpired
 from base.log import logger
 from base.site import Site
 from im.api import RpcReply
@@ -192,7 +192,12 @@ class Commands:
         opened = self._brokers.presences.changed(client.opened, data)
         if not client.session.is_waiting(command_id):
             raise NotReady("the connection is closed")  # and nothing of it may be reported any more
-        client.opened = opened
-        if not await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms):
+        former, client.opened = client.opened, opened
+        try:
+            is_confirmed = await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms)
+        except LimitExceeded:
+            client.opened = former  # nothing of it was reported, and nothing shall be with the next change
+            raise
+        if not is_confirmed:
             raise NotReady("not confirmed in time; it will be, or set it again")
         return b"{}"

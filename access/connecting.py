@@ -43,6 +43,10 @@ __all__ = ["WayIn"]
 VERSION = "roadstead 0.1"
 
 
+class _TooManyConnections(LimitExceeded):
+    """Of one user. It is told by a close code at which SDKs do not come back by themselves."""
+
+
 class WayIn:
     """Lets clients in."""
 
@@ -90,7 +94,7 @@ class WayIn:
             if isinstance(error, PermissionDenied):
                 # A ticket for other nodes. What helps is another one, for which an SDK asks when it is told this.
                 return ReplyError(ClientError.TOKEN_EXPIRED.wire.code, error.message)
-            return Close.CONNECTION_LIMIT if isinstance(error, LimitExceeded) else error_of(error)
+            return Close.CONNECTION_LIMIT if isinstance(error, _TooManyConnections) else error_of(error)
         except Exception:  # noqa: BLE001 - our own bug costs this client its connect, not the node its clients
             self._log.exception("connect_failed", client=client.id)
             self._undo(client)
@@ -129,7 +133,7 @@ class WayIn:
         inboxes = self._brokers.inboxes
         if len(inboxes.hub.clients_of(identity.user)) >= self._config.user_connections_max:
             limit = self._config.user_connections_max
-            raise LimitExceeded("too many connections of one user", what="user_connections", limit=limit)
+            raise _TooManyConnections("too many connections of one user", what="user_connections", limit=limit)
         self._conn_seq += 1
         opened = Opened(
             user=identity.user,

@@ -16,18 +16,19 @@ from access.core.backlog import Backlog
 from access.core.encoding import Encoding
 from access.core.outgoing import Form, Outgoing
 from access.core.protocol import Close, Disconnect
-from access.ports import Gateway
+from access.ports import ABNORMAL, Gateway
+from base.core.limits import Counts, address_key
 from base.cors import Cors
-from base.errors import BadRequest, NotFound, Overloaded, TooLarge
+from base.errors import NotFound, Overloaded
+from base.http import body_of
 from base.ids import new_secret
 
 __all__ = ["PROTOBUF_TYPE", "Admit", "Gate", "HttpConnection", "HttpSessions", "encoding_of"]
 
-READ_TIMEOUT_S = 10.0
 BODIES_MAX = 1_024
 """Bodies that may be on their way at once, each of a frame or so."""
-PREFLIGHT_AGE_S = 3_600
-ABNORMAL = 1006
+BODIES_OF_ADDRESS_MAX = 128
+"""Of these from one address, which many may share: who sends none keeps its place until the time is over."""
 PROTOBUF_TYPE = "application/octet-stream"
 
 Admit = Callable[[web.Request], None]
@@ -86,6 +87,11 @@ class HttpConnection:
         return bool(self._backlog) or (self._close is not None and not self._is_over)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the last message is there, taken or not."""
+        return self._close is not None
+
+    @property
     def is_over(self) -> bool:
         """Whether the last message was taken."""
         return self._is_over
@@ -139,42 +145,38 @@ class HttpSessions:
 class Gate(Cors):
     """What every request has to pass: its origin, and the length of its body and the time that it takes to arrive."""
 
-    def __init__(self, allows: Callable[[str], bool]) -> None:
-        """`allows`: whether pages of an origin may connect."""
+    def __init__(self, allows: Callable[[str], bool], address_of: Callable[[web.Request], str]) -> None:
+        """Nothing is on its way.
+
+        Args:
+            allows: whether pages of an origin may connect.
+            address_of: from where a request comes.
+        """
         super().__init__(allows)
+        self._address_of = address_of
         self._reading = 0
+        self._reading_of = Counts(BODIES_OF_ADDRESS_MAX)
 
     async def read(self, request: web.Request, *, bytes_max: int) -> bytes:
-        """Read a body.
+        """Read a body. One that came with its head is there, and needs no place among those on their way.
 
         Raises:
             TooLarge: it is over the limit; no more than that is read.
             BadRequest: it does not arrive in time, or breaks off.
-            Overloaded: too many are on their way.
+            Overloaded: too many are on their way, in all or from this address.
         """
-        if (request.content_length or 0) > bytes_max:
-            raise _too_large(bytes_max)
-        if self._reading >= BODIES_MAX:
+        if request.content.is_eof() or (request.content_length or 0) > bytes_max:
+            return await body_of(request, bytes_max=bytes_max)
+        address = address_key(self._address_of(request))
+        if self._reading >= BODIES_MAX or self._reading_of.is_full(address):
             raise Overloaded("too many requests are on their way", what="bodies", retry_after_ms=1_000)
         self._reading += 1
-        body = bytearray()
+        self._reading_of.enter(address)
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                async for chunk in request.content.iter_any():
-                    body += chunk
-                    if len(body) > bytes_max:
-                        raise _too_large(bytes_max)
-        except TimeoutError:
-            raise BadRequest(f"the body did not arrive within {READ_TIMEOUT_S:g} s") from None
-        except (ConnectionError, web.RequestPayloadError) as error:
-            raise BadRequest("the body broke off") from error
+            return await body_of(request, bytes_max=bytes_max)
         finally:
             self._reading -= 1
-        return bytes(body)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is over {limit} bytes", limit=limit)
+            self._reading_of.leave(address)
 
 
 def encoding_of(request: web.Request) -> Encoding:

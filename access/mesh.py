@@ -77,7 +77,6 @@ class Mesh:
         self._server = server
         self.pool = PeerPool(site, SERVICE, on_change=self._changed, on_connected=self._connected)
         """The streams to all access nodes, for others to use as well."""
-        self._server = server
         self._nodes: tuple[Node, ...] = ()
         self._on_view: list[Callable[[View], None]] = []
         self._on_instances: list[Callable[[tuple[ServiceInstance, ...]], None]] = []

@@ -7,7 +7,7 @@ Each is answered with `{"node", "session", "turn", "messages": [...]}` as soon a
 `WAIT_S` with none. `core/turns` has the rule by which nothing is lost with an answer. A request may come to any access
 node, as in `emulation`, by which a client can also send while its poll waits.
 
-A client that nothing was heard of for longer than a pong may take is gone.
+A client that nothing was heard of for longer than a pong may take is gone. So is one that was closed as long ago.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aiohttp import web
 
 from access.api import POLL_PATH
 from access.core.outgoing import Form
+from access.core.protocol import Close
 from access.core.turns import Turn, Turns
 from access.emulation import peer_of
 from access.http import Admit, Gate, HttpConnection, HttpSessions
@@ -34,6 +35,7 @@ WAIT_S = 25.0
 PEER_WAITS_MAX = 256
 """Polls that may wait here for other nodes: they take places at the streams between the nodes."""
 MARGIN_MS = 2_000
+TURN_DIGITS_MAX = 18
 
 
 class Poll(msgspec.Struct, array_like=True, frozen=True):
@@ -66,21 +68,29 @@ _encode = msgspec.json.Encoder().encode
 class _Polled(HttpConnection):
     """A client that polls."""
 
-    __slots__ = ("_asked", "_asking", "away_since", "turns")
+    __slots__ = ("_asked", "_asking", "_clock", "away_since", "turns")
 
-    def __init__(self, now: Instant, *, write_bytes_max: int) -> None:
+    def __init__(self, clock: Clock, *, write_bytes_max: int) -> None:
         super().__init__(Form.STREAM_JSON, write_bytes_max=write_bytes_max)
         self.turns = Turns()
-        self.away_since: Instant | None = now
-        """Since when no request waits; None while one does."""
+        self.away_since: Instant | None = clock.monotonic()
+        """Since when no request waits; None while one does. Once it is closed, who asks for it is away all the same."""
+        self._clock = clock
         self._asked = 0
         self._asking = 0
 
-    async def answer(self, node: str, clock: Clock) -> bytes:
+    def close(self, close: Close) -> None:
+        """See `Connection`."""
+        super().close(close)
+        if self.away_since is None:
+            self.away_since = self._clock.monotonic()
+
+    async def answer(self, node: str) -> bytes:
         """Wait for the answer of the turn under way. Raises BadRequest if a later request asks for it, too."""
         self._asked += 1
         self._asking += 1
-        self.away_since = None
+        if not self.is_closed:
+            self.away_since = None
         number = self._asked
         self._news.set()  # whoever waits gives way
         try:
@@ -92,8 +102,8 @@ class _Polled(HttpConnection):
             pass
         finally:
             self._asking -= 1
-            if not self._asking:
-                self.away_since = clock.monotonic()
+            if not self._asking and self.away_since is None:
+                self.away_since = self._clock.monotonic()
         if number != self._asked:
             raise BadRequest("another request for this turn came later, and gets the answer")
         return self.turns.answer or self.turns.finish(self._next(node))
@@ -178,6 +188,8 @@ class Polls:
         else:
             session, node = query_param(request, "session"), query_param(request, "node")
             turn = _turn(query_param(request, "turn"))
+            if node == self._node:
+                self._find(session, turn)  # nobody waits for the body of a request that is for none
             poll = Poll(session, turn, await self._gate.read(request, bytes_max=self._limits.frame_bytes_max))
             if node == self._node:
                 answer = await self._next(poll)
@@ -190,7 +202,7 @@ class Polls:
         frame = await self._gate.read(request, bytes_max=self._limits.frame_bytes_max)
         if not frame:
             raise BadRequest("the connect command is missing")
-        connection = _Polled(self._clock.monotonic(), write_bytes_max=self._limits.write_bytes_max)
+        connection = _Polled(self._clock, write_bytes_max=self._limits.write_bytes_max)
         self._sessions.open(connection, request, frame)
         self._connections[connection.session] = connection
         return await self._answer(connection)
@@ -205,9 +217,7 @@ class Polls:
             self._peer_waits -= 1
 
     async def _next(self, poll: Poll) -> bytes:
-        connection = self._connections.get(poll.session)
-        if connection is None or (connection.is_over and poll.turn != connection.turns.number):
-            raise NotFound("there is no such session; connect again")
+        connection = self._find(poll.session, poll.turn)
         match connection.turns.begin(poll.turn):
             case Turn.NEW:
                 if poll.data:
@@ -219,15 +229,21 @@ class Polls:
                 pass
         return await self._answer(connection)
 
+    def _find(self, session: str, turn: int) -> _Polled:
+        """Return who asks for a turn. Raises NotFound if that is nobody, or nothing more comes."""
+        connection = self._connections.get(session)
+        if connection is None or (connection.is_over and turn != connection.turns.number):
+            raise NotFound("there is no such session; connect again")
+        return connection
+
     async def _answer(self, connection: _Polled) -> bytes:
-        answer = await connection.answer(self._node, self._clock)
+        answer = await connection.answer(self._node)
         if connection.is_over:
             self._sessions.end(connection)
         return answer
 
 
 def _turn(value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise BadRequest("the query parameter turn is not a number") from None
+    if not (value.isascii() and value.isdecimal()) or len(value) > TURN_DIGITS_MAX:
+        raise BadRequest("the query parameter turn is not a number")
+    return int(value)

@@ -25,7 +25,10 @@ from access.core.protocol import (
     SubscribeResult,
 )
 
-__all__ = ["Broker", "Connection", "Gateway", "Member"]
+__all__ = ["ABNORMAL", "Broker", "Connection", "Gateway", "Member"]
+
+ABNORMAL = 1006
+"""The close code of a connection that just broke (RFC 6455, section 7.4.1): it never travels."""
 
 
 class Connection(Protocol):
@@ -35,7 +38,7 @@ class Connection(Protocol):
     client: object | None
     """The gateway's: what it knows the connection by."""
     code: int
-    """Why it ended, once it has: the close code, 1006 where the transport just broke."""
+    """Why it ended, once it has: the close code, ABNORMAL where the transport just broke."""
     session: str
     """A secret by which requests beside the connection name it; empty for a transport that needs none."""
 
@@ -97,7 +100,10 @@ class Broker(Protocol):
         ...
 
     async def subscribe_by_server(self, member: Member, channel: str, position: Position) -> SubscribeResult | None:
-        """Begin a subscription that the node makes when a client connects; None if the channel is not for it."""
+        """Begin a subscription that the node makes when a client connects.
+
+        None if the channel is not for it, or there is no room for the channel.
+        """
         ...
 
     def subscribed(self, member: Member, channel: str, result: SubscribeResult) -> None:

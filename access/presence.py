@@ -14,7 +14,7 @@ import msgspec
 
 from access.config import AccessConfig
 from access.core.outgoing import Outgoing
-from access.core.presence import Attached, PresenceHub
+from access.core.presence import PresenceHub
 from access.core.protocol import ClientError, Publication, ReplyError, SubscribeRequest, SubscribeResult
 from access.metrics import AccessMetrics
 from access.ports import Member
@@ -101,16 +101,16 @@ class Presences(RefusingBroker):
             user = checked_id(request.channel.removeprefix(CHANNEL_PREFIX), "user")
         except BadRequest:
             return ClientError.UNKNOWN_CHANNEL.wire
-        attached = self._attach(member, user)
-        if attached == "repeated":
+        subscription = self._attach(member, user)
+        if subscription is None:
             return ClientError.ALREADY_SUBSCRIBED.wire
         start = None
         try:
             seen = await self._watches.watch(user, member.user, deadline_ms=self._deadline_ms)
-            start = self.hub.started(member, user, attached.subscription, (request.epoch, request.offset))
+            start = self.hub.started(member, user, subscription, (request.epoch, request.offset))
         finally:
             if start is None:
-                self._release(member, user, attached.subscription)
+                self._release(member, user, subscription)
         if start is None:
             raise NotReady("unsubscribed before it was subscribed")
         state = _state(seen.state, seen.last_seen)
@@ -200,7 +200,7 @@ class Presences(RefusingBroker):
             connection.write(outgoing.frame(connection.form), subscription)
         self._metrics.writes.inc(len(published.sessions))
 
-    def _attach(self, member: Member, user: str) -> Attached | Literal["repeated"]:
+    def _attach(self, member: Member, user: str) -> int | None:
         try:
             return self.hub.attach(member, member.user, user, new_epoch=new_epoch())
         except LimitExceeded as error:

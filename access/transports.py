@@ -56,7 +56,7 @@ class HttpTransports:
             away_ms: how long a client that polls may be away between two requests.
         """
         sessions = HttpSessions(gateway, address_of, check_room)
-        self._gate = gate = Gate(allows)
+        self._gate = gate = Gate(allows, address_of)
         self._streams = Streams(sessions, gate, admit=admit, limits=limits)
         self._polls = Polls(
             sessions, gate, admit=admit, node=node, peers=peers, clock=clock, limits=limits, away_ms=away_ms

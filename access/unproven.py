@@ -16,6 +16,7 @@ import asyncio
 from access.client import Client
 from access.core.protocol import Close
 from access.metrics import AccessMetrics
+from access.ports import ABNORMAL
 from base.errors import Retry, RoadsteadError
 from base.log import logger
 from im.api import UNPROVEN_MAX
@@ -23,7 +24,6 @@ from im.client import ImClient
 
 __all__ = ["UnprovenSessions"]
 
-ABNORMAL = 1006
 SILENT_ENDS = frozenset({ABNORMAL, Close.NO_PONG.code, Close.SLOW.code})
 """Ends at which the client may not have read what was written last."""
 USERS_MAX = 100_000

@@ -18,7 +18,7 @@ from access.core.deflate import DeflateTerms
 from access.core.outgoing import Form
 from access.core.protocol import Close
 from access.core.websocket import CloseHandshake, FrameReader, Opcode, Violation, encode_frame
-from access.ports import Connection, Gateway
+from access.ports import ABNORMAL, Connection, Gateway
 
 __all__ = ["PROTOBUF_SUBPROTOCOL", "SUBPROTOCOLS", "TransportLimits", "WebSocketConnection", "form_of", "write_soon"]
 
@@ -31,7 +31,6 @@ CLOSE_DEADLINE_S = 2.0
 SOON_MAX = 8
 """Frames that wait for the end of a step at most: less than may wait for a client, also of the longest messages."""
 
-ABNORMAL = 1006
 _TEXT, _CLOSE, _PING = map(int, (Opcode.TEXT, Opcode.CLOSE, Opcode.PING))
 
 

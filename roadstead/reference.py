@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from access.channel_metrics import ChannelMetrics
 from access.core.protocol import APPLICATION_CODES, ClientError, Close, error_of
 from access.core.session import TRANSITIONS, Action, Event, Phase
 from access.metrics import AccessMetrics
@@ -148,6 +149,8 @@ def _declared() -> dict[str, Metrics]:
     access = AccessMetrics(made["Access node"], node="docs", connections=lambda: 0)
     access.show_presence(lambda: {"channels": 0}, lambda: {"users": 0})
     access.show_listener(arrivals=lambda: 0, queued=lambda: 0, resident=lambda: 0, lag=lambda: 0)
+    channels = ChannelMetrics(made["Access node"], node="docs")
+    channels.show_sizes(channels=lambda: 0, owned=lambda: 0, size=lambda: 0)
     HttpServer("docs", made["Access node"], statistics=dict, is_public=True)
     StatusMetrics(made["Status node"], lambda: {"users": 0, "sessions": 0, "recovering": 0, "in_doubt": 0})
     ServingMetrics(made["Status node"], granter=lambda: 0, is_registry_reachable=lambda: True)

@@ -29,12 +29,16 @@ Rules:
     R5  If somebody in R2 neither answers nor is gone for `FORK_AFTER_MS`, the new owner no longer waits for it: what it
         has is in doubt, then, and if it has nothing, the channel begins anew.
     R6  Who was missing from its own view was thought dead, and its copies are in doubt.
+    R7  An owner without room for another channel forgets one in which nothing was ever published and that nobody
+        follows, and has others drop their copies. It gave no offset, so none can be given twice; and whoever makes up
+        names, as everybody may who is in their boundary, keeps nobody else from a channel.
 
 Invariants:
     I1  In an epoch no two publications that were committed have the same offset.
     I2  What was committed is in every later copy that an owner goes on from, unless owner and backup died together, or
         R5 applied.
     I3  Claims are under way only for channels that are held, and under what was promised last.
+    I4  The owned channels in which nothing was ever published are known, the longest unused first.
 
 I1 and I2 are of the whole cluster: `tests/access/test_channel_histories.py` runs histories of nodes. What a node holds
 is `holding`, with invariants of its own.
@@ -46,9 +50,11 @@ R5, which prefers an answer to safety where a node hangs but is not declared dea
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 from access.core.holding import Holding, Shelf
 from access.core.placement import View
@@ -56,7 +62,7 @@ from access.core.stream import Draft, Entry, Stream
 from access.peers import NO_BALLOT, Ballot, Collect, Collected, Copy, Replicate, Replicated
 from base.clock import Instant, Timestamp
 
-__all__ = ["Custody", "Duty", "Outcome", "Progress", "Step"]
+__all__ = ["Custody", "Duty", "Forgotten", "Outcome", "Progress", "Step"]
 
 ASKED_BESIDE = 2
 ASKED_MAX = 8
@@ -69,6 +75,8 @@ TAIL_MAX = 1_000
 """Publications that may wait for the backup; more are refused."""
 TAIL_BYTES_MAX = 2 * 1024 * 1024
 """Their bytes. With what a stream keeps they must fit into one message to another node."""
+LOOKS = 100
+"""Channels looked at for one that may be forgotten (R7)."""
 
 
 class Duty(Enum):
@@ -114,6 +122,15 @@ class Progress:
     """The backup follows a later ballot of this node: begin again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A channel that gave way to another: `nodes` are to be told that copies older than the ballot are old."""
+
+    channel: str
+    ballot: Ballot
+    nodes: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class _Claim:
     ballot: Ballot
@@ -135,7 +152,14 @@ class Custody:
     """The channels with a history of which a node is owner or backup, or has something to do with."""
 
     def __init__(
-        self, node: str, life: int, *, keeps: Callable[[str], tuple[int, int]], owned_max: int, bytes_max: int
+        self,
+        node: str,
+        life: int,
+        *,
+        keeps: Callable[[str], tuple[int, int]],
+        is_followed: Callable[[str], bool],
+        owned_max: int,
+        bytes_max: int,
     ) -> None:
         """Begin with nothing.
 
@@ -143,33 +167,44 @@ class Custody:
             node: this node's name.
             life: its restart number.
             keeps: how many publications a channel keeps, and for how long (ms).
+            is_followed: whether a channel that this node owns has subscribers.
             owned_max: channels that it may own.
             bytes_max: memory for all publications; the channels that were quiet for longest lose theirs.
         """
         self.node = node
         self.view = View()
         self._life = life
+        self._is_followed = is_followed
         self._owned_max = owned_max
         self._owned = 0
-        self._shelf = Shelf(keeps=keeps, bytes_max=bytes_max)
+        self._blank: OrderedDict[str, None] = OrderedDict()
+        """Owned channels in which nothing was ever published, the longest unused first."""
+        # As many copies again are kept for others.
+        self._shelf = Shelf(keeps=keeps, bytes_max=bytes_max, many=2 * owned_max)
         self._claims: dict[str, _Claim] = {}
         self._joined_at: Instant | None = None
 
-    def adopt(self, view: View, now: Instant) -> None:
-        """Go by a newer view. What it obliges to is told by `duty`, for each of `channels()`."""
+    def adopt(self, view: View, now: Instant) -> list[str]:
+        """Go by a newer view. What it obliges to is told by `duty`, for each of `channels()`.
+
+        Returns the channels that this node owned until now, and does not any more.
+        """
         self.view = view
+        deposed: list[str] = []
         if self._joined_at is None and self.node in view:
             self._joined_at = now
         if self.node not in view:
             for channel, holding in self._shelf.items():
                 if holding.is_owner:
                     self._depose(channel, holding)
+                    deposed.append(channel)
                 holding.is_doubtful = holding.stream is not None  # R6
         for channel in self._shelf:
             holding = self._held(channel)
             if holding.is_owner and view.lives.get(holding.backup, holding.backup_life) != holding.backup_life:
                 holding.backup_life = view.lives[holding.backup]
                 holding.is_installed = False  # it restarted, and remembers nothing
+        return deposed
 
     def channels(self) -> list[str]:
         """Return the channels that there is something to know about."""
@@ -183,6 +218,18 @@ class Custody:
     def has_room(self) -> bool:
         """Return whether this node may own one more channel."""
         return self._owned < self._owned_max
+
+    def make_room(self) -> Forgotten | None:
+        """Forget a channel that may be (R7), unless it is about to have another owner; None if none was found."""
+        for channel in list(islice(self._blank, LOOKS)):
+            if channel in self._claims or self._is_followed(channel) or not self.is_owner(channel):
+                self._blank.move_to_end(channel)
+                continue
+            holding = self._shelf.pop(channel)
+            self._disown(channel)
+            ballot = Ballot(holding.term.number + 1, self.node, self._life)
+            return Forgotten(channel, ballot, tuple(sorted({*holding.former, holding.backup} - {""})))
+        return None
 
     def stream(self, channel: str) -> Stream | None:
         """Return the committed past of a channel that is held here."""
@@ -211,7 +258,9 @@ class Custody:
         """
         return self._begin(channel, now, new_epoch, tuple(former))
 
-    def _begin(self, channel: str, now: Instant, new_epoch: str, former: tuple[str, ...]) -> Step:
+    def _begin(
+        self, channel: str, now: Instant, new_epoch: str, former: tuple[str, ...], *, is_outbid: bool = False
+    ) -> Step:
         holding = self._shelf.hold(channel, now)
         if channel in self._claims:
             self._fail(channel, holding, self._claims[channel])
@@ -227,7 +276,8 @@ class Custody:
         if holding.trying_since is None or now - holding.tried >= FORK_AFTER_MS:
             holding.trying_since = now  # what failed long before says nothing about now
         holding.tried = now
-        claim = self._claims[channel] = _Claim(ballot, new_epoch, former, holding.promised, asked, set(asked))
+        claim = _Claim(ballot, new_epoch, former, holding.promised, asked, set(asked), is_outbid)
+        self._claims[channel] = claim
         holding.promise(ballot)
         return Step(ballot, tuple(sorted(asked))) if asked else self._conclude(channel, holding, claim, now)
 
@@ -277,9 +327,7 @@ class Custody:
         if claim.is_outbid:
             return failed
         # A node that is new to the channel does not know its numbers; now it does.
-        step = self._begin(channel, now, claim.new_epoch, claim.former)
-        self._claims[channel].is_outbid = True
-        return step
+        return self._begin(channel, now, claim.new_epoch, claim.former, is_outbid=True)
 
     def _fail(self, channel: str, holding: Holding, claim: _Claim, owner: str = "") -> Step:
         del self._claims[channel]
@@ -300,6 +348,8 @@ class Custody:
             self._take(channel, holding, claim, is_in_doubt=is_in_doubt)
             holding.is_owner = True
             self._owned += 1
+            if not holding.head():
+                self._blank[channel] = None
         elif is_in_doubt:
             assert holding.stream is not None
             holding.stream.epoch = claim.new_epoch
@@ -345,6 +395,8 @@ class Custody:
         last = holding.tail[-1].time if holding.tail else stream.last_time()
         entry = Entry(holding.head() + 1, Timestamp(max(wall, last)), draft)
         holding.tail.append(entry)
+        if entry.offset == 1:
+            del self._blank[channel]
         holding.tail_bytes += entry.size()
         if not holding.backup and self.view.backup(channel) is None:
             self._commit(channel, holding, entry.offset)
@@ -434,7 +486,11 @@ class Custody:
         self._claims.pop(channel, None)
         holding.step_down()
         self._shelf.put(channel, holding, holding.stream)  # it has the tail now
+        self._disown(channel)
+
+    def _disown(self, channel: str) -> None:
         self._owned -= 1
+        self._blank.pop(channel, None)
 
     # ---------------------------------------------------------------- answering
 
@@ -490,27 +546,35 @@ class Custody:
 
     # ---------------------------------------------------------------- what is held
 
-    def sweep(self, now: Instant, wall: Timestamp, is_followed: Callable[[str], bool]) -> None:
+    def sweep(self, now: Instant, wall: Timestamp) -> None:
         """Look at the next thousand channels: drop what is too old, forget what nobody asked about for long."""
-        forgotten = self._shelf.sweep(now, wall, lambda channel, _: channel in self._claims or is_followed(channel))
-        self._owned -= sum(holding.is_owner for holding in forgotten)
+        forgotten = self._shelf.sweep(
+            now, wall, lambda channel, _: channel in self._claims or self._is_followed(channel)
+        )
+        for channel, holding in forgotten.items():
+            if holding.is_owner:
+                self._disown(channel)
 
     def touch(self, channel: str, now: Instant) -> None:
         """Somebody uses the channel: it is not forgotten soon."""
         holding = self._shelf.get(channel)
         if holding is not None:
             holding.touched = now
+            if channel in self._blank:
+                self._blank.move_to_end(channel)
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
         return {"known": len(self._shelf), "owned": self._owned, "bytes": self._shelf.bytes}
 
     def check_invariants(self) -> None:
-        """Assert I3, and what the holdings promise."""
+        """Assert I3 and I4, and what the holdings promise."""
         self._shelf.check_invariants()
         for channel, claim in self._claims.items():
             assert self._held(channel).promised == claim.ballot, "I3"
-        assert self._owned == sum(holding.is_owner for _, holding in self._shelf.items())
+        owned = {channel: holding for channel, holding in self._shelf.items() if holding.is_owner}
+        assert self._owned == len(owned)
+        assert self._blank.keys() == {channel for channel, holding in owned.items() if not holding.head()}, "I4"
 
     def _held(self, channel: str) -> Holding:
         holding = self._shelf.get(channel)

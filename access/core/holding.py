@@ -2,7 +2,8 @@
 
 The rules of who may own a channel are `custody`; here is what they are applied to. All copies of a node together are
 bounded: of publications by bytes, where the channels that were quiet for longest lose theirs and keep their positions;
-of channels by time, where what nobody uses is forgotten, `sweep` by `sweep`.
+of channels by time, where what nobody uses is forgotten, `sweep` by `sweep`. Every claim to a new channel leaves
+promises at other nodes, so where there are too many channels, promises without a copy are remembered for less long.
 
 Invariants:
     I1  Promises never fall, and those since the term are above it. Only one that a node made to itself, for a claim
@@ -22,7 +23,7 @@ from access.core.stream import Entry, Stream
 from access.peers import NO_BALLOT, Ballot, Copy
 from base.clock import Instant, Timestamp
 
-__all__ = ["DOUBTS_MAX", "PROMISE_MS", "QUIET_MS", "SWEEP", "Holding", "Shelf"]
+__all__ = ["CROWDED_MS", "DOUBTS_MAX", "PROMISE_MS", "QUIET_MS", "SWEEP", "Holding", "Shelf"]
 
 DOUBTS_MAX = 16
 """Promises since the term that are remembered one by one; of more some cannot be cleared."""
@@ -30,8 +31,12 @@ QUIET_MS = 3_600_000
 """How long a channel without publications and subscribers keeps its position."""
 PROMISE_MS = 600_000
 """How long a promise about a channel is remembered that this node has no copy of."""
+CROWDED_MS = 60_000
+"""The same while there are too many channels. Longer than a node that was cut off takes to learn of it."""
 SWEEP = 1_000
-"""Channels looked at by one `sweep`."""
+"""Channels looked at by one `sweep`, at least."""
+SWEEPS = 100
+"""Sweeps in which all channels are looked at, if they are many."""
 
 
 @dataclass(slots=True)
@@ -123,11 +128,18 @@ class Holding:
 class Shelf:
     """All holdings of a node, by channel."""
 
-    def __init__(self, *, keeps: Callable[[str], tuple[int, int]], bytes_max: int) -> None:
-        """`keeps`: how many publications a channel keeps, and for how long (ms). `bytes_max`: for all together."""
+    def __init__(self, *, keeps: Callable[[str], tuple[int, int]], bytes_max: int, many: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            keeps: how many publications a channel keeps, and for how long (ms).
+            bytes_max: memory for the publications of all together.
+            many: with more channels than that it is crowded.
+        """
         self.bytes = 0
         self._keeps = keeps
         self._bytes_max = bytes_max
+        self._many = many
         self._holdings: dict[str, Holding] = {}
         self._filled: OrderedDict[str, None] = OrderedDict()
         """Channels that keep publications, the quietest first."""
@@ -155,6 +167,12 @@ class Shelf:
         holding.touched = now
         return holding
 
+    def pop(self, channel: str) -> Holding:
+        """Forget a channel that keeps no publications, and return its holding."""
+        holding = self._holdings.pop(channel)
+        assert not holding.kept
+        return holding
+
     def put(self, channel: str, holding: Holding, stream: Stream | None) -> None:
         """Replace the stream of a holding, or take it away."""
         holding.stream = stream
@@ -172,22 +190,24 @@ class Shelf:
             other.stream.clear()
             self._count(quietest, other)
 
-    def sweep(self, now: Instant, wall: Timestamp, is_used: Callable[[str, Holding], bool]) -> list[Holding]:
-        """Look at the next thousand: drop what is too old; forget what is unused, and return that."""
+    def sweep(self, now: Instant, wall: Timestamp, is_used: Callable[[str, Holding], bool]) -> dict[str, Holding]:
+        """Look at the next thousand or more: drop what is too old; forget what is unused, and return that."""
         if not self._unswept:
             self._unswept = list(self._holdings)
-        forgotten: list[Holding] = []
-        for channel in self._unswept[-SWEEP:]:
+        promise_ms = CROWDED_MS if len(self) > self._many else PROMISE_MS
+        count = max(SWEEP, len(self) // SWEEPS)
+        forgotten: dict[str, Holding] = {}
+        for channel in self._unswept[-count:]:
             holding = self._holdings.get(channel)
             if holding is None:
                 continue
             if holding.stream is not None:
                 self._trim(channel, holding, wall)
-            patience_ms = PROMISE_MS if holding.stream is None else QUIET_MS
+            patience_ms = promise_ms if holding.stream is None else QUIET_MS
             is_empty = not holding.stream and not holding.tail
             if is_empty and now - holding.touched >= patience_ms and not is_used(channel, holding):
-                forgotten.append(self._holdings.pop(channel))
-        del self._unswept[-SWEEP:]
+                forgotten[channel] = self.pop(channel)
+        del self._unswept[-count:]
         return forgotten
 
     def check_invariants(self) -> None:

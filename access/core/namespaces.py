@@ -102,8 +102,8 @@ class ChannelSettings(Section, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="Channels with a history that this node keeps, as owner or as backup; while there are as many, "
-            "new ones are refused with error 111.",
+            description="Channels with a history that this node owns; it keeps about as many copies for other nodes. "
+            "For one more it forgets one without publications and subscribers, or refuses it with error 111.",
         ),
     ] = 100_000
     history_bytes_max: Annotated[

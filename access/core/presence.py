@@ -20,21 +20,14 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from base.errors import LimitExceeded
 
-__all__ = ["Attached", "PresenceHub", "Published", "Start"]
+__all__ = ["PresenceHub", "Published", "Start"]
 
 S = TypeVar("S")
 """A session, as the caller knows it."""
-
-
-class Attached(NamedTuple):
-    """The subscription, to be named later on, and whether its view is new."""
-
-    subscription: int
-    is_first: bool
 
 
 class Published(NamedTuple, Generic[S]):
@@ -74,24 +67,25 @@ class PresenceHub(Generic[S]):
         """By session: its viewer by user."""
         self._numbered = 0
 
-    def attach(self, session: S, viewer: str, user: str, *, new_epoch: str) -> Attached | Literal["repeated"]:
+    def attach(self, session: S, viewer: str, user: str, *, new_epoch: str) -> int | None:
         """Add a subscription, loading. `new_epoch` names the view if it begins with this.
+
+        Returns the subscription's number, by which it is named later on; None if the session has one already.
 
         Raises:
             LimitExceeded: the session looks at as many users as it may.
         """
         users = self._sessions.get(session, {})
         if user in users:
-            return "repeated"
+            return None
         if len(users) >= self._channels_max:
             limit = self._channels_max
             raise LimitExceeded("too many presence channels on one connection", what="presence_channels", limit=limit)
         self._sessions.setdefault(session, {})[user] = viewer
-        is_first = (user, viewer) not in self._views
         view = self._views.setdefault((user, viewer), _View(new_epoch))
         self._numbered += 1
         view.sessions[session] = self._numbered
-        return Attached(self._numbered, is_first)
+        return self._numbered
 
     def started(self, session: S, user: str, subscription: int, position: tuple[str, int]) -> Start | None:
         """The subscription is given the state of this instant. None if it has ended meanwhile.

@@ -122,7 +122,7 @@ class HttpNode:
             peers=self.pool,
             clock=self.clock,
             admit=self._admit,
-            address_of=lambda request: f"from {request.remote}",
+            address_of=lambda request: f"from {request.headers.get('X-From', request.remote)}",
             check_room=self._check_room,
             allows=lambda origin: origin == ORIGIN,
             limits=LIMITS,

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from access.core.placement import Node, View
 from access.core.protocol import (
     ClientError,
     PresenceStatsResult,
@@ -71,6 +72,94 @@ async def test_while_a_dead_backup_is_still_registered_a_publication_is_unknown(
     assert datas(member) == [1, 2, 3]
     assert await nodes.nodes[owner].publish(member, channel, b"4") is None
     assert nodes.nodes[third].custody.stream(channel).offset == 4
+    await nodes.stop()
+
+
+@simulated
+async def test_when_the_last_backup_is_gone_the_first_publication_is_acknowledged():
+    """Nobody is left to ask, so it is committed at once, before the node looks at all its channels."""
+    nodes = cluster("a", "b")
+    channel = next(name for name in (f"plain:{number}" for number in range(99)) if nodes.owner(name) == "a")
+    node, member = nodes.nodes["a"], alice()
+    await subscribed(nodes, "a", member, channel, positioned=True)
+    assert await node.publish(member, channel, b"1") is None
+    nodes.kill("b")
+    del nodes.registered["b"]
+    nodes.publish_view()
+    assert await node.publish(member, channel, b"2") is None
+    assert datas(member) == [1, 2]
+    await nodes.stop()
+
+
+def alone(*, drains: str = "", without: str = "") -> View:
+    """What one node may see of three."""
+    return View([Node(name, 1, name == drains) for name in NAMES if name != without])
+
+
+@simulated
+async def test_an_owner_that_is_missing_from_its_own_view_tells_who_waits():
+    """At once that the outcome is unknown; and once it owns again, nothing is left of that."""
+    nodes = cluster(*NAMES)
+    channel = "plain:c"
+    order = nodes.nodes["a"].custody.view.nearest(channel, 3, beside="")
+    owner, member = nodes.nodes[order[0]], alice()
+    assert await owner.publish(member, channel, b"1") is None
+    cuts = {frozenset((order[0], other)) for other in order[1:]}
+    nodes.net.cut |= cuts
+    loop = asyncio.get_running_loop()
+    waiting = [loop.create_task(owner.publish(member, channel, b"%d" % number)) for number in range(10)]
+    await asyncio.sleep(0.01)
+    for node in nodes.nodes.values():
+        node.peers.view(alone(without=order[0]))
+    began = loop.time()
+    assert await asyncio.gather(*waiting) == [ClientError.INTERNAL.wire] * 10
+    assert loop.time() - began < 0.01
+    assert await nodes.nodes[order[1]].publish(member, channel, b"2") is None
+    nodes.net.cut -= cuts
+    nodes.publish_view()
+    await a_moment()
+    for number in range(3, 6):
+        assert await owner.publish(member, channel, b"%d" % number) is None
+    assert nodes.nodes[order[0]].custody.stream(channel).offset == 5
+    nodes.check_invariants()
+    await nodes.stop()
+
+
+@simulated
+async def test_a_claim_ends_with_the_ownership_that_it_was_for():
+    """An owner that collects for a new backup, and is missing from its own view meanwhile, can claim again."""
+    nodes = cluster(*NAMES)
+    channel = "plain:c"
+    owner, backup, _ = nodes.nodes["a"].custody.view.nearest(channel, 3, beside="")
+    node, member = nodes.nodes[owner], alice()
+    assert await node.publish(member, channel, b"1") is None
+    nodes.net.cut.add(frozenset((owner, backup)))
+    node.peers.view(alone(drains=backup))
+    nodes.net.cut.clear()
+    nodes.net.late_permille = 1_000
+    await asyncio.sleep(0.02)
+    assert node.custody.is_claiming(channel)
+    node.peers.view(alone(without=owner))
+    nodes.net.late_permille = 0
+    nodes.publish_view()
+    await asyncio.sleep(1)
+    async with asyncio.timeout(1):
+        assert await node.publish(member, channel, b"2") is None
+    nodes.check_invariants()
+    await nodes.stop()
+
+
+@simulated
+async def test_nobody_waits_for_a_claim_longer_than_it_may_take(monkeypatch: pytest.MonkeyPatch):
+    """Who asked is told to come again; the claim itself goes on."""
+    monkeypatch.setattr("access.channel_keeper.COLLECT_MS", 60_000)
+    nodes = cluster(*NAMES)
+    channel = "plain:c"
+    owner = nodes.nodes[nodes.owner(channel)]
+    nodes.net.lost_permille = 1_000
+    began = asyncio.get_running_loop().time()
+    assert await owner.publish(alice(), channel, b"1") == ClientError.INTERNAL.wire
+    assert asyncio.get_running_loop().time() - began < 5
     await nodes.stop()
 
 

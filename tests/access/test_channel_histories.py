@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Any
@@ -23,10 +24,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from access.core.custody import Custody
+from access.core.custody import Custody, Forgotten
 from access.core.feed import Feed, News
 from access.core.holding import Holding
-from access.core.namespaces import Namespace
+from access.core.namespaces import ChannelSettings, Namespace
 from access.core.placement import View
 from access.core.protocol import HistoryResult, SubscribeRequest, SubscribeResult
 from access.peers import Place, Replicate, Replicated
@@ -35,6 +36,7 @@ from tests.access.channel_cluster import Cluster, FakeMember, SimNode, simulate
 
 SEEDS = range(int(os.environ.get("CHANNEL_HISTORIES", "120")))
 SEEDS_TO_CATCH = range(80)
+SEEDS_TO_CROWD = range(10)
 NAMES = ("a", "b", "c", "d", "e")
 CHANNELS = ("x", "y", "z")
 CHAOS_S = 14.0
@@ -211,14 +213,17 @@ class SimClient:
 class History:
     """One seed."""
 
-    def __init__(self, seed: int, *, is_wild: bool) -> None:
+    def __init__(self, seed: int, *, is_wild: bool, is_crowded: bool = False) -> None:
+        """Crowded: nodes own few channels, and somebody makes up others."""
         self.seed = seed
         self.is_wild = is_wild
+        self.is_crowded = is_crowded
         self.random = Random(seed)
         self.world = World()
 
     async def run(self) -> Counter[str]:
-        self.cluster = cluster = Cluster(NAMESPACE, seed=self.seed)
+        settings = ChannelSettings(streams_max=len(CHANNELS) + 1 if self.is_crowded else 1_000)
+        self.cluster = cluster = Cluster(NAMESPACE, settings=settings, seed=self.seed)
         random, loop = self.random, asyncio.get_running_loop()
         cluster.start(*NAMES[: random.randint(1, 4)])
         cluster.view_late_s = random.choice((0.0, 0.05, 0.5))
@@ -228,6 +233,8 @@ class History:
         clients = [SimClient(number, cluster, self.world, random) for number in range(random.randint(2, 5))]
         ends_at = loop.time() + CHAOS_S
         lives = [loop.create_task(client.live(ends_at)) for client in clients]
+        if self.is_crowded:
+            lives.append(loop.create_task(self.make_up_channels(ends_at)))
         await self.disturb(ends_at)
         cluster.net.late_permille = cluster.net.lost_permille = cluster.net.twice_permille = 0
         cluster.net.cut.clear()
@@ -266,6 +273,20 @@ class History:
                 continue
             self.world.counts[kind] += 1
             self.cluster.check_invariants()
+
+    async def make_up_channels(self, ends_at: float) -> None:
+        """Subscribe to one after the other, at all nodes, and stay in none."""
+        loop, eve, made = asyncio.get_running_loop(), FakeMember("eve", "eve"), 0
+        while loop.time() < ends_at:
+            made += 1
+            channel = f"made up {made % 20}"
+            for node in tuple(self.cluster.nodes.values()):
+                with suppress(RoadsteadError, TimeoutError):
+                    async with asyncio.timeout(0.02):
+                        await node.channels.subscribe(eve, SubscribeRequest(channel))
+                node.channels.unsubscribe(eve, channel)
+            self.world.counts["made up"] += 1
+            await asyncio.sleep(0.2)
 
     async def drain(self, name: str) -> None:
         """It drains, and leaves the registry as it ends, a while later."""
@@ -325,9 +346,9 @@ def run_all(seeds: range) -> None:
         run(seed, is_wild=seed % 2 == 0)
 
 
-def run(seed: int, *, is_wild: bool) -> Counter[str]:
+def run(seed: int, *, is_wild: bool, is_crowded: bool = False) -> Counter[str]:
     try:
-        counts: Counter[str] = simulate(History(seed, is_wild=is_wild).run)
+        counts: Counter[str] = simulate(History(seed, is_wild=is_wild, is_crowded=is_crowded).run)
     except BaseException as error:
         error.add_note(f"seed {seed}, is_wild {is_wild}")
         raise
@@ -345,6 +366,21 @@ def test_no_history_violates_an_invariant(*, is_wild: bool, record_property: Any
     for kind in ("kill", "start", "drain", "recovered", "unknown"):
         assert totals[kind] >= len(SEEDS) // 4, totals
     assert totals["got"] >= 100 * len(SEEDS)
+
+
+def test_channels_that_give_way_to_others_violate_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Those that somebody makes up come and go, and who uses the others notices nothing of it."""
+    make_room, totals = Custody.make_room, Counter[str]()
+
+    def counted(self: Custody) -> Forgotten | None:
+        forgotten = make_room(self)
+        totals["forgotten"] += forgotten is not None
+        return forgotten
+
+    monkeypatch.setattr(Custody, "make_room", counted)
+    for seed in SEEDS_TO_CROWD:
+        totals.update(run(seed, is_wild=seed % 2 == 0, is_crowded=True))
+    assert totals["forgotten"] >= 20 * len(SEEDS_TO_CROWD), totals
 
 
 def test_a_history_is_its_seed():

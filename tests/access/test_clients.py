@@ -17,7 +17,7 @@ from access.core.protocol import Close
 from access.core.session import Session
 from access.ports import Connection
 from access.redirect import Redirects
-from base.errors import Conflict, Overloaded, PeerUnavailable
+from base.errors import Conflict, LimitExceeded, Overloaded, PeerUnavailable
 from im.api import RpcReply
 from scheduler.api import Ticket
 from scheduler.client import mint_ticket
@@ -212,6 +212,23 @@ async def test_who_is_connected_has_until_its_token_expires(node: ClientsNode) -
 
 
 # ---------------------------------------------------------------- credentials that an SDK can mend
+
+
+async def test_only_too_many_connections_stop_an_sdk_for_good() -> None:
+    """By a close; what else in a connect is over a limit is told by a reply, and can be asked for otherwise."""
+    async with clients_node(user_connections_max=1) as node:
+        node.im.holds = True
+        wire = node.wire()
+        await wire.connect()
+        await node.im.answer(LimitExceeded("too many users in an audience", what="users", limit=3))
+        assert wire.closed is None
+        assert wire.told == [{"id": 1, "error": {"code": 106, "message": "too many users in an audience"}}]
+        node.im.holds = False
+        await wire.connect()
+        assert wire.told[-1]["connect"]["client"]
+        other = node.wire()
+        await other.connect()
+        assert other.closed is Close.CONNECTION_LIMIT
 
 
 async def test_a_ticket_for_other_nodes_makes_an_sdk_ask_for_another(node: ClientsNode) -> None:

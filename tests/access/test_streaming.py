@@ -15,6 +15,7 @@ from access.core.outgoing import Form
 from access.core.protocol import Close
 from access.http import HttpConnection
 from access.websocket import write_soon
+from base import http as base_http
 from tests.access.http_nodes import CONNECT, LIMITS, ORIGIN, SETTLE_S, HttpNode, Lines, Nodes, running_nodes, until
 
 SOCKET_BUFFER = 131_072
@@ -325,7 +326,7 @@ async def test_a_body_that_does_not_arrive_opens_nothing(
     breaks_off: bool,  # noqa: FBT001
 ) -> None:
     """It breaks off, or takes too long: then the client is told."""
-    monkeypatch.setattr(http, "READ_TIMEOUT_S", SETTLE_S if breaks_off else 0.1)
+    monkeypatch.setattr(base_http, "READ_TIMEOUT_S", SETTLE_S if breaks_off else 0.1)
     host, port = nodes.one.node.http.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(b"POST /connection/http_stream HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
@@ -342,25 +343,58 @@ async def test_a_body_that_does_not_arrive_opens_nothing(
     assert not nodes.one.gateway.addresses
 
 
-async def test_only_so_many_bodies_are_on_their_way(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who sends slowly cannot make the node hold any number of them."""
-    monkeypatch.setattr(http, "BODIES_MAX", 1)
-    held = asyncio.Event()
+class SlowRequest:
+    """A request in the hands of the test, byte by byte."""
 
-    async def slowly() -> AsyncIterator[bytes]:
-        yield CONNECT[:5].encode()
-        await held.wait()
-        yield CONNECT[5:].encode()
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
 
-    url = nodes.one.url("/connection/http_stream")
-    async with asyncio.TaskGroup() as tasks:
-        slow = tasks.create_task(nodes.http.post(url, data=slowly(), headers={"Content-Type": "text/plain"}))
-        await until(lambda: nodes.one.transports._gate._reading)
-        async with nodes.http.post(url, data=CONNECT) as response:
-            assert (response.status, response.headers["Retry-After"]) == (503, "1")
-        held.set()
-    assert slow.result().status == 200
-    slow.result().close()
+    @classmethod
+    async def begin(cls, node: HttpNode, data: str) -> SlowRequest:
+        host, port = node.node.http.url.removeprefix("http://").split(":")
+        made = cls(*await asyncio.open_connection(host, int(port)))
+        made.send(data)
+        return made
+
+    def send(self, data: str) -> None:
+        self._writer.write(data.encode())
+
+    async def head(self) -> str:
+        """Return the head of the answer, and hang up."""
+        async with asyncio.timeout(SETTLE_S):
+            head = await self._reader.readuntil(b"\r\n\r\n")
+        self._writer.close()
+        return head.decode()
+
+
+@pytest.mark.parametrize("limit", ["BODIES_MAX", "BODIES_OF_ADDRESS_MAX"])
+async def test_only_so_many_bodies_are_on_their_way(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """Who sends slowly takes a place from others who do, or from those at its address; who sends all at once none."""
+    monkeypatch.setattr(http, limit, 1)
+    head = f"POST /connection/http_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(CONNECT)}\r\n\r\n"
+    async with running_nodes() as nodes:
+        gate = nodes.one.transports._gate
+        slow = await SlowRequest.begin(nodes.one, head)
+        await until(lambda: gate._reading)
+        refused = await (await SlowRequest.begin(nodes.one, head)).head()
+        assert refused.startswith("HTTP/1.1 503 ")
+        assert "Retry-After: 1\r\n" in refused
+        whole = await SlowRequest.begin(nodes.one, head + CONNECT)
+        assert (await whole.head()).startswith("HTTP/1.1 200 ")
+        elsewhere = await SlowRequest.begin(nodes.one, head.replace("\r\n", "\r\nX-From: afar\r\n", 1))
+        if limit == "BODIES_MAX":
+            assert (await elsewhere.head()).startswith("HTTP/1.1 503 ")
+        else:
+            elsewhere.send(CONNECT)
+            assert (await elsewhere.head()).startswith("HTTP/1.1 200 ")
+        slow.send(CONNECT)
+        assert (await slow.head()).startswith("HTTP/1.1 200 ")
+        assert not gate._reading
+        again = await SlowRequest.begin(nodes.one, head)
+        await until(lambda: gate._reading)
+        again.send(CONNECT)
+        assert (await again.head()).startswith("HTTP/1.1 200 ")
 
 
 # ---------------------------------------------------------------- browsers

@@ -18,6 +18,7 @@ from base.errors import BadRequest, LimitExceeded
 from roadstead.api import call_api
 from roadstead.config import Config
 from status.config import StatusConfig
+from status.core import publisher
 from status.core.partitions import partition_of
 from tests.system.conftest import SETTLE_S, Connect, StockClient, System, eventually, running
 from tests.system.test_faults import KEY, Cluster
@@ -243,6 +244,19 @@ async def test_an_audience_decides_who_sees(system: System, connect: Connect) ->
     await set_presence(bob, audience={"mode": "everyone"})
     await alices.has("online", "offline", "online")
     await cleos.has("online", "offline", "online")
+
+
+async def test_an_audience_that_is_refused_leaves_what_was(
+    system: System, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not sent along with the next change."""
+    bob = await connect("bob")
+    monkeypatch.setattr(publisher, "LISTED_BYTES_MAX", 500)
+    with pytest.raises(centrifuge.ReplyError, match="too much room") as refused:
+        await set_presence(bob, audience={"mode": "listed", "users": [f"user-{number}" for number in range(200)]})
+    assert refused.value.code == 106
+    await set_presence(bob, state="busy")
+    assert (await view(system, "bob", "alice"))["state"] == "busy"
 
 
 async def test_who_connects_hidden_is_never_seen(system: System, connect: Connect) -> None:

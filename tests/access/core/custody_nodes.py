@@ -40,10 +40,8 @@ class Nodes:
         self.lives = dict.fromkeys(names, 1)
         self.draining: set[str] = set()
         self.asked: list[str] = []
-        self.all = {
-            name: Custody(name, 1, keeps=lambda _: (SIZE, 10_000_000), owned_max=owned_max, bytes_max=bytes_max)
-            for name in names
-        }
+        self.followed: set[str] = set()
+        self.all = {name: self._made(name, owned_max=owned_max, bytes_max=bytes_max) for name in names}
         self.see(*names)
 
     def __getitem__(self, name: str) -> Custody:
@@ -57,7 +55,17 @@ class Nodes:
 
     def restart(self, name: str) -> None:
         self.lives[name] += 1
-        self.all[name] = Custody(name, self.lives[name], keeps=lambda _: (SIZE, 10_000_000), owned_max=9, bytes_max=9)
+        self.all[name] = self._made(name, owned_max=9, bytes_max=9)
+
+    def _made(self, name: str, *, owned_max: int, bytes_max: int) -> Custody:
+        return Custody(
+            name,
+            self.lives[name],
+            keeps=lambda _: (SIZE, 10_000_000),
+            is_followed=self.followed.__contains__,
+            owned_max=owned_max,
+            bytes_max=bytes_max,
+        )
 
     def claim(self, name: str, channel: str = CHANNEL, former: Iterable[str] = ()) -> Outcome:
         """Claim to the end."""

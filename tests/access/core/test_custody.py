@@ -1,6 +1,7 @@
 """Who may number: each rule by example, on nodes that talk by direct calls, some of which are lost.
 
-Copies in doubt are in `test_custody_doubt`, histories of whole clusters in `tests/access/test_channel_histories.py`.
+Copies in doubt are in `test_custody_doubt`, channels that gave way in `test_custody_room`, histories of whole clusters
+in `tests/access/test_channel_histories.py`.
 """
 
 from __future__ import annotations
@@ -365,6 +366,16 @@ def test_of_two_claims_the_greater_ballot_counts():
     assert last.outcome == Outcome(is_owned=False)
 
 
+def test_who_is_refused_when_nobody_else_is_left_owns_at_once():
+    """It begins again above the refusal, and there is nobody to ask."""
+    nodes = Nodes("a", "b", "c")
+    step = nodes["a"].begin(CHANNEL, NOW, new_epoch="e")
+    nodes.see("a", by="a")
+    assert nodes["a"].answered(CHANNEL, step.ballot, "b", Collected(Ballot(7, "x")), NOW).ask == ()
+    assert nodes["a"].is_owner(CHANNEL)
+    nodes.check()
+
+
 def test_an_owner_that_was_replaced_learns_it_from_its_backup():
     """This is the fence: it can commit nothing, whatever it believes."""
     nodes = settled()
@@ -518,17 +529,22 @@ def test_what_nobody_uses_is_forgotten():
     nodes.claim("a")
     assert nodes["a"].statistics() == {"known": 1, "owned": 1, "bytes": 0}
     later = Instant(nodes.now + QUIET_MS)
-    nodes["a"].sweep(later, WALL, lambda _: True)
+    nodes.followed.add(CHANNEL)
+    nodes["a"].sweep(later, WALL)
     assert nodes["a"].channels() == [CHANNEL]
+    nodes.followed.clear()
     nodes["a"].touch(CHANNEL, later)
     nodes["a"].touch("unknown", later)
-    nodes["a"].sweep(later, WALL, lambda _: False)
+    nodes["a"].sweep(later, WALL)
     assert nodes["a"].channels() == [CHANNEL]
-    nodes["a"].sweep(Instant(later + QUIET_MS), WALL, lambda _: False)
+    nodes["a"].sweep(Instant(later + QUIET_MS), WALL)
     assert nodes["a"].statistics() == {"known": 0, "owned": 0, "bytes": 0}
     nodes["a"].begin(CHANNEL, nodes.now, new_epoch="e")
-    nodes["a"].sweep(Instant(nodes.now + PROMISE_MS), WALL, lambda _: False)
+    nodes["a"].sweep(Instant(nodes.now + PROMISE_MS), WALL)
     assert nodes["a"].channels() == [CHANNEL]
+    assert nodes["b"].channels() == [CHANNEL], "it promised"
+    nodes["b"].sweep(Instant(nodes.now + PROMISE_MS), WALL)
+    assert nodes["b"].channels() == []
     nodes.check()
 
 
@@ -538,6 +554,29 @@ def test_a_node_owns_a_bounded_number_of_channels():
     assert nodes["a"].has_room()
     nodes.claim("a")
     assert not nodes["a"].has_room()
+
+
+def test_a_channel_without_publications_and_followers_gives_way_to_another():
+    """R7: of several the one that was unused for longest; not one that is followed, claimed, or was published in."""
+    nodes = Nodes("a", "b")
+    nodes.age()
+    names = (f"c{number}" for number in range(99))
+    claimed, followed, x, y, full, *_ = [name for name in names if nodes["a"].view.owner(name) == "a"]
+    for channel in (claimed, followed, x, y, full):
+        assert nodes.claim("a", channel).is_owned
+    nodes["a"].number(full, Draft(b"1"), WALL)
+    nodes["a"].begin(claimed, nodes.now, new_epoch="e")
+    nodes.followed.add(followed)
+    for channel in (full, x):
+        nodes["a"].touch(channel, nodes.now)
+    for channel in (y, x):
+        forgotten = nodes["a"].make_room()
+        assert forgotten is not None
+        assert (forgotten.channel, forgotten.nodes) == (channel, ("b",))
+        nodes.check()
+    assert nodes["a"].make_room() is None
+    assert nodes["a"].channels() == [claimed, followed, full]
+    assert nodes["a"].statistics()["owned"] == 3
 
 
 def test_there_is_nothing_to_do_about_what_is_not_held_or_has_no_owner():

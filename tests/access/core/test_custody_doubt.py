@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from access.core.custody import FORK_AFTER_MS, Outcome
+from access.core.placement import Node, View
 from access.core.stream import Draft
 from access.peers import Ballot, Collect, Collected, Copy
 from base.clock import Instant
@@ -53,6 +54,21 @@ def test_who_was_thought_dead_has_nothing_but_doubtful_copies():
     assert nodes.claim("a").is_owned
     assert nodes.epoch("a") != "e1"
     assert nodes.texts("a") == [b"1"]
+
+
+def test_an_owner_that_is_missing_from_its_own_view_owns_no_more():
+    """It is told of which channels, once; and a claim for another backup ends with that."""
+    nodes = settled()
+    nodes.draining = {"b"}
+    nodes.see("a", "b", "c")
+    nodes["a"].begin(CHANNEL, nodes.now, new_epoch="e")
+    assert nodes["a"].is_claiming(CHANNEL)
+    gone = View([Node("b", 1), Node("c", 1)])
+    assert nodes["a"].adopt(gone, nodes.now) == [CHANNEL]
+    assert not nodes["a"].is_claiming(CHANNEL)
+    assert nodes["a"].adopt(gone, nodes.now) == []
+    assert nodes["a"].statistics()["owned"] == 0
+    nodes.check()
 
 
 def test_who_does_not_answer_and_is_not_gone_holds_a_claim_up_for_a_while():

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from access.core import holding as module
-from access.core.holding import DOUBTS_MAX, PROMISE_MS, QUIET_MS, Holding, Shelf
+from access.core.holding import CROWDED_MS, DOUBTS_MAX, PROMISE_MS, QUIET_MS, Holding, Shelf
 from access.core.stream import Draft, Entry, Stream
 from access.peers import NO_BALLOT, Ballot
 from base.clock import Instant, Timestamp
@@ -32,8 +32,8 @@ def held(*, count: int = 0) -> Holding:
     return holding
 
 
-def shelf(*, bytes_max: int = 10_000, size: int = 5) -> Shelf:
-    return Shelf(keeps=lambda _channel: (size, TTL_MS), bytes_max=bytes_max)
+def shelf(*, bytes_max: int = 10_000, size: int = 5, many: int = 100) -> Shelf:
+    return Shelf(keeps=lambda _channel: (size, TTL_MS), bytes_max=bytes_max, many=many)
 
 
 def never(_channel: str, _holding: Holding) -> bool:
@@ -198,7 +198,7 @@ def test_what_is_unused_for_long_is_forgotten():
     tail = some.hold("tail", NOW)
     some.put("tail", tail, Stream("e"))
     tail.is_owner, tail.tail, tail.tail_bytes = True, [entry(1)], entry(1).size()
-    assert some.sweep(Instant(PROMISE_MS - 1), Timestamp(TTL_MS - 1), never) == []
+    assert some.sweep(Instant(PROMISE_MS - 1), Timestamp(TTL_MS - 1), never) == {}
     assert len(some.sweep(Instant(PROMISE_MS), Timestamp(TTL_MS - 1), never)) == 1
     assert sorted(some) == ["full", "position", "tail", "used"]
     publish(some, "full", at=QUIET_MS)
@@ -236,6 +236,33 @@ def test_sweeps_look_at_everything_by_and_by(monkeypatch: pytest.MonkeyPatch):
     some._unswept.append("c1")
     some.sweep(Instant(PROMISE_MS), WALL, never)
     assert len(some) < 9
+
+
+def test_promises_are_forgotten_sooner_where_there_are_too_many_channels():
+    """Copies are not: they are as many as other nodes own."""
+    some = shelf(many=2)
+    for number in range(3):
+        some.hold(f"promise{number}", NOW).promise(ballot(1))
+    publish(some, "copy")
+    assert some.sweep(Instant(CROWDED_MS - 1), WALL, never) == {}
+    assert sorted(some.sweep(Instant(CROWDED_MS), Timestamp(TTL_MS), never)) == ["promise0", "promise1", "promise2"]
+    some.hold("promise", NOW).promise(ballot(1))
+    assert some.sweep(Instant(CROWDED_MS), Timestamp(TTL_MS), never) == {}
+    assert sorted(some) == ["copy", "promise"]
+
+
+def test_a_sweep_looks_at_more_where_there_are_more(monkeypatch: pytest.MonkeyPatch):
+    """So that what comes and goes fast does not pile up."""
+    monkeypatch.setattr(module, "SWEEP", 1)
+    monkeypatch.setattr(module, "SWEEPS", 4)
+    some = shelf()
+    for number in range(100):
+        some.hold(f"c{number}", NOW)
+    left = [100]
+    for _ in range(4):
+        some.sweep(Instant(PROMISE_MS), WALL, never)
+        left.append(len(some))
+    assert left == [100, 75, 57, 43, 33], "a quarter each"
 
 
 @pytest.mark.parametrize("seed", range(20))
