@@ -60,6 +60,13 @@ LOOKED_AT = {
     "docker/healthcheck.py",
     "grafana/roadstead.json",  # test_monitoring
     "systemd/tmpfiles.conf",
+    # test_deploy_kubernetes
+    "kubernetes/kustomization.yaml",
+    "kubernetes/namespace.yaml",
+    "kubernetes/network.yaml",
+    "kubernetes/certificates.yaml",
+    *(f"kubernetes/{role}.yaml" for role in ROLES),
+    *(f"kubernetes/config/{role}.toml" for role in ROLES),
 }
 """What a test of its own is for."""
 OWN = {"envoy", "hadolint", "roadstead"}
