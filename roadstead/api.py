@@ -7,6 +7,7 @@ Servers are believed by the machine's own CAs. A program that talks to a cluster
 from __future__ import annotations
 
 import ssl
+from collections.abc import Collection
 from contextvars import ContextVar
 from http import HTTPStatus
 from pathlib import Path
@@ -79,6 +80,7 @@ async def call_api(
     body: Any = None,
     operator: str = "",
     deadline_s: float = DEADLINE_S,
+    answers: Collection[int] = (),
     tls: ssl.SSLContext | None = None,
 ) -> Any:
     """Send one request and return its JSON answer.
@@ -91,6 +93,7 @@ async def call_api(
         body: sent as JSON unless None.
         operator: who asks, by the name that they give themselves: for the audit log.
         deadline_s: how long the answer may take.
+        answers: HTTP statuses beside those of success that come with an answer, as the 503 of `/readyz` does.
         tls: whom to believe; None: as `trust_ca` said.
 
     Raises:
@@ -112,7 +115,7 @@ async def call_api(
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         reason = str(error) or f"no answer within {deadline_s:g} s"
         raise PeerUnavailable(f"{url} cannot be reached: {reason}") from error
-    if response.status // 100 != SUCCESS:
+    if response.status // 100 != SUCCESS and response.status not in answers:
         raise _failure_of(url, response, answer)
     try:
         return msgspec.json.decode(answer) if answer.strip() else None

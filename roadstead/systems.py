@@ -7,7 +7,7 @@ the nodes too that joined later, and go on when the registry is away.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,9 @@ class System(msgspec.Struct):
                 tasks.create_task(ask(node))
         return dict(sorted(answers.items())), sorted(silent)
 
-    async def call(self, node: Node, path: str) -> Any:
-        """Ask a node by HTTP. Raises what `call_api` raises."""
-        return await call_api("GET", f"{node.url}{path}", credential=self.api_key)
+    async def call(self, node: Node, path: str, *, answers: Collection[int] = ()) -> Any:
+        """Ask a node by HTTP; `answers` and what is raised are those of `call_api`."""
+        return await call_api("GET", f"{node.url}{path}", credential=self.api_key, answers=answers)
 
     def is_local(self, node: Node) -> bool:
         """Return whether a node is reached on loopback, and so runs here."""

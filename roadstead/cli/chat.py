@@ -55,7 +55,7 @@ class _Chat:
     async def run(self) -> None:
         expires_at = Timestamp(SystemClock().realtime() + TOKEN_TTL_MS)
         self._client = Client(
-            await self._where.answering(SCHEDULER),
+            list((await self._where.urls(SCHEDULER)).values()),
             user=self._user,
             credential=mint_user_token(self._user, key=self._where.user_key(), expires_at=expires_at),
             on_message=self._show,

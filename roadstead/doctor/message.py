@@ -29,7 +29,7 @@ async def round_trip(system: System) -> str:
 
     page = await call_api("GET", f"{system.url(IM)}/v1/users/{DOCTOR}/timeline", credential=system.api_key)
     client = Client(
-        system.url(SCHEDULER),
+        [node.url for node in system.of(SCHEDULER)],
         user=DOCTOR,
         credential=system.api_key,
         on_message=take,

@@ -7,6 +7,7 @@ import resource
 import shutil
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -54,7 +55,7 @@ PROBES = {
 
 async def is_ready(system: System, node: Node) -> str:
     """The node says that it takes work, and others can find it."""
-    answer = await system.call(node, "/readyz")
+    answer = await system.call(node, "/readyz", answers=(HTTPStatus.SERVICE_UNAVAILABLE,))
     if answer["status"] != "ready":
         raise Unavailable(f"{node.url} is {answer['status']}")
     if node.instance is None and system.registry_failure is None:

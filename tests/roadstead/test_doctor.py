@@ -20,6 +20,8 @@ from access.api import NodeReport
 from base.clock import SimClock, SystemClock
 from base.core.registry import ServiceInstance
 from base.errors import LimitExceeded, NotReady, RoadsteadError, StoreUnavailable, Unauthenticated, Unavailable
+from base.http import HttpServer
+from base.metrics import Metrics
 from base.registry.memory import MemoryRegistry
 from base.trust import Trust
 from im.core.shards import ShardTable
@@ -108,6 +110,11 @@ async def test_a_node_is_ready_or_not():
         assert await nodes.is_ready(system(registry_failure=StoreUnavailable("away")), lost) == url
     with pytest.raises(RoadsteadError, match="cannot be reached"):
         await nodes.is_ready(system(), node("im-1", "im"))
+    starting = HttpServer("im-1", Metrics("im-1"), statistics=dict)
+    url = await starting.listen("127.0.0.1", 0)
+    with pytest.raises(Unavailable, match="is not ready"):
+        await nodes.is_ready(system(), node("im-1", "im", url))
+    await starting.close()
 
 
 async def test_versions_are_compared():
