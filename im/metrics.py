@@ -74,8 +74,8 @@ class ImMetrics:
         self.dropped_work = OverShards(
             metrics.gauge(
                 "im_dropped_work",
-                "What is dropped under pressure: 0 nothing, 1 typing, 2 also presence, 3 also receipts, 4 also "
-                "previews, 5 also messages. Of the shard that drops most.",
+                "What is dropped under pressure: 0 nothing, 1 typing, 2 a level at which nothing more is left out, "
+                "3 also receipts, 4 also previews, 5 also messages. Of the shard that drops most.",
             ),
             max,
         )

@@ -46,14 +46,19 @@ SEEN = {
     "access hears": "as cut off",
     "access is heard": "as cut off",
     "status cut off": "UNKNOWN until others have its partitions",
-    "status hears": "as cut off",
-    "status is heard": "as cut off",
+    "status hears": "UNKNOWN until it hears again: it seems to live, so nobody takes its partitions over",
+    "status is heard": "UNKNOWN until others have its partitions",
     "im cut off": "sends to its shards wait",
     "im hears": "as cut off",
     "im is heard": "as cut off",
-    "im clock": "no new message ids while the clock is behind: sends to its shards are tried again",
+    "im clock": (
+        "sends to its shards are tried again: when it is set back until another worker number is taken, when it is set "
+        "right until that number's mark is moved on, 30 s at most"
+    ),
     "im disk": "sends to its shards are refused, to be tried again; the others go on",
-    "access clock": "tickets are over, or not yet, at this node: the client asks for another one",
+    "access clock +": "tickets are over at this node: the client asks for another one",
+    "access clock -": "tickets are good for longer at this node",
+    "scheduler clock -": "its tickets are over when it gives them: who asks it cannot connect until its clock is right",
 }
 """What users see, by what a fault's name begins with; nothing of the others."""
 
@@ -127,6 +132,8 @@ def page(figures: Figures) -> str:
         "connected again. *Assignments*: no scheduler answered. 0: nobody noticed. Of a fault that goes on for a while",
         "there are two lines: from its start, and from its end. Wrong statuses, lost, doubled and reordered messages:",
         "none in all of them, or the suite (`tests/process/faults`) fails.\n",
+        "Clients were pinged every 1.5 s and positions audited every second (defaults: 25 and 10 s). As a clock goes",
+        "wrong some clients lose their connections; if it is a scheduler's, all clients ask that one.\n",
         f"Measured on {figures.machine}.\n",
         "| fault | what users see | bound | n | lookups | sends | clients | assignments |",
         "|---|---|---|---|---|---|---|---|",
