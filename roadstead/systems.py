@@ -1,7 +1,8 @@
 """A running system as it is found from outside: by its data folder, or by the configuration of any of its nodes.
 
 Which nodes there are is what the registry says, and, for a data folder, what was started from it: so its commands find
-the nodes too that joined later, and go on when the registry is away.
+the nodes too that joined later, and go on when the registry is away. Who calls nodes believes their CA before
+(`roadstead.api.trust_ca`).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import msgspec
 from access.api import SERVICE as ACCESS
 from base.core.registry import ServiceInstance
 from base.credentials import Role
-from base.errors import ConfigError, PeerError, RoadsteadError, StoreError, Unavailable
+from base.errors import ConfigError, RoadsteadError, Unavailable
 from base.http import is_loopback
 from base.registry import Registry
 from base.registry.node import SERVICE as REGISTRY
 from base.reload import lines_of
 from base.trust import SecurityConfig, Trust
 from im.api import SERVICE as IM
-from roadstead.api import call_api, trust_ca
+from roadstead.api import call_api
 from roadstead.cluster.files import ClusterFiles
 from roadstead.config import Config
 from roadstead.deployment import DataFolder
@@ -153,8 +154,6 @@ async def _of_config(
 ) -> AsyncIterator[System]:
     node, security = config.node.name, config.security
     trust = Trust.load(security)
-    if security.has_tls:
-        trust_ca(Path(security.tls_ca))
     registry = opened_registry(config.registry, node=node, trust=trust)
     known = System(node, trust, api_key, registry.registry, registry.url, expected, None, folders)
     async with _seen(known, registry, services):
@@ -173,7 +172,7 @@ async def _seen(system: System, opened: OpenedRegistry, services: Sequence[str])
                 for service in services or SERVICES:
                     for instance in (await opened.registry.services(service)).items:
                         nodes[instance.id] = Node(instance.id, service, instance.url, instance)
-            except (PeerError, StoreError) as error:
+            except RoadsteadError as error:
                 system.registry_failure = error
             system.nodes = sorted(nodes.values(), key=lambda one: SERVICES.index(one.service))
             yield

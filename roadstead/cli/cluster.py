@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from base import log, loop
 from base.clock import SystemClock
@@ -207,7 +208,7 @@ def _show(nodes: list[Seen]) -> None:
         use = node.usage
         table.add_row(
             node.name,
-            f"[{styles.get(node.state, 'yellow')}]{node.state}[/]",
+            Text(node.state, style=styles.get(node.state, "yellow")),
             str(node.pid or ""),
             str(node.restarts),
             f"{node.uptime_s:.0f} s" if node.pid else "",

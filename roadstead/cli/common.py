@@ -63,9 +63,11 @@ def print_json(value: object) -> None:
 def print_table(table: Table, *, folds: bool = False) -> None:
     """Print a table with a line a row, however narrow the terminal is: a node's name or address must be whole.
 
+    Cells that are strings are shown as they are, whatever is in them; `rich.text.Text` has a style.
+
     `folds`: sentences are in it, which a terminal may show in several lines.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not (folds and console.is_terminal):
         wide = console.options.update(max_width=TABLE_COLUMNS_MAX)
         console.width = max(console.width, Measurement.get(console, wide, table).maximum)

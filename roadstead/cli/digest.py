@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from access.api import SERVICE as ACCESS
 from base.errors import RoadsteadError
@@ -81,7 +82,7 @@ def _show(compared: dict[str, Any]) -> None:
         table.add_column(column)
     for row in compared["access_nodes"]:
         own, held = row["own"] or {}, row["held"] or {}
-        mark = "[green]OK[/]" if row["is_ok"] else "[red]bad[/]"
+        mark = Text("OK", style="green") if row["is_ok"] else Text("bad", style="red")
         table.add_row(
             mark,
             row["node"],

@@ -8,6 +8,7 @@ from functools import partial
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from base.clock import SystemClock
 from roadstead.cli.common import EXIT_FAILED, json_option, print_json, print_table
@@ -83,6 +84,6 @@ def _show(findings: list[Finding]) -> None:
     for column in ("", "check", "seen", "what to do"):
         table.add_column(column)
     for finding in findings:
-        mark = "[yellow]warn[/]" if finding.is_warning else "[green]ok[/]" if finding.is_ok else "[red]bad[/]"
-        table.add_row(mark, finding.check, finding.seen, finding.advice)
+        word, style = ("warn", "yellow") if finding.is_warning else ("ok", "green") if finding.is_ok else ("bad", "red")
+        table.add_row(Text(word, style=style), finding.check, finding.seen, finding.advice)
     print_table(table, folds=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from base.errors import BadRequest
@@ -61,7 +60,7 @@ def _show(report: Report, needs: frozenset[str]) -> None:
     click.echo(", ".join(f"{count:,} {name}" for name, count in sorted(report.counts.items())) or "nothing happened")
     table = Table("", "judged", "", "violations", box=None, pad_edge=False)
     for finding in report.findings:
-        table.add_row(finding.invariant, f"{finding.looked:,}", escape(finding.what), f"{finding.found:,}")
+        table.add_row(finding.invariant, f"{finding.looked:,}", finding.what, f"{finding.found:,}")
     print_table(table)
     for finding in report.findings:
         for violation in finding.violations[:SHOWN_MAX]:

@@ -112,7 +112,7 @@ def _status(where: Where, as_json: bool, watch: bool, name: str) -> None:
 
 async def _watched(where: Where, path: str, *, as_json: bool) -> dict[str, Any]:
     """Return how it ended. In a terminal what is shown is drawn anew, elsewhere each change is a line."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     is_live = console.is_terminal and not as_json
     said = ""
     with Live(console=console, auto_refresh=False, transient=False) if is_live else _Nothing() as live:

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlencode
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from base.clock import SystemClock
@@ -81,4 +80,4 @@ def _add(table: Table, listed: list[dict[str, Any]]) -> None:
     for session in listed:
         since = f"{(now - session['since']) / 1000:.0f} s ago"
         told = (session[name] for name in ("user", "state", "device", "platform"))
-        table.add_row(*map(escape, told), since)
+        table.add_row(*told, since)

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from base.errors import ConfigError, PeerUnavailable
 from base.keys import KeyList
-from roadstead.api import call_api
+from roadstead.api import call_api, trust_ca
 from roadstead.cli.common import data_option, load_config, operator
 from roadstead.config import Config
 from roadstead.deployment import DataFolder
@@ -161,6 +161,8 @@ def system_options(command: F) -> F:
         given = {name: context.get_parameter_source(name) for name in ("data", "node_file")}
         if set(given.values()) == {ParameterSource.COMMANDLINE}:
             raise click.UsageError("--data and --config name two systems; give one of them")
+        if node_flags and node_file is None:
+            raise click.UsageError("--set changes the settings that --config names; give both")
         # What is said here counts, then the environment's data folder, then its configuration.
         is_data = given["data"] is not ParameterSource.DEFAULT and given["node_file"] is not ParameterSource.COMMANDLINE
         if node_file is None or is_data:
@@ -168,6 +170,8 @@ def system_options(command: F) -> F:
         config = load_config(node_file, node_flags)
         if not config.node.name and given["node_file"] is not ParameterSource.COMMANDLINE:
             return command(*args, where=Where(data), **rest)  # the environment has the settings of an `up`
+        if config.security.has_tls:
+            trust_ca(Path(config.security.tls_ca))  # here and not where it is used: a command may run several loops
         return command(*args, where=Where(data, config), **rest)
 
     setting = click.option("--set", "node_flags", multiple=True, metavar="SECTION.FIELD=VALUE", help="With --config.")

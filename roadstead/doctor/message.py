@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from base.errors import Unavailable
 from base.ids import new_uuid
 from im.api import SERVICE as IM
 from roadstead.api import call_api
@@ -27,9 +28,12 @@ async def round_trip(system: System) -> str:
         if incoming.data["client_msg_id"] == probe_id:
             arrived.set()
 
+    schedulers = [node.url for node in system.of(SCHEDULER)]
+    if not schedulers:
+        raise Unavailable("there is no scheduler node")
     page = await call_api("GET", f"{system.url(IM)}/v1/users/{DOCTOR}/timeline", credential=system.api_key)
     client = Client(
-        [node.url for node in system.of(SCHEDULER)],
+        schedulers,
         user=DOCTOR,
         credential=system.api_key,
         on_message=take,

@@ -158,6 +158,10 @@ def operated_on_from_elsewhere(folder: Path) -> None:
             assert {move["to"] for move in told("im", "rebalance")} == {"im-3"}
             assert set(told("im", "table")["owners"]) == {"im-1", "im-2", "im-3"}
             assert {move["from"] for move in told("im", "drain", "im-3")} == {"im-3"}
+            config = ("--config", str(files / "access-1.toml"))
+            resized = roadstead("status", "resize", "--weight", "status-2=2", "--yes", "--json", *config)
+            assert resized.returncode == 0, resized.stderr
+            assert json.loads(resized.stdout.splitlines()[-1])["is_done"]
         finally:
             process.terminate()
 

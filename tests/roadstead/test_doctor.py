@@ -28,6 +28,7 @@ from im.core.shards import ShardTable
 from roadstead.ca import CertificateAuthority
 from roadstead.doctor import nodes, whole
 from roadstead.doctor.findings import Degraded, Finding, found
+from roadstead.doctor.message import round_trip
 from roadstead.systems import Node, System
 
 NOBODY = "http://127.0.0.1:9"
@@ -115,6 +116,12 @@ async def test_a_node_is_ready_or_not():
     with pytest.raises(Unavailable, match="is not ready"):
         await nodes.is_ready(system(), node("im-1", "im", url))
     await starting.close()
+
+
+async def test_without_a_scheduler_no_message_is_sent():
+    """Which is told as what it is."""
+    finding = await found("a message arrives", lambda: round_trip(system(node("im-1", "im"))), "look above")
+    assert (finding.is_ok, finding.seen) == (False, "there is no scheduler node")
 
 
 async def test_versions_are_compared():

@@ -10,15 +10,17 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
 
 from base.clock import SimClock
-from base.errors import ConfigError, PeerUnavailable, StoreUnavailable
+from base.errors import ConfigError, PeerUnavailable, StoreUnavailable, Unauthenticated
 from base.registry.memory import MemoryRegistry
 from base.trust import Trust
 from roadstead.cli import where as module
-from roadstead.cli.common import load_config
+from roadstead.cli.common import load_config, print_table
 from roadstead.cli.where import Where, system_options
-from roadstead.deployment import DataFolder
+from roadstead.deployment import DataFolder, Endpoints
+from roadstead.registries import PeerRegistry
 from roadstead.systems import Node, System
 
 NODES = [
@@ -116,6 +118,32 @@ def test_the_users_key_is_the_folders_or_the_configurations(tmp_path: Path) -> N
         Where(data, load_config(None, ("node.name=access-1",))).user_key()
 
 
+async def test_a_registry_that_refuses_this_node_is_a_failure_to_be_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is; the nodes of the folder are known all the same."""
+
+    async def refuses(_registry: PeerRegistry) -> None:
+        raise Unauthenticated("another peer key")
+
+    monkeypatch.setattr(PeerRegistry, "probe", refuses)
+    data = DataFolder(tmp_path)
+    data.make_secrets()
+    urls = {"im-1": "http://127.0.0.1:9"}
+    data.publish_endpoints(Endpoints(1, {}, {}, {}, urls, registry={"registry-1": "http://127.0.0.1:9"}))
+    assert await Where(data).urls("im") == urls
+    with pytest.raises(PeerUnavailable, match="another peer key"):
+        await Where(data).urls("status")
+
+
+def test_a_table_shows_what_others_call_themselves_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line a row, however long that is."""
+    table = Table("device", "at", box=None, pad_edge=False)
+    table.add_row("[/x]", f"http://[fd00::1]:8730/{'a' * 300}")
+    print_table(table)
+    assert capsys.readouterr().out.splitlines()[1] == f"[/x]    http://[fd00::1]:8730/{'a' * 300}"
+
+
 @click.command()
 @system_options
 def which(where: Where) -> None:
@@ -150,4 +178,5 @@ def test_options_go_before_the_environment_and_folders_before_configurations(say
     assert says(ROADSTEAD_CONFIG="node.toml", ROADSTEAD_DATA="other") == "the system of other"
     assert says("--config", "node.toml", ROADSTEAD_DATA="other") == "the system of access-1"
     assert says("--data", "other", ROADSTEAD_CONFIG="node.toml") == "the system of other"
+    assert "give both" in says("--data", "other", "--set", "node.name=access-2")
     assert "name two systems" in says("--data", "other", "--config", "node.toml")
