@@ -116,7 +116,7 @@ class ChannelApi:
         return json_response({})
 
     async def _history(self, request: web.Request) -> web.Response:
-        self._credentials.require(request, Role.VIEWER)
+        self._credentials.require(request, Role.BACKEND)
         limit = _number(request, "limit", HISTORY_MAX, HISTORY_MAX)
         since = None
         if "offset" in request.query:
@@ -129,7 +129,7 @@ class ChannelApi:
         return json_response(page)
 
     async def _presence(self, request: web.Request) -> web.Response:
-        self._credentials.require(request, Role.VIEWER)
+        self._credentials.require(request, Role.BACKEND)
         return json_response(await self._channels.backend_presence(request.match_info["channel"]))
 
     async def _presence_stats(self, request: web.Request) -> web.Response:

@@ -65,6 +65,7 @@ class _TokenClaims(msgspec.Struct, frozen=True):
     info: Any = None
     device: str = ""
     platform: str = ""
+    aud: Any = None
 
     def expires_at(self) -> int:
         """When the connection or subscription itself ends, which a backend may set apart from the token's own time."""
@@ -164,6 +165,8 @@ def _claims(tokens: Verifier, token: str, now: Timestamp) -> _TokenClaims:
         checked_id(claims.sub, "sub")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, BadRequest) as error:
         raise Unauthenticated(f"the token is not valid: {error}") from error
+    if claims.aud:
+        raise Unauthenticated("the token is not valid: it is for another audience")
     if claims.exp and now // 1000 > claims.exp + LEEWAY_S:
         raise TokenExpired("the token is expired")
     if claims.nbf and now // 1000 < claims.nbf - LEEWAY_S:

@@ -106,14 +106,16 @@ _CHANNEL_ERRORS = (
 )
 
 
-def _of_channel(what: str, name: str, summary: str, answer: str, *parameters: Schema) -> Operation:
+def _of_channel(
+    what: str, name: str, summary: str, answer: str, *parameters: Schema, key: Role = Role.BACKEND
+) -> Operation:
     return Operation(
         method="get",
         path=f"/v1/channels/{{channel}}/{what}",
         name=name,
         served_by="access",
         summary=summary,
-        key=Role.VIEWER,
+        key=key,
         parameters=(_CHANNEL, *parameters),
         answer=ref(answer),
         errors=_CHANNEL_ERRORS,
@@ -162,7 +164,13 @@ _CHANNELS: tuple[Operation, ...] = (
         query("reverse", text(enum=["true", "false"], default="false"), "Newest first."),
     ),
     _of_channel("presence", "getChannelPresence", "Who is subscribed", "ChannelPresence"),
-    _of_channel("presence_stats", "getChannelPresenceStats", "How many are subscribed", "ChannelPresenceStats"),
+    _of_channel(
+        "presence_stats",
+        "getChannelPresenceStats",
+        "How many are subscribed",
+        "ChannelPresenceStats",
+        key=Role.VIEWER,
+    ),
 )
 
 ACCESS_OPERATIONS: tuple[Operation, ...] = (*_ADMIN, *_CHANNELS)

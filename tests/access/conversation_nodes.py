@@ -181,11 +181,10 @@ class FakeIm:
         return ConversationReply(self.epoch, head, entries, last_seq, removed)
 
     async def conversation_heads(self, cids: Sequence[str]) -> dict[str, int]:
-        heads = {cid: self.heads[cid] for cid in cids}
         asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._audits.put_nowait(asked)
         await asked
-        return heads
+        return {cid: self.heads[cid] for cid in cids}
 
 
 class Subscriber:

@@ -179,6 +179,8 @@ BAD_TOKENS: dict[str, str] = {
     "of a very long user": token(sub="a" * 1_000),
     "with a time that is none": token(exp=None, nbf="soon"),
     "with channels that are none": token(channels="news"),
+    "for another audience": token(aud="password-reset"),
+    "for several other audiences": token(aud=["billing", "search"]),
     "nested without end": base64.urlsafe_b64encode(b"[" * 30_000).decode() + ".e30.AA",
 }
 
