@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from base.errors import ConfigError, PeerUnavailable, RemoteProtocolError, RoadsteadError, from_wire
+from base.errors import ConfigError, PeerUnavailable, RemoteProtocolError, Retry, RoadsteadError, from_wire
 from base.http import OPERATOR_HEADER
 
 __all__ = ["ambient", "call_api", "connector", "context_of", "trust_ca"]
@@ -56,10 +56,11 @@ def connector(tls: ssl.SSLContext | None = None) -> aiohttp.TCPConnector:
 
 
 class _Failure(msgspec.Struct, frozen=True):
-    """How our APIs say what failed, see `base.http`. Others' errors have no `name`, or are no objects."""
+    """How our APIs say what failed, see `base.http`. Others' errors have no `retry` of these, or are no objects."""
 
     code: int
     name: str
+    retry: Retry
     message: str
     detail: dict[str, Any] = {}
 

@@ -24,10 +24,15 @@ export class RoadsteadError extends Error {
   }
 }
 
-/** Tell of what the application's own code threw, as the platform does of what nobody catches; nothing ends by it. */
-export function report(error) {
+/** Tell of what the application's own code threw, as the platform does of what nobody catches. */
+function report(error) {
   if (globalThis.reportError) globalThis.reportError(error);
   else console.error(error);
+}
+
+/** Call the application's own code, now. What it throws, or later rejects with, is reported; nothing ends by it. */
+export function tell(handler, what) {
+  new Promise((resolve) => resolve(handler(what))).catch(report);
 }
 
 /**
@@ -65,11 +70,7 @@ export class Channel {
   }
 
   #handOver(position, data, isStart) {
-    try {
-      this.handler({ channel: this.name, position, data, isStart });
-    } catch (error) {
-      report(error);
-    }
+    tell(this.handler, { channel: this.name, position, data, isStart });
   }
 }
 
@@ -207,7 +208,10 @@ export class Connection {
       const isOther = channel.position.epoch !== "" && channel.position.epoch !== page.epoch;
       channel.position = { epoch: page.epoch, offset: isOther ? 0 : channel.position.offset };
       if (isOther) continue;
-      for (const { offset, data } of page.entries) channel.deliver({ epoch: page.epoch, offset }, data);
+      for (const { offset, data } of page.entries) {
+        if (this.error) return; // as when a handler closes the client
+        channel.deliver({ epoch: page.epoch, offset }, data);
+      }
       hasMore = page.has_more;
     }
   }

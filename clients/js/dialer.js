@@ -31,8 +31,13 @@ function isAnswer(value) {
   );
 }
 
-/** Whether a scheduler says that; others' errors have no name, or are no objects. */
-const isFailure = (value) => Number.isSafeInteger(value?.code) && value.code > 0 && isText(value.name) && isText(value.message);
+/** Whether a scheduler says that; others' errors have no `retry` of these, or are no objects. */
+const isFailure = (value) =>
+  Number.isSafeInteger(value?.code) &&
+  value.code > 0 &&
+  isText(value.name) &&
+  isText(value.message) &&
+  ["same_node", "reroute", "never"].includes(value.retry);
 
 /** Opens connections, of which each follows the inbox, until it is closed. */
 export class Dialer {
@@ -46,7 +51,8 @@ export class Dialer {
   #lifetimeMs = 0;
   /** Regions that were measured and not told yet: `region:ms`. */
   #distances = [];
-  #timer = null;
+  /** Ends a pause. */
+  #interrupt = () => {};
   #opening = null;
   #isClosed = false;
 
@@ -105,10 +111,10 @@ export class Dialer {
     return target.catch(() => this.dial()).catch(() => null);
   }
 
-  /** Stop: whatever waits for a connection is told so, or waits for ever and is forgotten. */
+  /** Stop: whatever waits for a connection is told so. */
   close() {
     this.#isClosed = true;
-    clearTimeout(this.#timer);
+    this.#interrupt();
     this.#opening?.over("closed by the application", 0, true);
   }
 
@@ -185,8 +191,17 @@ export class Dialer {
     if (this.#isClosed) throw new RoadsteadError("closed by the application", { isFinal: true });
   }
 
-  #pause(ms) {
-    return new Promise((resolve) => (this.#timer = setTimeout(resolve, ms)));
+  async #pause(ms) {
+    if (!this.#isClosed) {
+      await new Promise((resolve) => {
+        const timer = setTimeout(resolve, ms);
+        this.#interrupt = () => {
+          clearTimeout(timer);
+          resolve();
+        };
+      });
+    }
+    this.#requireOpen();
   }
 }
 

@@ -5,7 +5,7 @@
  * of its own: when it is lost, or the server sends a `move`, the scheduler or the move names the next node. Positions
  * outlive connections, so that every publication is handed over once and in order.
  */
-import { Channel, DEADLINE_MS, RoadsteadError, report } from "./connection.js";
+import { Channel, DEADLINE_MS, RoadsteadError, tell } from "./connection.js";
 import { Dialer } from "./dialer.js";
 
 export { RoadsteadError };
@@ -38,8 +38,8 @@ export class Client {
    * @param {string} options.user - who connects
    * @param {string} options.credential - that user's token
    * @param {(incoming: {channel: string, position: {epoch: string, offset: number}, data: any, isStart: boolean}) =>
-   *   void} options.onMessage - called for each entry of the user's timeline, in order, each offset once. What it throws
-   *   is reported, and the next entry follows
+   *   void} options.onMessage - called for each entry of the user's timeline, in order, each offset once. What it
+   *   throws, or rejects with, is reported, and the next entry follows
    * @param {(error: RoadsteadError) => void} [options.onEnd] - told why there will be no further connection: the
    *   server closed with a code that forbids to reconnect, or a scheduler refuses the credential; told, too, of a
    *   channel that the server refused or ended (`error.channel`), the rest goes on then
@@ -73,13 +73,18 @@ export class Client {
     this.close();
     const refused = (error) => {
       this.unsubscribe(error.channel);
-      this.#tellEnd(error);
+      tell(this.#onEnd, error);
     };
     const options = { websocket: this.#websocket, inbox: this.#inbox, refused };
     const dialer = new Dialer(this.#urls, () => this.credential, options);
     this.#dialer = dialer;
     this.#error = null;
-    this.#use(dialer, await dialer.dial());
+    try {
+      this.#use(dialer, await dialer.dial());
+    } catch (error) {
+      this.#fail(dialer, error);
+      throw error;
+    }
     this.#keep(dialer);
   }
 
@@ -138,19 +143,16 @@ export class Client {
     try {
       for (;;) this.#use(dialer, await this.#successor(dialer, this.#connection));
     } catch (error) {
-      if (dialer !== this.#dialer) return; // closed meanwhile
-      this.#error = error;
-      this.#wake();
-      this.#tellEnd(error);
+      if (this.#fail(dialer, error)) tell(this.#onEnd, error);
     }
   }
 
-  #tellEnd(error) {
-    try {
-      this.#onEnd(error);
-    } catch (thrown) {
-      report(thrown);
-    }
+  /** Have calls fail with this, those that wait, too. False if the client was closed meanwhile: of that they know. */
+  #fail(dialer, error) {
+    if (dialer !== this.#dialer) return false;
+    this.#error = error;
+    this.#wake();
+    return true;
   }
 
   #use(dialer, connection) {

@@ -22,6 +22,7 @@ from typing import Any
 
 from base.errors import PeerUnavailable, Retry, RoadsteadError
 from base.ids import entropy
+from base.service import unless_stopped
 from roadstead.client.channel import Channel, Handler, Incoming, Position, report
 from roadstead.client.connection import DEADLINE_S, Connection
 from roadstead.client.dialer import Dialer
@@ -32,6 +33,7 @@ from roadstead.client.viewer import FAILURES, Update, Viewer
 __all__ = ["Client", "Incoming", "Position"]
 
 JITTER_PERCENT = 20
+CLOSED = "the client was closed"
 
 
 async def _ignore(_incoming: Incoming) -> None:
@@ -58,7 +60,7 @@ class Client(Methods):
         sync_interval_ms: int = 0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Nothing is sent before `connect`.
+        """Nothing is sent before `connect`. Raises ConfigError without any scheduler.
 
         Args:
             scheduler: the scheduler's base URL; or those of several, of which any is asked first, and another one when
@@ -101,6 +103,8 @@ class Client(Methods):
         self._is_settled = asyncio.Event()  # there is a connection, or an end
         self._is_settled.set()
         self._keeper: asyncio.Task[None] | None = None
+        self._is_closed = asyncio.Event()
+        """Set once what the last `connect` began is not wanted any more. Each has its own."""
 
     @property
     def position(self) -> Position:
@@ -128,14 +132,15 @@ class Client(Methods):
 
         Raises:
             RoadsteadError: a scheduler's refusal, PeerUnavailable when no candidate let us in or no scheduler answers,
-                RemoteProtocolError when what answers is none, PermissionDenied when a candidate closed for good.
+                RemoteProtocolError when what answers is none, PermissionDenied when a candidate closed for good;
+                PeerUnavailable, too, when meanwhile it is closed, or another `connect` begins.
         """
-        await self.close()
-        connection = await self._dialer.dial()
-        self._end = None
-        await self._use(connection)
-        # The one task of this object: `close` cancels it and waits for it.
-        self._keeper = asyncio.get_running_loop().create_task(self._keep(connection))
+        self._is_closed.set()
+        is_closed = self._is_closed = asyncio.Event()
+        await self._leave()
+        await unless_stopped(self._begin(is_closed), is_closed)
+        if is_closed.is_set():
+            raise PeerUnavailable(CLOSED)
 
     async def subscribe(self, name: str, handler: Handler, position: Position | None = None) -> None:
         """Follow a channel from now on, or on from a position that was kept. Refused: `on_end` is told."""
@@ -163,14 +168,34 @@ class Client(Methods):
         return (await self._connection.rpc(method, arguments, timeout=DEADLINE_S)).data
 
     async def close(self) -> None:
-        """Disconnect. Idempotent."""
-        keeper = self._keeper
+        """Disconnect, or stop connecting. Idempotent."""
+        self._is_closed.set()
+        await self._leave()
+
+    async def _begin(self, is_closed: asyncio.Event) -> None:
+        """Get the first connection and the keeper; there is no pause between these two in which a close misses one."""
+        connection = await self._dialer.dial()
+        if is_closed.is_set():  # in this very moment, as by a handler that was told the first entry
+            await connection.disconnect()
+            return
+        self._end = None
+        # The one task of this object: `close` cancels it and waits for it.
+        self._keeper = asyncio.get_running_loop().create_task(self._keep(connection))
+        await self._use(connection)
+
+    async def _leave(self) -> None:
+        """Have no connection, none that is being opened, and no keeper."""
+        keeper, opening = self._keeper, self._dialer.opening  # from the first wait on there may be others
         if keeper is not None:
             keeper.cancel()
+        # Before that is over: a handler that closes may be run by the keeper, and is cancelled with it.
+        await self._stop(PeerUnavailable(CLOSED))
+        if opening is not None:
+            await opening.disconnect()
+        if keeper is not None:
             await asyncio.wait([keeper])
             if self._keeper is keeper:
                 self._keeper = None
-        await self._stop(PeerUnavailable("the client was closed"))
 
     async def _stop(self, end: RoadsteadError) -> None:
         """Have calls fail with this, those that wait, too, and leave the connection if there is one."""

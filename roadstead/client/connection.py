@@ -93,10 +93,11 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
                     self.news.clear()
         except TimeoutError:
             self.over(PeerUnavailable(f"no answer within {DEADLINE_S:g} s"))
-        finally:
-            if not self.is_open or self.end is not None:
-                await self.disconnect()
+        except BaseException:  # cancelled, even if it is open by now: nobody else knows it
+            await self.disconnect()
+            raise
         if self.end is not None:
+            await self.disconnect()
             raise self.end
         self._opened_at = self._loop.time()
 
@@ -166,6 +167,8 @@ class Connection(centrifuge.Client, centrifuge.ClientEventHandler):
                 if not at.epoch:
                     inbox.position = Position(epoch, at.offset)
                 for entry in page["entries"]:
+                    if self.state is centrifuge.ClientState.DISCONNECTED:
+                        return  # by us, as when a handler closes the client
                     await inbox.deliver(Position(epoch, entry["offset"]), entry["data"])
                 has_more = page["has_more"]
 

@@ -16,7 +16,15 @@ import aiohttp
 import msgspec
 
 from base.core.backoff import Backoff
-from base.errors import AuthError, PeerUnavailable, RemoteProtocolError, Retry, RoadsteadError, TokenExpired
+from base.errors import (
+    AuthError,
+    ConfigError,
+    PeerUnavailable,
+    RemoteProtocolError,
+    Retry,
+    RoadsteadError,
+    TokenExpired,
+)
 from base.ids import entropy
 from roadstead.api import call_api, connector
 from roadstead.client.channel import Channel
@@ -78,8 +86,14 @@ class Dialer:
         credential: Callable[[], str],
         tls: ssl.SSLContext | None,
     ) -> None:
-        """`params` are those of `GET /v1/access`: who asks, from which device. `tls`: whom to believe, see `Client`."""
-        assert schedulers, "there is a scheduler"
+        """`params` are those of `GET /v1/access`: who asks, from which device. `tls`: whom to believe, see `Client`.
+
+        Raises ConfigError without any scheduler.
+        """
+        if not schedulers:
+            raise ConfigError(["there is no scheduler"])
+        self.opening: Connection | None = None
+        """The one that is not open yet, though it may tell entries by now."""
         random = entropy()
         self._schedulers = schedulers
         self._at = random.randrange(len(schedulers))
@@ -206,7 +220,12 @@ class Dialer:
 
     async def _open(self, address: str, ticket: str) -> Connection:
         connection = Connection(address, ticket, self._inbox, lifetime_s=self._lifetime_s, tls=self._tls)
-        await connection.open()
+        self.opening = connection
+        try:
+            await connection.open()
+        finally:
+            if self.opening is connection:
+                self.opening = None
         return connection
 
 

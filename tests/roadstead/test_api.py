@@ -70,7 +70,9 @@ async def test_a_failure_of_ours_is_raised_as_what_it_is(port: Port, error: Road
         '{"message": "Service Unavailable"}',
         '{"error": "service unavailable"}',
         '{"error": {"code": 503, "message": "no healthy upstream", "status": "UNAVAILABLE"}}',
-        '{"error": {"code": "x", "name": "x", "message": "x"}}',
+        '{"error": {"code": 503, "name": "ServiceUnavailable", "message": "upstream away"}}',
+        '{"error": {"code": 503, "name": "x", "message": "x", "retry": true}}',
+        '{"error": {"code": "x", "name": "x", "message": "x", "retry": "never"}}',
         '{"error": ' * 2_000,
     ],
 )

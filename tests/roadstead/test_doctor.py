@@ -66,7 +66,8 @@ async def answering(
             return web.json_response(statistics())
         if accepts:
             return web.json_response({"status": "ready"})
-        return web.json_response({"error": {"code": 301, "name": "x", "message": "unknown key"}}, status=401)
+        error = {"code": 301, "name": "x", "retry": "never", "message": "unknown key"}
+        return web.json_response({"error": error}, status=401)
 
     app = web.Application()
     app.router.add_get("/{path:.*}", answer)

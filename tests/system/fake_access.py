@@ -15,6 +15,8 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 
+from base.errors import retry_of
+
 USER = "bob"
 INBOX = f"inbox:{USER}"
 PATH = "/connection/websocket"
@@ -241,7 +243,9 @@ class World:
             status, kind, text = self.gateways[scheduler]
             return web.Response(status=status, content_type=kind, text=text, headers=self.gateway_headers)
         if self.refusals:
-            return web.json_response({"error": {"name": "as told", **self.refusals.pop(0)}}, status=503)
+            refusal = self.refusals.pop(0)
+            told = {"name": "as told", "retry": retry_of(refusal["code"]).value}
+            return web.json_response({"error": told | refusal}, status=503)
         candidates = [{"id": name, "region": "", "urls": {"websocket": self.url(name)}} for name in self.candidates]
         answer = {"candidates": candidates, "ticket": self.ticket(), "ttl_ms": 60_000, "backoff": self.backoff}
         return web.json_response(answer | self.more)

@@ -91,6 +91,125 @@ async def test_a_call_during_the_close_is_no_defect(world: World, app: Applicati
     assert not world.nodes["two"].sessions
 
 
+# ---------------------------------------------------------------- while it connects
+
+
+async def test_a_client_that_is_closed_while_it_connects_does_not_connect(world: World, app: Application) -> None:
+    """Its place in the queue is given up at once, and who connects is told."""
+    world.more = {"not_before_ms": 60_000}
+    connecting = asyncio.get_running_loop().create_task(app.client.connect())
+    await becomes(lambda: len(world.questions) == 1)
+    async with asyncio.timeout(1):
+        await app.client.close()
+        for waiting in (connecting, app.client.call("where", {})):
+            with pytest.raises(PeerUnavailable, match="the client was closed"):
+                await waiting
+    assert not world.connects
+    world.more = {}
+    await app.client.connect()
+    await app.is_on("one")
+
+
+async def test_a_connect_that_its_caller_gives_up_leaves_no_connection(world: World, app: Application) -> None:
+    """As by a deadline of the application's own; it may connect again."""
+    world.nodes["one"].is_silent = True
+    connecting = asyncio.get_running_loop().create_task(app.client.connect())
+    await becomes(lambda: world.nodes["one"].sessions)
+    connecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await connecting
+    async with asyncio.timeout(1):  # before its own deadline
+        await becomes(lambda: not world.nodes["one"].sessions)
+    world.candidates = ["two"]
+    await app.client.connect()
+    assert await app.client.call("where", {}) == "two"
+
+
+async def test_of_two_that_connect_at_once_the_last_one_does(world: World, app: Application) -> None:
+    """And a close ends all that they began."""
+    loop = asyncio.get_running_loop()
+    before = asyncio.all_tasks()
+    for _ in range(2):  # from nothing, and in place of a connection
+        first, last = (loop.create_task(app.client.connect()) for _ in range(2))
+        await last
+        with pytest.raises(PeerUnavailable, match="the client was closed"):
+            await first
+        assert await app.client.call("where", {}) == "one"
+    await app.client.close()
+    await becomes(lambda: not world.nodes["one"].sessions)
+    assert not [task for task in asyncio.all_tasks() - before if task.get_coro().__qualname__ == "Client._keep"]
+
+
+async def test_a_close_while_a_connect_takes_its_predecessor_away_holds(world: World, app: Application) -> None:
+    """It was asked for last."""
+    await app.client.connect()
+    connecting = asyncio.get_running_loop().create_task(app.client.connect())
+    await asyncio.sleep(0)  # it has begun
+    await app.client.close()
+    with pytest.raises(PeerUnavailable, match="the client was closed"):
+        await connecting
+    await becomes(lambda: not world.nodes["one"].sessions)
+    assert world.connects == ["one"]
+
+
+async def test_a_close_does_not_hinder_a_connect_that_begins_before_it_is_over(world: World, app: Application) -> None:
+    """What it leaves is what there was when it began."""
+    await app.client.connect()
+    disconnect, may_go_on = app.client._connection.disconnect, asyncio.Event()  # type: ignore[union-attr]
+
+    async def slowly() -> None:
+        await disconnect()
+        await may_go_on.wait()
+
+    async def told() -> None:
+        may_go_on.set()
+        await closing
+
+    app.client._connection.disconnect = slowly  # type: ignore[union-attr, method-assign]
+    closing = asyncio.get_running_loop().create_task(app.client.close())
+    await asyncio.sleep(0)  # it has begun
+    world.nodes["one"].before_subscribe = told
+    await app.client.connect()
+    assert closing.done()
+    assert await app.client.call("where", {}) == "one"
+    assert world.connects == ["one", "one"]
+
+
+# ---------------------------------------------------------------- by a handler
+
+
+@pytest.mark.parametrize("behind", [3, 20], ids=["recovered", "paged through"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["connect", "reconnect"])
+async def test_a_handler_that_closes_leaves_no_connection(
+    world: World, app: Application, behind: int, *, is_first: bool
+) -> None:
+    """Whatever the connection was about to become when it told the entry."""
+    taken: list[Any] = []
+
+    async def take(incoming: Incoming) -> None:
+        taken.append(incoming.data)
+        await app.client.close()
+
+    app.client._inbox.handler = take
+    world.recovery_max = 10
+    if is_first:
+        world.timeline += range(behind)
+        with pytest.raises(PeerUnavailable, match="the client was closed"):
+            await app.client.connect()
+    else:
+        await app.client.connect()
+        await world.nodes["one"].close_all(3001)
+        world.timeline += range(behind)
+        await becomes(lambda: taken)
+    async with asyncio.timeout(1):
+        with pytest.raises(PeerUnavailable, match="the client was closed"):
+            await app.client.call("where", {})
+    await becomes(lambda: not world.nodes["one"].sessions)
+    await world.publish("more")
+    assert taken == [0]
+    assert not app.ends
+
+
 # ---------------------------------------------------------------- a view
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from base.errors import PeerUnavailable, PermissionDenied, RemoteProtocolError, RoadsteadError
+from base.errors import ConfigError, PeerUnavailable, PermissionDenied, RemoteProtocolError, RoadsteadError
 from tests.system.client_application import Application, becomes
 from tests.system.fake_access import World, fake_world
 
@@ -53,6 +53,7 @@ def first(app: Application, scheduler: str) -> None:
         (502, "application/json", '{"message": "Service Unavailable"}'),
         (503, "application/json", '{"error": "service unavailable"}'),
         (503, "application/json", '{"error": {"code": 503, "message": "x", "status": "UNAVAILABLE"}}'),
+        (503, "application/json", '{"error": {"code": 503, "name": "ServiceUnavailable", "message": "x"}}'),
         (429, "text/plain", "slow down"),
         (404, "text/html", "no such backend"),
         (200, "text/html", "<html>back soon</html>"),
@@ -182,10 +183,12 @@ async def test_only_when_all_schedulers_are_away_a_client_waits(world: World, al
 
 
 def test_clients_are_spread_over_the_schedulers() -> None:
-    """Each begins with any of them."""
+    """Each begins with any of them, of which there is at least one."""
     urls = ["http://a", "http://b", "http://c"]
     begun = {Application(World(), scheduler=urls).client._dialer._at for _ in range(100)}
     assert begun == {0, 1, 2}
+    with pytest.raises(ConfigError, match="no scheduler"):
+        Application(World(), scheduler=[])
 
 
 # ---------------------------------------------------------------- defects

@@ -49,6 +49,14 @@ async function breaks(code = 3001) {
   await becomes(() => world.connects.length > before);
 }
 
+/** Close while the client connects: that ends it, and it does not wait for anything first. */
+async function closesAtOnce(connecting) {
+  const began = performance.now();
+  client.close();
+  await assert.rejects(connecting, { message: /closed by the application/, isFinal: true });
+  assert.ok(performance.now() - began < 1_000);
+}
+
 beforeEach(async () => {
   world = await World.start("one", "two", "three");
   [inbox, other, ends] = [[], [], []];
@@ -229,6 +237,17 @@ test("a client that is closed while it connects rejects", async () => {
   await becomes(() => world.nodes.one.sessions.size === 0);
   assert.deepEqual(ends, []);
 });
+
+for (const behind of [3, 20]) {
+  test(`a handler that closes is told nothing more: ${behind} entries behind`, async () => {
+    world.publish(...Array(behind).keys());
+    world.recoveryMax = 10;
+    client = make({ onMessage: ({ data }) => inbox.push(data) && client.close() });
+    await assert.rejects(client.connect(), /closed by the application/);
+    await becomes(() => world.nodes.one.sessions.size === 0);
+    assert.deepEqual([inbox, ends], [[0], []]);
+  });
+}
 
 test("a move is followed before the old connection is closed", async () => {
   await client.connect();
@@ -491,13 +510,38 @@ test("nobody connects before its turn, and the old connection serves meanwhile",
 });
 
 test("a client that is closed while it waits for its turn never connects", async () => {
-  world.more = { not_before_ms: 50 };
+  world.more = { not_before_ms: 60_000 };
   const connecting = client.connect();
   await becomes(() => world.questions.length === 1);
-  client.close();
-  const ended = connecting.catch((error) => assert.match(error.message, /closed/));
-  await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 150))]);
+  await new Promise((resolve) => setTimeout(resolve, 50)); // the answer is on its way
+  await closesAtOnce(connecting);
   assert.deepEqual(world.connects, []);
+});
+
+test("a client that is closed while it asks for its turn does not wait for it", async () => {
+  world.more = { not_before_ms: 60_000 };
+  await closesAtOnce(client.connect());
+  assert.deepEqual(world.connects, []);
+});
+
+test("after connecting failed a call says why at once, until there is another try", async () => {
+  for (const node of Object.values(world.nodes)) node.isRefusing = true;
+  const began = performance.now();
+  const connecting = assert.rejects(client.connect(), /no access node let us in/);
+  await assert.rejects(client.call("where", {}), /no access node let us in/); // it waited for that
+  await connecting;
+  await assert.rejects(client.call("where", {}), /no access node let us in/);
+  assert.ok(performance.now() - began < 1_000);
+  world.nodes.one.isRefusing = false;
+  await client.connect();
+  await isOn("one");
+});
+
+test("of two that connect at once the last one does, and a call waits for that", async () => {
+  const first = assert.rejects(client.connect(), { message: /closed by the application/, isFinal: true });
+  const last = client.connect();
+  assert.equal(await client.call("where", {}), "one");
+  await Promise.all([first, last]);
 });
 
 test("after its lifetime a connection is replaced without a gap, and tried again if there is no other", async () => {

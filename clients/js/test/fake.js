@@ -206,7 +206,8 @@ export class World {
     const refusal = this.refusals.shift();
     const candidates = this.candidates.map((id) => ({ id, urls: { websocket: this.url(id) } }));
     response.writeHead(refusal?.status ?? 200, { "Content-Type": "application/json", ...refusal?.headers });
-    if (refusal) return response.end(refusal.text ?? JSON.stringify({ error: { name: "as told", ...refusal.error } }));
+    const error = { name: "as told", retry: "same_node", ...refusal?.error };
+    if (refusal) return response.end(refusal.text ?? JSON.stringify({ error }));
     const answer = { candidates, ticket: this.ticket(), ttl_ms: 60_000, backoff: this.backoff, ...this.more };
     response.end(JSON.stringify(answer));
   }

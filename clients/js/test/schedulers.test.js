@@ -74,6 +74,8 @@ for (const gateway of [
   HTML,
   { status: 503, text: '{"error": "service unavailable"}' },
   { status: 503, text: '{"error": {"code": 503, "message": "x", "status": "UNAVAILABLE", "retry": "never"}}' },
+  { status: 503, text: '{"error": {"code": 503, "name": "ServiceUnavailable", "message": "x"}}' },
+  { status: 401, text: '{"error": {"code": 401, "name": "Unauthorized", "message": "x", "retry": true}}' },
   { status: 401, text: "who are you?" },
   { status: 404, text: '{"message": "no such backend"}' },
   { status: 200, text: "<html>back soon</html>" },
@@ -160,41 +162,43 @@ test("clients are spread over the schedulers, and there is at least one", async 
   assert.throws(() => make({}, []), RangeError);
 });
 
-test("a handler that throws is reported, and what follows is handed over, once", async () => {
-  const reported = [];
-  globalThis.reportError = (error) => reported.push(error.message);
-  try {
-    client = make({
-      onMessage: ({ data }) => {
-        inbox.push(data);
-        if (data === 1) throw new Error("a bug of the application");
-      },
-    });
-    world.publish(0, 1);
-    await client.connect();
-    world.publish(2);
-    await becomes(() => inbox.length === 3);
-    await breaks();
-    assert.deepEqual([inbox, reported, ends], [[0, 1, 2], ["a bug of the application"], []]);
-    assert.equal(client.positions[INBOX].offset, 3);
-  } finally {
-    delete globalThis.reportError;
-  }
-});
+function fail() {
+  throw new Error("a bug of the application");
+}
 
-test("an onEnd that throws is reported where there is no reportError, too", async () => {
-  const logged = mock.method(console, "error", () => {});
-  client = make({
-    onEnd: () => {
-      throw new Error("a bug of the application");
-    },
+for (const [how, failing] of Object.entries({ throws: fail, rejects: async () => fail() })) {
+  test(`a handler that ${how} is reported, and what follows is handed over, once`, async () => {
+    const reported = [];
+    globalThis.reportError = (error) => reported.push(error.message);
+    try {
+      client = make({
+        onMessage: ({ data }) => {
+          inbox.push(data);
+          return data === 1 ? failing() : null;
+        },
+      });
+      world.publish(0, 1);
+      await client.connect();
+      world.publish(2);
+      await becomes(() => inbox.length === 3);
+      await breaks();
+      assert.deepEqual([inbox, reported, ends], [[0, 1, 2], ["a bug of the application"], []]);
+      assert.equal(client.positions[INBOX].offset, 3);
+    } finally {
+      delete globalThis.reportError;
+    }
   });
-  await client.connect();
-  world.nodes.one.closeAll(3500, "enough");
-  await becomes(() => logged.mock.callCount());
-  assert.match(logged.mock.calls[0].arguments[0].message, /a bug/);
-  await assert.rejects(client.call("where", {}), /enough/);
-});
+
+  test(`an onEnd that ${how} is reported where there is no reportError, too`, async () => {
+    const logged = mock.method(console, "error", () => {});
+    client = make({ onEnd: failing });
+    await client.connect();
+    world.nodes.one.closeAll(3500, "enough");
+    await becomes(() => logged.mock.callCount());
+    assert.match(logged.mock.calls[0].arguments[0].message, /a bug/);
+    await assert.rejects(client.call("where", {}), /enough/);
+  });
+}
 
 test("a call that waits for a connection is told of the close at once", async () => {
   await client.connect();
