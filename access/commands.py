@@ -28,7 +28,7 @@ from access.core.protocol import (
 from access.identity import Identities, ttl_of
 from access.metrics import AccessMetrics
 from access.presence import GET_PRESENCE, SET_PRESENCE
-from base.errors import LimitExceeded, NotReady, PeerUnavailable, RoadsteadError, TokenExpired
+from base.errors import NotReady, Overloaded, PeerUnavailable, RoadsteadError, TokenExpired
 from base.log import logger
 from base.site import Site
 from im.api import RpcReply
@@ -195,7 +195,7 @@ class Commands:
         former, client.opened = client.opened, opened
         try:
             is_confirmed = await self._reports.open(opened, deadline_ms=self._config.publish_deadline_ms)
-        except LimitExceeded:
+        except Overloaded:
             client.opened = former  # nothing of it was reported, and nothing shall be with the next change
             raise
         if not is_confirmed:

@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from base.errors import BadRequest, CasConflict, NotReady
-from base.http import Role, json_body, json_response
+from base.http import Role, body_of, json_body, json_response
 from base.ids import NodeId, name_order
 from base.site import Site
 from status.api import SERVICE
@@ -177,7 +177,7 @@ class ResizeApi:
     async def _order(self, request: web.Request, kind: type[Order]) -> Order:
         self._credentials.require(request, Role.OPERATOR)
         check_names(request)
-        if kind is NothingElse and not await request.read():
+        if kind is NothingElse and not await body_of(request):
             return kind()
         return await json_body(request, kind)
 

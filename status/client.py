@@ -256,7 +256,7 @@ class StatusPublisher:
     async def open(self, opened: Opened, *, deadline_ms: int) -> bool:
         """Report a session; True once its owner confirmed it, False if that took too long (it is still reported).
 
-        Raises LimitExceeded as `report` does.
+        Raises Overloaded as `report` does.
         """
         confirmed = asyncio.get_running_loop().create_future()
         self._confirming.setdefault(opened.session, []).append(confirmed)
@@ -276,7 +276,7 @@ class StatusPublisher:
     def report(self, opened: Opened) -> None:
         """Report a session, or a change of it, without waiting for its owner.
 
-        Raises LimitExceeded, and nothing is reported, if there is no room for the users whom its audience lists.
+        Raises Overloaded, and nothing is reported, if there is no room now for the users whom its audience lists.
         """
         self._core.open(opened)
         if not self._is_beat_soon:

@@ -8,7 +8,9 @@ once: its own lease was its lock (ADR 28).
 A registry that has no table, or an older one than somebody knows, is new or started over. Then the leader asks all
 status nodes what they know, and begins with the table that `status.core.restoring` decides on. Until then it gives no
 serving leases: nodes have them from each other. From then on it does what `status.core.migration` decides from the
-nodes' reports and the operators' wish, one write at a time, and gives serving leases.
+nodes' reports and the operators' wish, one write at a time, and gives serving leases. A registry may start over, from
+a snapshot, without anybody's losing the lock. So the leader reads it again each time it was seen with an older table,
+or a node speaks of a newer one than all that are known.
 
 What a leader knows and has in mind belongs to one term. An answer of the registry that comes after the next election
 is one to the term that asked: the new term reads for itself before it writes or gives a lease.
@@ -76,12 +78,19 @@ class _Term:
     migration: Migration
     table_index: int = 0
     to_write: WriteTable | None = None
-    is_unread: bool = True
-    """Whether what the registry has may be another table than the one that was read or written last."""
+    doubts: int = 1
+    """How often the registry came to be able to have another table than the one that was read or written last."""
+    settled: int = 0
+    """So many of these are over: what the registry has was found out since."""
     is_current: bool = False
     """Whether it is known that the registry has the newest table."""
     lost_at: Instant | None = None
     """Since when it is known that it has not."""
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether what the registry has may be another table than the one that was read or written last."""
+        return self.settled < self.doubts
 
 
 class Leader:
@@ -108,6 +117,7 @@ class Leader:
         table.on_wish(self._news.set)
         self._vacant = asyncio.Event()
         table.on_vacancy(self._vacant.set)
+        table.on_older(self._doubt)
         self._when_elected: Callable[[Instant], None]
         self._when_stepping_down: Callable[[], None]
         self._log = logger(node=site.name)
@@ -131,7 +141,7 @@ class Leader:
         table, term = self._table.table, self._term
         if term is None or table is None or not self.is_leading:
             return None
-        self._hear_of(term, max([ask.epoch, *ask.report.access.values()]), table)
+        self._hear_of(max([ask.epoch, *ask.report.access.values()]), table)
         is_granted = term.is_current and term.grants.grant(now, ask.report.node, ask.epoch, table)
         self._step(now, Reported(ask.report))
         ready = {move for move, progress in ask.report.progress.items() if progress is Progress.READY}
@@ -263,7 +273,6 @@ class Leader:
                     await self._read(term)
                 elif term.to_write is not None and self.is_leading:
                     write, term.to_write = term.to_write, None
-                    term.is_unread = True  # until the answer is here, whether it was written is not known
                     await self._write(term, write)
             except StoreError as error:
                 self._log.warning("table_write_failed", error=str(error))
@@ -271,6 +280,8 @@ class Leader:
                 await asyncio.sleep(RETRY_MS / 1000)
 
     async def _write(self, term: _Term, write: WriteTable) -> None:
+        term.doubts += 1  # until the answer is here, whether it was written is not known
+        doubts = term.doubts
         try:
             term.table_index = await self._registry.put(TABLE_KEY, encode_table(write.table), expect=term.table_index)
         except CasConflict:
@@ -278,10 +289,11 @@ class Leader:
             return
         for point in crossed_by_all("leader", write.expect, write.table):
             reach(point)
-        term.is_unread = False
+        term.settled = doubts
         self._known(term, write.table)
 
     async def _read(self, term: _Term) -> None:
+        doubts = term.doubts
         entry = await self._registry.get(TABLE_KEY)
         table = decode_table(entry.value) if entry is not None else None
         index = entry.index if entry is not None else 0
@@ -290,30 +302,35 @@ class Leader:
         if table is None or table.epoch < known:
             term.is_current = False
             if self._is_in(term):
-                await self._begin_anew(term, index)
+                await self._begin_anew(term, index, doubts)
             return
-        self._has_table(term, table, index)
+        self._has_table(term, table, index, doubts)
 
     def _is_in(self, term: _Term) -> bool:
         """Whether this node leads, and in that term."""
         return self._term is term and self.is_leading
 
-    def _hear_of(self, term: _Term, epoch: Epoch, table: PartitionTable) -> None:
+    def _hear_of(self, epoch: Epoch, table: PartitionTable) -> None:
         """Take note of an epoch that a node spoke of: if it is newer than all tables, the registry lost one."""
         if epoch > max(table.epoch, self._spoken_of):
             self._spoken_of = epoch
-            term.is_unread = True
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Read what the registry has, once more if that is under way: it may have lost the newest table since."""
+        if self._term is not None:
+            self._term.doubts += 1
             self._work.set()
 
-    def _has_table(self, term: _Term, table: PartitionTable, index: int) -> None:
-        """Go on from what the registry has at this index."""
+    def _has_table(self, term: _Term, table: PartitionTable, index: int, doubts: int) -> None:
+        """Go on from what the registry has at this index, which was asked after so many doubts."""
         term.table_index, term.to_write = index, None
-        term.is_unread, term.is_current, term.lost_at = False, True, None
+        term.settled, term.is_current, term.lost_at = doubts, True, None
         self._known(term, table)
 
     # ---------------------------------------------------------------- a registry without the newest table
 
-    async def _begin_anew(self, term: _Term, index: int) -> None:
+    async def _begin_anew(self, term: _Term, index: int, doubts: int) -> None:
         """Ask who knows which table, and begin with one once that may be; `index` is what the registry has there."""
         now = self._clock.monotonic()
         if term.lost_at is None:
@@ -340,7 +357,7 @@ class Leader:
             self._work.set()  # another leader was first; its table is as good
             return
         self._log.info("table_written", epoch=table.epoch, nodes=table.nodes, restored=table.restored > 0)
-        self._has_table(term, table, index)
+        self._has_table(term, table, index, doubts)
 
     async def _ask_all(self) -> Answers:
         """Ask all status nodes, those of the newest table and those that are registered, what they know."""

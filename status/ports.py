@@ -51,14 +51,14 @@ class SessionReports(Protocol):
     async def open(self, opened: Opened, *, deadline_ms: int) -> bool:
         """Report a session; True once whoever looks the user up finds it, False if that took longer than the deadline.
 
-        A session that was not confirmed in time is reported all the same. Raises LimitExceeded as `report` does.
+        A session that was not confirmed in time is reported all the same. Raises Overloaded as `report` does.
         """
         ...
 
     def report(self, opened: Opened) -> None:
         """Report a session, or a change of it, without waiting; only after `wait_ready`.
 
-        Raises LimitExceeded, and nothing is reported, if the backend has no room for the users whom its audience lists.
+        Raises Overloaded, and nothing is reported, if there is no room now for the users whom its audience lists.
         """
         ...
 

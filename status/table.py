@@ -87,6 +87,7 @@ class TableFollower:
         self._listeners: list[Callable[[PartitionTable], None]] = []
         self._wish_listeners: list[Callable[[], None]] = []
         self._vacancy_listeners: list[Callable[[], None]] = []
+        self._older_listeners: list[Callable[[], None]] = []
         self._log = logger(node=site.name)
 
     def on_wish(self, listener: Callable[[], None]) -> None:
@@ -96,6 +97,10 @@ class TableFollower:
     def on_vacancy(self, listener: Callable[[], None]) -> None:
         """Call the listener each time it was read that nobody leads any more."""
         self._vacancy_listeners.append(listener)
+
+    def on_older(self, listener: Callable[[], None]) -> None:
+        """Call the listener each time the registry was read without the newest table: lost, or not yet seen."""
+        self._older_listeners.append(listener)
 
     def on_change(self, listener: Callable[[PartitionTable], None]) -> None:
         """Call the listener with each newer table, at once."""
@@ -161,9 +166,11 @@ class TableFollower:
     def _take(self, view: View[Entry]) -> None:
         if all(entry.key != WISH_KEY for entry in view.items):
             self.wish_index = 0  # if the registry lost it, it is good until the leader has put it back
+        epoch = Epoch(0)
         for entry in view.items:
             if entry.key == TABLE_KEY:
-                if self.table is not None and _head_decoder.decode(entry.value).epoch <= self.table.epoch:
+                epoch = _head_decoder.decode(entry.value).epoch
+                if self.table is not None and epoch <= self.table.epoch:
                     continue  # it came another way, and to unpack it costs ten times as much as to see that
                 table = decode_table(entry.value)
                 if self.offer(table):
@@ -175,6 +182,8 @@ class TableFollower:
                     listener()
             elif entry.key == WISH_KEY:
                 self._take_wish(entry)
+        for listener in self._older_listeners if self.table is not None and epoch < self.table.epoch else ():
+            listener()
 
     def _take_wish(self, entry: Entry) -> None:
         if entry.index != self.wish_index:

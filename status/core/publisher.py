@@ -29,11 +29,11 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from base.clock import Instant, Timestamp
-from base.errors import LimitExceeded
+from base.errors import Overloaded
 from base.ids import Incarnation, NodeId
-from status.api import Audit, Beat, BeatReply, Closed, Opened, Stamp, pack_partitions, unpack_partitions
+from status.api import Audit, Beat, BeatReply, Closed, Opened, SessionView, Stamp, pack_partitions, unpack_partitions
 from status.core.partitions import PARTITIONS, PartitionTable, Stage, partition_of, patched
-from status.core.records import Digest, Kind, digest_of, kind_of, packed
+from status.core.records import Digest, Kind, body_of, digest_of, kind_of, packed
 
 __all__ = ["BEAT_MS", "Answered", "Publisher"]
 
@@ -45,6 +45,8 @@ BYTES_PER_BEAT = 1_000_000
 """A beat ends after the partition, or the change, that reaches one of these."""
 LISTED_BYTES_MAX = 4_000_000
 """No audience makes the entries of a partition longer together: it is told whole, in one message of 8 MB at most."""
+ROOM_AFTER_MS = 1_000
+"""When to ask again for room, which there is as others go or list fewer users."""
 PENDING_MAX = 20_000
 """More changes than this do not wait for an owner that does not answer: it is told everything instead."""
 AUDIT_PARTITIONS = 64
@@ -55,6 +57,7 @@ DRIFT_PPM = 100_000
 _UNVOUCHED_STAGES = frozenset({Stage.SEAL, Stage.RECOVER})
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(SessionView).decode
 _OPEN, _HIDDEN = int(Kind.OPEN), int(Kind.HIDDEN)
 
 
@@ -150,7 +153,8 @@ class Publisher:
     def open(self, opened: Opened) -> None:
         """Report a session that was opened or changed. An older connection of the same session changes nothing.
 
-        Raises LimitExceeded, and changes nothing, if there is no room for the users whom its audience lists.
+        Raises Overloaded, and changes nothing, if there is no room now for the users whom its audience lists. For what
+        the session listed before there always is.
         """
         user, name = opened.user, opened.session
         partition = partition_of(user) % self._size
@@ -166,7 +170,7 @@ class Publisher:
             kind = _OPEN if opened.leaves_trace() else _HIDDEN
             body = _encode((*view, opened.audience))
             if opened.audience is not None and opened.audience.users:
-                self._check_room(members, name, len(body))
+                self._check_room(members, opened, len(body))
         self._seq = seq
         if session is None:
             entry = packed(seq, seq, kind, body)
@@ -367,12 +371,16 @@ class Publisher:
     # ---------------------------------------------------------------- inside
 
     @staticmethod
-    def _check_room(members: dict[str, _Session], name: str, size: int) -> None:
-        """Raise LimitExceeded if an entry of that size makes a partition too long, in the place of the one it has."""
-        seen = size + sum([len(session.entry) for other, session in members.items() if other != name])
-        if seen > LISTED_BYTES_MAX:
+    def _check_room(members: dict[str, _Session], opened: Opened, size: int) -> None:
+        """Raise Overloaded if an entry of that size makes a partition too long by an audience that is longer than was.
+
+        Who lists nobody is never refused, so that a partition may be too long without anybody's audience being so.
+        """
+        former = members.get(opened.session)
+        seen = size + sum([len(session.entry) for session in members.values() if session is not former])
+        if seen > LISTED_BYTES_MAX and (former is None or len(_encode(opened.audience)) > _audience_bytes(former)):
             message = "audiences that list users take too much room now"
-            raise LimitExceeded(message, what="partition_bytes", limit=LISTED_BYTES_MAX, seen=seen)
+            raise Overloaded(message, what="partition_bytes", retry_after_ms=ROOM_AFTER_MS)
 
     def _put(self, session: _Session) -> None:
         """Make the session's newest change pending for whoever owns its partition."""
@@ -490,3 +498,8 @@ class Publisher:
         if known is None:
             known = self._digests[partition] = digest_of(self.sessions(partition))
         return known
+
+
+def _audience_bytes(session: _Session) -> int:
+    """Return how long the audience is in the session's entry."""
+    return len(_encode(_decode(body_of(bytes(2) + session.entry)).audience))

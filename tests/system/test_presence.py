@@ -254,9 +254,42 @@ async def test_an_audience_that_is_refused_leaves_what_was(
     monkeypatch.setattr(publisher, "LISTED_BYTES_MAX", 500)
     with pytest.raises(centrifuge.ReplyError, match="too much room") as refused:
         await set_presence(bob, audience={"mode": "listed", "users": [f"user-{number}" for number in range(200)]})
-    assert refused.value.code == 106
+    assert (refused.value.code, refused.value.temporary) == (111, True)
     await set_presence(bob, state="busy")
     assert (await view(system, "bob", "alice"))["state"] == "busy"
+
+
+async def test_who_connects_with_an_audience_waits_until_there_is_room(
+    system: System, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK is told that it is for now, and tries again by itself. Until then nobody sees the user."""
+    look = await look_at(await connect("alice"), "bob")
+    answer = await system.access("bob")
+    asked = asyncio.Event()
+
+    async def ticket() -> str:
+        return str((await system.access("bob"))["ticket"])
+
+    check_room = publisher.Publisher._check_room
+
+    def asking(*entry: Any) -> None:
+        asked.set()
+        check_room(*entry)
+
+    wanted = {"audience": {"mode": "listed", "users": ["alice"]}}
+    bob = StockClient(answer["candidates"][0]["urls"]["websocket"], answer["ticket"], ticket, data={"presence": wanted})
+    connect.clients.append(bob)
+    with monkeypatch.context() as full:
+        full.setattr(publisher.Publisher, "_check_room", staticmethod(asking))
+        full.setattr(publisher, "LISTED_BYTES_MAX", 0)
+        await bob.sdk.connect()
+        for _ in range(2):
+            asked.clear()
+            async with asyncio.timeout(SETTLE_S):
+                await asked.wait()
+        assert (await system.status("bob"))["state"] == "offline"
+    await bob.sdk.ready(SETTLE_S)
+    await look.has("offline", "online")
 
 
 async def test_who_connects_hidden_is_never_seen(system: System, connect: Connect) -> None:

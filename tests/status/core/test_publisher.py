@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from base.clock import Instant, Timestamp
-from base.errors import LimitExceeded
+from base.errors import Overloaded
 from base.ids import Epoch, Incarnation, NodeId
 from status.api import (
     Audit,
@@ -32,6 +32,7 @@ from status.core.publisher import (
     LISTED_BYTES_MAX,
     PENDING_MAX,
     RETRY_MS,
+    ROOM_AFTER_MS,
     SPREAD_MS,
     Answered,
     Publisher,
@@ -344,15 +345,17 @@ def test_no_audience_makes_a_partition_longer_than_a_message_may_be():
     for one in crowd[:fit]:
         publisher.open(one)
     entries = publisher.sessions(0)
-    with pytest.raises(LimitExceeded) as refused:
+    with pytest.raises(Overloaded) as refused:
         publisher.open(crowd[fit])
     assert publisher.sessions(0) == entries
-    assert refused.value.detail["limit"] == LISTED_BYTES_MAX
+    assert refused.value.detail == {"what": "partition_bytes", "retry_after_ms": ROOM_AFTER_MS}
     assert sum(map(len, entries)) <= LISTED_BYTES_MAX
     publisher.check_invariants()
     publisher.open(msgspec.structs.replace(crowd[0], state="away"))  # in the place of what it listed before
     publisher.open(opened("t", user=user_in(0)))
     publisher.open(msgspec.structs.replace(opened("h", user=user_in(0)), audience=Audience("nobody")))
+    with pytest.raises(Overloaded):
+        publisher.open(msgspec.structs.replace(crowd[0], session="h"))
     assert len(publisher.sessions(0)) == fit + 2
     publisher.close(closed("s0"), Timestamp(99))
     publisher.open(crowd[fit])
