@@ -13,6 +13,7 @@ from im.core.overload import Overload, OverloadSettings, Work
 from im.core.quotas import Quotas
 from im.methods import Caller, Cost
 from im.metrics import ImMetrics
+from im.turns import ReadTurns
 from im.writer import GROUP_MAX, GroupCommit
 
 __all__ = ["Admission"]
@@ -35,7 +36,15 @@ class Admission:
                 waiting_max=config.append_queue_max, group_max=GROUP_MAX, wait_ms_max=config.append_wait_max_ms
             )
         )
-        self.forget = metrics.dropped_work.add(lambda: self._overload.dropped or 0)
+        self._turns = ReadTurns(metrics)
+        self.in_turn = self._turns.carry_out
+        """Of a user's reads."""
+        self._forget_dropped = metrics.dropped_work.add(lambda: self._overload.dropped or 0)
+
+    def forget(self) -> None:
+        """Count here no more."""
+        self._forget_dropped()
+        self._turns.forget()
 
     async def run(self) -> None:
         """Observe until cancelled."""

@@ -87,7 +87,8 @@ class ImConfig(Section, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            description="Groups that one user may be in, of each shard; a list of conversations is read as a whole.",
+            description="Groups that one user may be in, of each shard; a list of conversations is read as a whole. "
+            "One in ten is not for other users to fill.",
         ),
     ] = 1_000
     timeline_keep: Annotated[

@@ -77,6 +77,7 @@ class Methods:
         writing: Writing,
         *,
         admit: Callable[[Caller, Cost, str], None],
+        in_turn: Callable[[Caller, Callable[[], Awaitable[msgspec.Struct]]], Awaitable[msgspec.Struct]],
         type_to: Callable[[Sequence[str], bytes], None],
         receipt_to: Callable[[Sequence[str], bytes], None],
     ) -> None:
@@ -87,12 +88,14 @@ class Methods:
             writing: changes.
             admit: raises RateLimited or Overloaded when a call of this cost, about this conversation (`cid`, or ""), is
                 too much now.
+            in_turn: reads when it is the turn of this read, and raises RateLimited when too many wait.
             type_to: tells users who are online that somebody is writing.
             receipt_to: tells them how far somebody has read.
         """
         self._reading = reading
         self._writing = writing
         self._admit = admit
+        self._in_turn = in_turn
         self._type_to = type_to
         self._receipt_to = receipt_to
         self._decoders = {method.name: msgspec.json.Decoder(method.arguments) for method in METHODS}
@@ -150,8 +153,12 @@ class Methods:
             raise BadRequest(f"bad argument: {error}") from error
 
     def _run_decoded(self, caller: Caller, name: str, arguments: msgspec.Struct) -> Awaitable[bytes]:
-        self._admit(caller, _BY_NAME[name].cost, getattr(arguments, "cid", ""))
-        return _encoded(self._run[name](caller, arguments))
+        cost = _BY_NAME[name].cost
+        self._admit(caller, cost, getattr(arguments, "cid", ""))
+        run = self._run[name]
+        return _encoded(
+            self._in_turn(caller, lambda: run(caller, arguments)) if cost == "read" else run(caller, arguments)
+        )
 
     async def _typing(self, caller: Caller, arguments: args.TypingArguments) -> args.Nothing:
         cid = cid_of(arguments.cid)

@@ -91,6 +91,7 @@ class ImMetrics:
         self.search_lag = OverShards(
             metrics.gauge("im_search_lag", "Entries that the search indexes have not read yet."), sum
         )
+        self.reads_waiting = OverShards(metrics.gauge("im_reads_waiting", "Reads waiting for the user's others."), sum)
         self.behind = OverShards(metrics.gauge("im_push_behind", "Users waiting to be told again."), sum)
         self.taken_over = metrics.counter(
             "im_entries_taken_over", "Timeline entries that came from other shards' logs."

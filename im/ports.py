@@ -64,7 +64,9 @@ class Listed(msgspec.Struct, frozen=True):
     """None in a single conversation."""
     view: View
     head: Message | None
-    """The newest message or event of the group that the user may see: what a list shows."""
+    """The newest message or event of the group that the user may see: what a list shows. It may be in brief: the body
+    empty, and that of its newest edit as well, if it is long.
+    """
     head_overlay: Overlay | None
     max_seq: int
     max_cseq: int
@@ -128,11 +130,11 @@ class MessageStore(Protocol):
         ...
 
     async def conversations(self, user: str) -> list[Listed]:
-        """Return all conversations that the user is in, or was in, in any order."""
+        """Return all conversations that the user is in, or was in, in any order, heads in brief."""
         ...
 
     async def listed(self, user: str, cids: Sequence[int]) -> list[Listed]:
-        """Return these conversations, if the user is or was in them."""
+        """Return these conversations, if the user is or was in them, with heads as they are."""
         ...
 
     async def members(self, cid: int, *, after: str, limit: int) -> list[Member]:

@@ -4,6 +4,9 @@ A push is a courtesy, the timeline is the truth. What cannot be pushed now (the 
 answer, a queue is full) marks its user as *behind*: a while later the user's access nodes are told how far the
 timeline goes, and fetch what they miss. So nothing is sent twice in full, and nothing here needs to be durable.
 
+Of messages that find their receiver offline the offline feed is told. If the user is behind, they wait with the others,
+so that the feed is told of each once, and of these in order.
+
 What has no entry in a timeline is pushed with the offset 0: messages of small conversations with read fan-out, typing,
 receipts, hints. It is not told again; a message that is lost this way is missed when the next one of its conversation
 comes, or when the sync version differs.
@@ -54,7 +57,7 @@ class Pusher:
         metrics: ImMetrics,
         versions: Versions,
         on_offline: Callable[[str, Message], None],
-        on_unheard: Callable[[str, int], Coroutine[Any, Any, None]],
+        on_unheard: Callable[[str, int, int], Coroutine[Any, Any, None]],
     ) -> None:
         """Take what is needed; `run` runs it.
 
@@ -65,8 +68,8 @@ class Pusher:
             epoch: the store's, told with each delivery.
             metrics: what is counted.
             versions: the sync versions of users, which this pusher counts on.
-            on_offline: told of each message of another user that finds its receiver offline.
-            on_unheard: told of who was behind and is found offline, and the first offset that was not pushed.
+            on_offline: told of each message of another user that finds its receiver offline, who is not behind.
+            on_unheard: told of who was behind and is found offline, and the first and last offset of what waited.
         """
         self._config = config
         self._epoch = epoch
@@ -88,7 +91,7 @@ class Pusher:
         self._telling: list[Callable[[], None]] = []
         self._has_entries = asyncio.Event()
         self._behind: dict[str, tuple[int, int]] = {}
-        """Of who is to be told how far the timeline goes: the first offset that could not be pushed, and that end."""
+        """Of who is to be told how far the timeline goes: the first and the last offset that could not be pushed."""
         self._log = logger(node=node)
 
     @property
@@ -176,30 +179,43 @@ class Pusher:
                 tell()
 
     async def _push(
-        self,
-        entries: Sequence[InboxEntry],
-        news: Sequence[Message | None],
-        tasks: asyncio.TaskGroup,
-        firsts: Mapping[str, int] = NO_HINTS,
+        self, entries: Sequence[InboxEntry], news: Sequence[Message | None], tasks: asyncio.TaskGroup
     ) -> None:
-        """Push entries, or hints: `firsts` has of the users of these the first offset that was not pushed."""
         statuses = await self._statuses.lookup(list({entry.user for entry in entries}))
         by_node: dict[str, list[InboxEntry]] = {}
         for entry, message in zip(entries, news, strict=True):
             status = statuses[entry.user]
             if status.state == "unknown":
-                self._mark_behind([(entry.user, entry.offset)], firsts)
-            elif status.state == "offline":
-                if message is not None:
-                    self._on_offline(entry.user, message)
-                elif entry.user in firsts:
-                    tasks.create_task(self._on_unheard(entry.user, firsts[entry.user]))
-            for node in _nodes_of(status):
-                mine = by_node.get(node)
-                if mine is None:
-                    by_node[node] = [entry]
+                self._mark_behind([(entry.user, entry.offset)])
+            elif status.state == "offline" and message is not None:
+                if entry.offset and entry.user in self._behind:
+                    self._mark_behind([(entry.user, entry.offset)])
                 else:
-                    mine.append(entry)
+                    self._on_offline(entry.user, message)
+            _sort(entry, status, by_node)
+        self._send(by_node, tasks)
+
+    async def _hint(self, users: Sequence[str], tasks: asyncio.TaskGroup) -> None:
+        """Tell users who are behind how far their timelines go: the access nodes fetch what their sessions miss."""
+        statuses = await self._statuses.lookup(users)
+        by_node: dict[str, list[InboxEntry]] = {}
+        firsts: dict[str, int] = {}
+        for user in users:
+            first, end = self._behind.pop(user)  # not before: what could not be pushed meanwhile belongs to it
+            status = statuses[user]
+            if status.state == "unknown":
+                self._behind[user] = first, end  # after the others
+            elif status.state == "offline":
+                tasks.create_task(self._on_unheard(user, first, end))
+            else:
+                firsts[user] = first
+            _sort(InboxEntry(user, end, b""), status, by_node)
+        self._send(by_node, tasks, firsts)
+
+    def _send(
+        self, by_node: Mapping[str, list[InboxEntry]], tasks: asyncio.TaskGroup, firsts: Mapping[str, int] = NO_HINTS
+    ) -> None:
+        """Send entries, or hints: `firsts` has of the users of these the first offset that was not pushed."""
         for node, mine in by_node.items():
             for part in parts(mine):
                 # A task, so that a slow node delays nobody; its first step queues the call, so order is kept.
@@ -219,7 +235,7 @@ class Pusher:
         self._metrics.absent.inc(len(reply.absent))
 
     def _mark_behind(self, positions: Iterable[tuple[str, int]], firsts: Mapping[str, int] = NO_HINTS) -> None:
-        """Have the users told again. `firsts`: as in `_push`, of a hint that failed."""
+        """Have the users told again. `firsts`: as in `_send`, of a hint that failed."""
         for user, offset in positions:
             known = self._behind.get(user)
             if not offset or (known is None and len(self._behind) >= self._config.push_behind_max):
@@ -231,15 +247,16 @@ class Pusher:
         while True:
             await asyncio.sleep(self._config.push_retry_ms / 1000)
             self._followed.forget_gone()
-            behind = {user: self._behind.pop(user) for user in list(self._behind)[:RETRY_BATCH]}
-            if behind:
-                # Only how far the timeline goes: the access node fetches what its sessions miss.
-                hints = [InboxEntry(user, end, b"") for user, (_, end) in behind.items()]
-                firsts = {user: first for user, (first, _) in behind.items()}
-                await self._push(hints, [None] * len(hints), tasks, firsts)
+            if self._behind:
+                await self._hint(list(self._behind)[:RETRY_BATCH], tasks)
 
 
-def _nodes_of(status: UserStatus) -> Iterable[str]:
-    """Return the access nodes of the user's sessions, each once."""
+def _sort(entry: InboxEntry, status: UserStatus, by_node: dict[str, list[InboxEntry]]) -> None:
+    """Put an entry with the others for each access node that has sessions of its user, once."""
     sessions = status.sessions
-    return (sessions[0].node,) if len(sessions) == 1 else {view.node for view in sessions}
+    for node in (sessions[0].node,) if len(sessions) == 1 else {view.node for view in sessions}:
+        mine = by_node.get(node)
+        if mine is None:
+            by_node[node] = [entry]
+        else:
+            mine.append(entry)

@@ -55,6 +55,8 @@ FOUND_OF_LEFT = 100
 """Messages to look for at once for somebody who left, to whom some of them are not shown."""
 NOTHING = Visible(1 << 63, 0, Role.MEMBER)
 """Of a conversation that nothing is known of."""
+FILLED_AT_ONCE = 8
+"""Conversations of a page whose newest messages are long, and read at once."""
 AROUND_BYTES = 400
 """About as much as a publication has beside its body."""
 
@@ -256,7 +258,7 @@ class Reading:
         chosen = pages[: arguments.limit]
         has_previews = self._has_previews()
         if has_previews:
-            chosen = chosen[: _fitting_sizes([_size_of_last(one) for _, one in chosen])]
+            chosen = await self._filled(user, chosen)
         return Conversations(
             self._store.epoch,
             timeline,
@@ -265,6 +267,21 @@ class Reading:
             [self._view(user, one, has_preview=has_previews) for _, one in chosen],
             _encoded(chosen[-1][0]) if len(pages) > len(chosen) else "",
         )
+
+    async def _filled(self, user: str, chosen: Sequence[tuple[Order, Listed]]) -> list[tuple[Order, Listed]]:
+        """Return as many of these conversations as a page may have, with whole heads."""
+        page: list[tuple[Order, Listed]] = []
+        size = 0
+        for begin in range(0, len(chosen), FILLED_AT_ONCE):
+            part = chosen[begin : begin + FILLED_AT_ONCE]
+            briefs = [one.conversation.cid for _, one in part if _is_brief(one)]
+            whole = {one.conversation.cid: one for one in await self._store.listed(user, briefs)} if briefs else {}
+            part = [(order, whole.get(one.conversation.cid, one)) for order, one in part]
+            size += sum(_size_of_last(one) for _, one in part)
+            page += part
+            if size > PAGE_BYTES_MAX:
+                break
+        return page[: _fitting_sizes([_size_of_last(one) for _, one in page])]
 
     async def unread(self, user: str, _arguments: UnreadArguments) -> Unread:
         """Return what the user has not read, by conversation and in total."""
@@ -415,6 +432,14 @@ def _size(message: Message, overlay: Overlay | None) -> int:
 
 def _size_of_last(one: Listed) -> int:
     return AROUND_BYTES + (_size(one.head, one.head_overlay) if one.head is not None else 0)
+
+
+def _is_brief(one: Listed) -> bool:
+    """Return whether something of the head was left out: no body is empty by itself, unless it was recalled."""
+    head, overlay = one.head, one.head_overlay
+    if head is None or (overlay is not None and overlay.is_recalled):
+        return False
+    return not head.body or (overlay is not None and not overlay.body)
 
 
 def _is_listed(one: Listed) -> bool:

@@ -134,6 +134,7 @@ class Shard:
             self._reading,
             self._writing,
             admit=self._admission.admit,
+            in_turn=self._admission.in_turn,
             type_to=self._admission.shedding(self._pusher.tell, Work.TYPING),
             receipt_to=self._admission.shedding(self._pusher.tell, Work.RECEIPTS),
         )
@@ -287,17 +288,18 @@ class Shard:
         heads = await self.store.conversation_heads([cid_of(cid) for cid in request.cids])
         return HeadsReply(self.store.epoch, heads)
 
-    async def missed_from(self, user: str, first: int) -> None:
-        """Hold that the user missed what is in the timeline from an offset on."""
-        page = await self.store.timeline(user, since=max(0, first - 1), limit=UNPROVEN_ENTRIES_MAX)
+    async def missed_from(self, user: str, first: int, last: int = OFFSET_MAX) -> None:
+        """Hold that the user missed what is in the timeline from an offset on, and up to another one."""
+        limit = min(UNPROVEN_ENTRIES_MAX, last - first + 1)
+        page = await self.store.timeline(user, since=max(0, first - 1), limit=limit)
         for entry in page.entries:
             message = entry.message
-            if message.form == Form.MESSAGE and message.sender != user:
+            if entry.offset <= last and message.form == Form.MESSAGE and message.sender != user:
                 self._on_missed(user, message)
 
-    async def _unheard(self, user: str, first: int) -> None:
+    async def _unheard(self, user: str, first: int, last: int) -> None:
         try:
-            await self.missed_from(user, first)
+            await self.missed_from(user, first, last)
         except RoadsteadError as error:
             self._log.info("missed_not_told", user=user, error=str(error))
 

@@ -46,8 +46,9 @@ async def read_table(registry: Registry) -> tuple[ShardTable | None, int]:
 class TableFile:
     """The newest table that a process knew, in its folder, so that it outlives a registry.
 
-    A process writes it there before the table that gives one of its shards away is written to the registry. So what it
-    says of its own shards is right at any time, and a registry that has an older one, or none, gets it.
+    A process writes it there before the table that gives one of its shards away is written to the registry. So it
+    never names a shard as the process' own that has been given away, and a registry that has an older one, or none,
+    gets it. One that has another of the same epoch took another process' move instead: ours never came to be.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,9 +99,9 @@ async def make_table(
 ) -> ShardTable:
     """Return the system's table; make it, of these processes, if the system starts for the first time.
 
-    A process that knew a table never makes one: it puts its own back if the registry has none, or an older one. Nor
-    does any while other processes are there that start after the first table only: they know that there is one, and
-    one of them puts it back.
+    A process that knew a table never makes one: it puts its own back if the registry has none, or an older one; one of
+    the same epoch counts more than its own. Nor does any make one while other processes are there that start after the
+    first table only: they know that there is one, and one of them puts it back.
 
     Args:
         registry: the system's.
@@ -149,7 +150,8 @@ class ShardTables:
     """Follows the table. `run` keeps it; `table` is the newest one, None until there was one.
 
     Invariants:
-        I1  `table` and what is in the file never become older, whatever the registry shows.
+        I1  `table` and what is in the file never become older, whatever the registry shows. Of two of one epoch the
+            registry's counts: what differs from it was in the file, and was never written to the registry.
     """
 
     def __init__(
@@ -198,8 +200,8 @@ class ShardTables:
         return {*self.table.owners} - {self._site.name} if self._is_in_doubt and self.table is not None else set()
 
     def learn(self, table: ShardTable) -> None:
-        """Take a table that was read, if it is newer."""
-        if self.table is None or table.epoch > self.table.epoch:
+        """Take a table that the registry has, if it is not older (I1)."""
+        if self.table is None or (table.epoch >= self.table.epoch and table != self.table):
             self.table = table
             try:
                 self.keep(table)

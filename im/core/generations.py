@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from im.core.facts import Key, Pair
 from im.core.model import Form, Message, Overlay
 
-__all__ = ["ConversationTail", "Entry", "Generations", "Newest", "Stored", "Tail", "pair_of"]
+__all__ = ["ConversationTail", "Entry", "Generations", "Newest", "Stored", "Tail", "pair_of", "size_of"]
 
 Stored = tuple[Message, Sequence[tuple[str, int]]]
 """A message and the timeline entries (user, offset) that were stored with it."""
@@ -275,7 +275,7 @@ class Generations:
         self._is_merging = False
 
     def __len__(self) -> int:
-        """Return the size of the collecting generation: messages, and entries stored beside their messages."""
+        """Return the size of the collecting generation, in the measure of `size_of`."""
         return self._collecting.size
 
     @property
@@ -292,7 +292,7 @@ class Generations:
     ) -> None:
         """Show what is durable now: messages in their order of `n`, entries in any order."""
         generation = self._collecting
-        generation.size += len(messages) + len(entries)
+        generation.size += size_of(messages, entries)
         # First, since an entry must not be seen without what became of it.
         if overlays:
             generation.overlays.update(overlays)
@@ -341,6 +341,14 @@ class Generations:
                         assert newest.seq >= message.seq, "I2"
                     if message.seq == 1 and message.recipient:
                         assert self.newest.by_pair(pair_of(message.sender, message.recipient)) == cid, "I2"
+
+
+def size_of(messages: Sequence[Stored], entries: Sequence[Entry]) -> int:
+    """Return how much memory this takes, in units of about 1 KB: one each, and one more for each 1,024 bytes of a body.
+
+    Entries share their message, which is counted where it is stored.
+    """
+    return len(messages) + len(entries) + sum([len(message.body) >> 10 for message, _ in messages])
 
 
 def pair_of(one: str, other: str) -> Pair:

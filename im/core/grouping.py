@@ -21,6 +21,9 @@ from im.core.sending import BUSY
 
 __all__ = ["change", "create", "removed_by"]
 
+OWN_SHARE = 10
+"""One of so many of a user's places in groups is not for others to fill: a stranger may put anybody into groups."""
+
 _json = msgspec.json.Encoder()
 
 
@@ -42,7 +45,7 @@ def create(book: Book, command: CreateGroup) -> Outcome:
     decided = groups.create(command, book.settings.policy)
     if isinstance(decided, Refused):
         return decided
-    if (refused := _room_for(book, decided.joined)) is not None:
+    if (refused := _room_for(book, decided.joined, command.owner)) is not None:
         return refused
     conversation = Conversation(book.next_cid(), "group", decided.fan_out, group=decided.group)
     return _apply(book, book.remember(ConversationFacts(conversation, 0, 0)), decided, command)
@@ -70,7 +73,7 @@ def change(book: Book, command: ChangeGroup) -> Outcome:
         return GroupChanged(log.conversation, None, is_new=False)
     if isinstance(decided, Refused):
         return decided
-    if (refused := _room_for(book, decided.joined)) is not None:
+    if (refused := _room_for(book, decided.joined, command.by)) is not None:
         return refused
     if _is_told_as_a_message(log, decided) and book.timelines.is_full(command.cid):
         return BUSY
@@ -95,10 +98,15 @@ def _change_single(book: Book, log: Log, command: ChangeGroup) -> Outcome:
     return _apply(book, log, GroupChange("fan_out", None, fan_out, value=fan_out), command)
 
 
-def _room_for(book: Book, users: Iterable[str]) -> Refused | None:
-    """Count one more group for each user, if none of them is in too many then."""
-    limit, counts = book.settings.groups_of_user_max, book.facts.groups_of
+def _room_for(book: Book, users: Iterable[str], by: str) -> Refused | None:
+    """Count one more group for each user, if none of them is in too many then.
+
+    Other users may not fill the last places: those are for groups that the user makes or joins, or that an operator or
+    a backend (`by` "") puts the user into.
+    """
+    most, counts = book.settings.groups_of_user_max, book.facts.groups_of
     for user in users:
+        limit = most if by in {"", user} else most - most // OWN_SHARE
         if counts.get(user, 0) >= limit:
             return Refused(Cause.TOO_MANY_GROUPS, {"user": user, "limit": limit})
     for user in users:

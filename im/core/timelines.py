@@ -28,7 +28,7 @@ from im.core.facts import Changes
 from im.core.model import Message, Pending
 from im.core.shards import shard_of_user
 
-__all__ = ["AT_ONCE_MAX", "STEP_MAX", "TURN_MAX", "WAITING_ENTRIES_MAX", "WAITING_MAX", "Timelines"]
+__all__ = ["AT_ONCE_MAX", "STEP_MAX", "TURN_MAX", "WAITING_ENTRIES_MAX", "Timelines"]
 
 AT_ONCE_MAX = 32
 """Users who get a message in its own transaction."""
@@ -36,10 +36,11 @@ STEP_MAX = 512
 """Entries of one step, of all conversations."""
 TURN_MAX = 128
 """Entries of one conversation until it is the next one's turn."""
-WAITING_MAX = 64
-"""Fan-outs of one conversation that may wait, however many users they have."""
 WAITING_ENTRIES_MAX = 32_768
-"""Entries of one conversation that may wait: `finish` writes them in one transaction, in a third of a second."""
+"""Entries of one conversation that wait while nothing is added: `finish` writes all in one transaction, in 0.3 s.
+
+Where fewer wait one more fan-out may be added, of however many users.
+"""
 
 
 @dataclass(slots=True)
@@ -92,9 +93,10 @@ class Timelines:
     def is_full(self, cid: int) -> bool:
         """Return whether so much of the conversation waits to be fanned out that nothing should be added just now."""
         waiting = self._going.get(cid)
-        if waiting is None or len(waiting) < WAITING_MAX:
+        if waiting is None:
             return False
-        return len(waiting) * len(waiting[-1].users) >= WAITING_ENTRIES_MAX
+        first = waiting[0]  # the others have as many users (I3)
+        return len(waiting) * len(first.users) - first.done >= WAITING_ENTRIES_MAX
 
     def to_resume(self) -> Sequence[int]:
         """Return the conversations whose members must be told to `resume`."""

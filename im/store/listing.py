@@ -1,5 +1,8 @@
 """A user's conversations as a list shows them, a thousand at a time: few queries, each about many conversations.
 
+A list of all is in brief, without long bodies: nobody who wants a page of it, or a sum, has to hold all that is said in
+it. The page's own are read for themselves then.
+
 What is written directly (members, views) may be one transaction ahead of the memory that was taken before. Where such a
 row points at an entry, that entry is durable, so the ends that are told are never behind it. Overlays may be ahead as
 well: what was recalled behind the end that is told is not counted as recalled.
@@ -75,7 +78,7 @@ class _Row:
 def read_listed(
     connection: sqlite3.Connection, newest: Newest, user: str, cids: Sequence[int] | None = None
 ) -> list[Listed]:
-    """Return the user's conversations, all of them or those of `cids` that the user is or was in."""
+    """Return the user's conversations: those of `cids` that the user is or was in, or all of them, in brief."""
     if cids is None:
         members = {row[0]: Member(*row) for row in connection.execute(_READ_MEMBER, (user,))}
         singles: dict[int, Pair] = {cid: (lo, hi) for cid, lo, hi in connection.execute(_READ_SINGLES, (user,))}
@@ -96,11 +99,12 @@ def read_listed(
         member = members.get(cid)
         last = member.leave_seq if member is not None else 0
         rows.append(_Row(conversation, member, seen.get((user, cid)) or View(user, cid), last or SEQ_END))
-    _fill_ends(connection, newest, rows)
-    return _listed(connection, user, rows)
+    is_brief = cids is None
+    _fill_ends(connection, newest, rows, is_brief=is_brief)
+    return _listed(connection, user, rows, is_brief=is_brief)
 
 
-def _fill_ends(connection: sqlite3.Connection, newest: Newest, rows: Sequence[_Row]) -> None:
+def _fill_ends(connection: sqlite3.Connection, newest: Newest, rows: Sequence[_Row], *, is_brief: bool) -> None:
     """Find the newest entry of each, and the one to be shown, in memory first."""
     for row in rows:
         row.end = _end_in_memory(newest, row.conversation.cid, row.last)
@@ -108,7 +112,8 @@ def _fill_ends(connection: sqlite3.Connection, newest: Newest, rows: Sequence[_R
         # Memory went on since the snapshot was taken. What is counted up to these ends needs one that has all of them.
         connection.execute("COMMIT")
         connection.execute("BEGIN")
-    ends = find_ends(connection, [(row.conversation.cid, row.last) for row in rows if row.end is None])
+    unknown = [(row.conversation.cid, row.last) for row in rows if row.end is None]
+    ends = find_ends(connection, unknown, is_brief=is_brief)
     asked: list[tuple[int, int]] = []
     for row in rows:
         cid = row.conversation.cid
@@ -124,7 +129,7 @@ def _fill_ends(connection: sqlite3.Connection, newest: Newest, rows: Sequence[_R
         row.shown = shown
         if shown is None:
             asked.append((cid, seq))
-    older = find_shown(connection, asked)
+    older = find_shown(connection, asked, is_brief=is_brief)
     for row in rows:
         row.shown = row.shown or older.get(row.conversation.cid)
 
@@ -134,8 +139,9 @@ def _end_in_memory(newest: Newest, cid: int, last: int) -> Message | None:
     return newest.message(cid, last) if end is not None and end.seq > last else end
 
 
-def _listed(connection: sqlite3.Connection, user: str, rows: Sequence[_Row]) -> list[Listed]:
-    overlays = find_overlays(connection, [(row.shown.cid, row.shown.seq) for row in rows if row.shown is not None])
+def _listed(connection: sqlite3.Connection, user: str, rows: Sequence[_Row], *, is_brief: bool) -> list[Listed]:
+    heads = [(row.shown.cid, row.shown.seq) for row in rows if row.shown is not None]
+    overlays = find_overlays(connection, heads, is_brief=is_brief)
     sizes = dict(_COUNT_MEMBERS.run(connection, [(row.conversation.cid,) for row in rows if row.member is not None]))
     unread: list[tuple[int, int, int]] = []
     for row in rows:

@@ -6,7 +6,8 @@ goes into writing pages. So a transaction only adds to the end of `msg` and `fan
 dozen pages, and durable. When `lag_max` entries are not indexed yet, they are sorted for each index, and from then on
 every transaction moves a little more than its own size from that plan into the indexes. Neighbours in the plan share
 pages; no transaction waits for a big merge; and the merge ends before the next one is due. `Generations` answers for
-what is not indexed.
+what is not indexed. It is in memory, so sizes are those of `im.core.generations.size_of`: a long message counts for as
+many short ones as have room in its place.
 
 Invariants:
     I1  A batch is one transaction: after any failure or crash all that its commands did is there, or nothing is.
@@ -29,7 +30,7 @@ import msgspec
 
 from im.core.commands import Command, Draft, Executed
 from im.core.facts import Changes, QueuedDraft
-from im.core.generations import Entry, Generations, Stored
+from im.core.generations import Entry, Generations, Stored, size_of
 from im.core.ledger import Ledger, LedgerSettings
 from im.core.model import Form, Message, Pending
 from im.store.facts import facts_of
@@ -48,7 +49,9 @@ _decode_draft = msgspec.msgpack.Decoder(Draft).decode
 # ruff: noqa: S608 - all that is put into these texts are constants
 
 _READ_UNINDEXED = f"SELECT {MESSAGE}, sender_offset, recipient_offset FROM msg WHERE n > ? ORDER BY n"
-_READ_UNINDEXED_FAN = f"SELECT user, offset, {MESSAGE} FROM fan CROSS JOIN msg USING (n) WHERE pos > ? ORDER BY pos"
+_READ_UNINDEXED_FAN = "SELECT user, offset, n FROM fan WHERE pos > ? ORDER BY pos"
+_READ_FANNED = f"SELECT {MESSAGE} FROM msg WHERE n <= ?1 AND n IN (SELECT n FROM fan WHERE pos > ?2)"
+"""Messages that are indexed, though not in all timelines."""
 _READ_PENDING = f"SELECT {MESSAGE}, after FROM pending CROSS JOIN msg USING (n) ORDER BY n"
 _READ_LAST_CID = f"""SELECT max(
     ifnull((SELECT max(cid) FROM conv WHERE cid <= :most), 0),
@@ -98,7 +101,7 @@ class MessageLog:
             changes = self._decide(commands)
             # Before what is new is written, and while memory has all that is not indexed.
             self._sweep()
-            if units := len(changes.messages) + len(changes.entries):
+            if units := size_of(changes.messages, changes.entries):
                 self._merge_some(units + units // 4 + 1)
             if changes:
                 self._write(changes)
@@ -169,9 +172,11 @@ class MessageLog:
         """Return what is not indexed, as it was committed."""
         connection, (n, pos) = self._connection, self._indexed
         messages = [_stored(row) for row in connection.execute(_READ_UNINDEXED, (n,))]
+        # Each once, though it may go to a thousand timelines.
+        fanned = {message.n: message for message, _ in messages}
+        fanned |= {row[0]: Message(*row) for row in connection.execute(_READ_FANNED, (n, pos))}
         entries: list[Entry] = [
-            (user, offset, Message(*columns))
-            for user, offset, *columns in connection.execute(_READ_UNINDEXED_FAN, (pos,))
+            (user, offset, fanned[of]) for user, offset, of in connection.execute(_READ_UNINDEXED_FAN, (pos,))
         ]
         covered = [
             place

@@ -117,14 +117,14 @@ class Merge:
         return self._moved == self.size
 
     def step(self, step: int) -> None:
-        """Make a plan that is missing, or move the next part of all: `step` out of `size`."""
+        """Make a plan that is missing, or move the next part of all: `step` out of `size`.
+
+        Where a few long messages are all that there is, a step has room for several plans: it is spent by their rows.
+        """
         connection = self._connection
-        if self._unplanned:
-            name = self._unplanned.pop(0)
-            connection.execute(f"DELETE FROM {name}")  # noqa: S608 - our names
-            (n_after, pos_after), (n_through, pos_through) = self.reach.after, self.reach.through
-            values = {"n_after": n_after, "n_through": n_through, "pos_after": pos_after, "pos_through": pos_through}
-            self._counts[name] = connection.execute(_PLANS[name][1], values).rowcount
+        while self._unplanned and step > 0:
+            step -= self._plan(self._unplanned.pop(0))
+        if step <= 0:
             return
         moved = min(self._moved + step, self.size)
         for name, statement in _MOVES:
@@ -134,3 +134,12 @@ class Merge:
         if self.is_done:
             ends = zip(self.reach.through, ("indexed_through", "fan_indexed_through"), strict=True)
             connection.executemany("UPDATE meta SET value = ? WHERE name = ?", ends)
+
+    def _plan(self, name: str) -> int:
+        """Make a plan; return how many rows it has."""
+        connection = self._connection
+        connection.execute(f"DELETE FROM {name}")  # noqa: S608 - our names
+        (n_after, pos_after), (n_through, pos_through) = self.reach.after, self.reach.through
+        values = {"n_after": n_after, "n_through": n_through, "pos_after": pos_after, "pos_through": pos_through}
+        count = self._counts[name] = connection.execute(_PLANS[name][1], values).rowcount
+        return count

@@ -56,6 +56,9 @@ Place = tuple[int, int]
 Covered = tuple[list[Message], dict[Place, Overlay]]
 """Messages, and what became of them."""
 
+BRIEF_BYTES_MAX = 1_024
+"""Longer bodies are left out in brief: they are empty then, as that of no message is. Those of events are whole."""
+
 _decode_users = msgspec.json.Decoder(tuple[str, ...]).decode
 
 # ruff: noqa: S608 - all that is put into these texts are constants
@@ -113,30 +116,48 @@ _COUNT_GROUPS = Bulk(
     SELECT user, (SELECT count(*) FROM member WHERE member.user = asked.user AND leave_seq = 0) FROM asked""",
     width=1,
 )
-_FIND_ENDS = Bulk(
-    f"""WITH asked (cid, last) AS (VALUES {{rows}})
-    SELECT {MESSAGE} FROM asked
-    CROSS JOIN conv ON conv.cid = asked.cid
-        AND conv.seq = (SELECT max(seq) FROM conv WHERE conv.cid = asked.cid AND conv.seq <= asked.last)
-    CROSS JOIN msg USING (n)""",
-    width=2,
+_BRIEF = MESSAGE.replace(
+    "msg.body", f"CASE WHEN form <> {Form.EVENT:d} AND length(msg.body) > {BRIEF_BYTES_MAX} THEN x'' ELSE msg.body END"
 )
-_FIND_SHOWN = Bulk(
-    f"""WITH asked (cid, last) AS (VALUES {{rows}})
-    SELECT {MESSAGE} FROM asked CROSS JOIN msg ON msg.n = (
-        SELECT conv.n FROM conv CROSS JOIN msg USING (n)
-        WHERE conv.cid = asked.cid AND conv.seq <= asked.last AND form IN ({Form.MESSAGE:d}, {Form.EVENT:d})
-        ORDER BY conv.seq DESC LIMIT 1)""",
-    width=2,
+_FIND_ENDS, _FIND_BRIEF_ENDS = (
+    Bulk(
+        f"""WITH asked (cid, last) AS (VALUES {{rows}})
+        SELECT {columns} FROM asked
+        CROSS JOIN conv ON conv.cid = asked.cid
+            AND conv.seq = (SELECT max(seq) FROM conv WHERE conv.cid = asked.cid AND conv.seq <= asked.last)
+        CROSS JOIN msg USING (n)""",
+        width=2,
+    )
+    for columns in (MESSAGE, _BRIEF)
+)
+_FIND_SHOWN, _FIND_BRIEF_SHOWN = (
+    Bulk(
+        f"""WITH asked (cid, last) AS (VALUES {{rows}})
+        SELECT {columns} FROM asked CROSS JOIN msg ON msg.n = (
+            SELECT conv.n FROM conv CROSS JOIN msg USING (n)
+            WHERE conv.cid = asked.cid AND conv.seq <= asked.last AND form IN ({Form.MESSAGE:d}, {Form.EVENT:d})
+            ORDER BY conv.seq DESC LIMIT 1)""",
+        width=2,
+    )
+    for columns in (MESSAGE, _BRIEF)
 )
 _FIND_MESSAGES = Bulk(
     f"""WITH asked (cid, seq) AS (VALUES {{rows}})
     SELECT {COVERED} FROM asked CROSS JOIN conv USING (cid, seq) {_COVERED_BY_N}""",
     width=2,
 )
-_FIND_OVERLAYS = Bulk(
-    f"""WITH asked (cid, seq) AS (VALUES {{rows}}) SELECT {OVERLAY} FROM asked CROSS JOIN overlay USING (cid, seq)""",
-    width=2,
+_FIND_OVERLAYS, _FIND_BRIEF_OVERLAYS = (
+    Bulk(
+        f"WITH asked (cid, seq) AS (VALUES {{rows}}) SELECT {columns} FROM asked CROSS JOIN overlay USING (cid, seq)",
+        width=2,
+    )
+    for columns in (
+        OVERLAY,
+        OVERLAY.replace(
+            "overlay.body",
+            f"CASE WHEN length(overlay.body) > {BRIEF_BYTES_MAX} THEN x'' ELSE overlay.body END",
+        ),
+    )
 )
 _FIND_CONVERSATIONS = Bulk(
     f"""WITH asked (cid) AS (VALUES {{rows}}) SELECT {CONVERSATION} FROM asked CROSS JOIN conversation USING (cid)""",
@@ -226,14 +247,20 @@ def find_floors(connection: sqlite3.Connection, users: Iterable[str]) -> dict[st
     return dict(_FIND_FLOORS.run(connection, [(user,) for user in users]))
 
 
-def find_ends(connection: sqlite3.Connection, asked: Sequence[tuple[int, int]]) -> dict[int, Message]:
-    """Return, for each (cid, last), the newest indexed entry with `seq <= last`, by cid."""
-    return {message.cid: message for message in _messages(_FIND_ENDS.run(connection, asked))}
+def find_ends(
+    connection: sqlite3.Connection, asked: Sequence[tuple[int, int]], *, is_brief: bool = False
+) -> dict[int, Message]:
+    """Return, for each (cid, last), the newest indexed entry with `seq <= last`, by cid, maybe in brief."""
+    found = (_FIND_BRIEF_ENDS if is_brief else _FIND_ENDS).run(connection, asked)
+    return {message.cid: message for message in _messages(found)}
 
 
-def find_shown(connection: sqlite3.Connection, asked: Sequence[tuple[int, int]]) -> dict[int, Message]:
-    """Return, for each (cid, last), the newest indexed message or event with `seq <= last`, by cid."""
-    return {message.cid: message for message in _messages(_FIND_SHOWN.run(connection, asked))}
+def find_shown(
+    connection: sqlite3.Connection, asked: Sequence[tuple[int, int]], *, is_brief: bool = False
+) -> dict[int, Message]:
+    """Return, for each (cid, last), the newest indexed message or event with `seq <= last`, by cid, maybe in brief."""
+    found = (_FIND_BRIEF_SHOWN if is_brief else _FIND_SHOWN).run(connection, asked)
+    return {message.cid: message for message in _messages(found)}
 
 
 def find_messages(connection: sqlite3.Connection, places: Sequence[Place]) -> Covered:
@@ -241,9 +268,12 @@ def find_messages(connection: sqlite3.Connection, places: Sequence[Place]) -> Co
     return covered_of(_FIND_MESSAGES.run(connection, places))
 
 
-def find_overlays(connection: sqlite3.Connection, places: Sequence[Place]) -> dict[Place, Overlay]:
-    """Return what became of these messages."""
-    overlays = [overlay_of(row) for row in _FIND_OVERLAYS.run(connection, places)]
+def find_overlays(
+    connection: sqlite3.Connection, places: Sequence[Place], *, is_brief: bool = False
+) -> dict[Place, Overlay]:
+    """Return what became of these messages, maybe in brief."""
+    rows = (_FIND_BRIEF_OVERLAYS if is_brief else _FIND_OVERLAYS).run(connection, places)
+    overlays = [overlay_of(row) for row in rows]
     return {(overlay.cid, overlay.seq): overlay for overlay in overlays}
 
 

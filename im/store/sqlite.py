@@ -75,7 +75,8 @@ class SqliteMessageStore:
             settings: what the ledger decides by.
             readers: threads for reading what memory does not have.
             lag_max: how many entries may wait to be indexed before a merge begins. More of them are cheaper to
-                merge; up to twice as many are kept in memory, at about 1 KB each, and read when the file is opened.
+                merge; little more than twice as many are kept in memory, at about 1 KB each, and read when the file
+                is opened. A long message counts as several: see `im.core.generations.size_of`.
             reads_waiting_max: reads that may wait for a reading thread, each; one more is refused with Overloaded.
 
         Raises:
@@ -253,7 +254,7 @@ class SqliteMessageStore:
         return Visible(1, 0, Role.MEMBER) if user in pair else None
 
     async def conversations(self, user: str) -> list[Listed]:
-        """Return all conversations that the user is in, or was in, in any order."""
+        """Return all conversations that the user is in, or was in, in any order, heads in brief."""
         newest = self._newest()
         return await self._readers.run(lambda connection: read_listed(connection, newest, user))
 

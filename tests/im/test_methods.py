@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -97,14 +97,20 @@ class Desk:
         ids = message_ids("uuid4", entropy=entropy(), worker=0)
         self.writing = Writing(self.clock, ids, self.writer, body_bytes_max=70_000)
         self.admitted: list[tuple[str, str, str]] = []
+        self.turns: list[str] = []
         self.told: list[tuple[str, Any]] = []
         self.methods = Methods(
             self.reading,
             self.writing,
             admit=lambda caller, cost, cid: self.admitted.append((caller.user, cost, cid)),
+            in_turn=self._in_turn,
             type_to=self._tell,
             receipt_to=self._tell,
         )
+
+    def _in_turn(self, caller: Caller, read: Callable[[], Awaitable[Any]]) -> Awaitable[Any]:
+        self.turns.append(caller.user)
+        return read()
 
     def _tell(self, users: list[str], data: bytes) -> None:
         self.told += [(user, msgspec.json.decode(data)) for user in users]
@@ -127,14 +133,16 @@ async def desk() -> AsyncIterator[Desk]:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 async def test_each_method_answers_with_one_of_its_results(method: Any):
-    """And is admitted at its cost first, for the conversation that it names."""
+    """And is admitted at its cost first, for the conversation that it names; one that reads waits for its turn."""
     async with desk() as here:
         await here.send(key="first")
         await here.call(ANN, "group_create", client_msg_id="g", name="team")
         here.admitted.clear()
+        here.turns.clear()
         arguments = EXAMPLES[method.name]
         answer = await here.methods.call(ANN, method.name, msgspec.json.encode(arguments))
         assert here.admitted == [("ann", method.cost, arguments.get("cid", ""))]
+        assert here.turns == (["ann"] if method.cost == "read" else [])
         results = [msgspec.json.decode(answer, type=result, strict=True) for result in method.results[:1]]
         assert msgspec.json.decode(msgspec.json.encode(results[0])) == msgspec.json.decode(answer)
 

@@ -117,6 +117,48 @@ async def test_who_was_at_a_node_that_crashed_is_in_the_feed_with_everything(clu
     assert cluster.shard.statistics()["push_behind"] == 0
 
 
+async def test_what_finds_its_receiver_offline_behind_what_waits_is_in_the_feed_once_and_in_its_place(cluster: Cluster):
+    """Nobody is notified twice of what came between the end of a crashed node's lease and the next hint."""
+    end = await cluster.start_access()
+    cluster.statuses.online = {"bob": ("access-1",)}
+    end.failure = Unavailable("crashed")
+    await end.send("ann", "bob", "k0")
+    await becomes(lambda: cluster.shard.statistics()["push_behind"] == 1)
+    cluster.statuses.online = {}
+    await end.send("ann", "bob", "k1")
+    await end.send("ann", "bob", "k2")
+    await becomes(lambda: ("bob", "k2") in missed(cluster))
+    await end.send("ann", "bob", "k3")
+    await becomes(lambda: ("bob", "k3") in missed(cluster))
+    assert missed(cluster) == [("bob", f"k{n}") for n in range(4)]
+    assert cluster.shard.statistics()["push_behind"] == 0
+
+
+async def test_a_hint_that_fails_does_not_tell_again_of_what_came_meanwhile(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """It ends where it ended; what found its receiver offline while it was under way was told at once."""
+    end = await cluster.start_access()
+    cluster.statuses.unknown = {"bob"}
+    await end.send("ann", "bob", "k0")
+    await becomes(lambda: cluster.shard.statistics()["push_behind"] == 1)
+    fails = asyncio.Event()
+
+    async def call(*_request: object, **_options: object) -> None:
+        await fails.wait()
+        raise Unavailable("crashed")
+
+    monkeypatch.setattr(cluster.shard._pusher._pool.get("access-1"), "call", call)
+    cluster.statuses.online, cluster.statuses.unknown = {"bob": ("access-1",)}, set()
+    await becomes(lambda: cluster.shard.statistics()["push_behind"] == 0)
+    cluster.statuses.online = {}  # while the hint is under way
+    await end.send("ann", "bob", "k1")
+    await becomes(lambda: missed(cluster) == [("bob", "k1")])
+    fails.set()
+    await becomes(lambda: len(missed(cluster)) >= 2)
+    assert missed(cluster) == [("bob", "k1"), ("bob", "k0")]
+
+
 async def test_what_a_hint_told_of_is_not_missed(cluster: Cluster):
     """Only what could not be pushed after it."""
     end = await cluster.start_access()

@@ -103,6 +103,14 @@ def copy_as_a_crash_would_leave_it(path: Path, folder: Path) -> Path:
     return Path(shutil.copy(path, folder))
 
 
+def kilobytes_in_memory(store: SqliteMessageStore) -> int:
+    """Of bodies that are not indexed, each object once."""
+    newest = store._log.generations.newest
+    tails = [newest.tail(user, since=0, limit=100_000) for user in ("ann", "bob", *(f"u{n}" for n in range(40)))]
+    found = {id(message): message for tail in tails if tail is not None for _, message in tail.entries}
+    return sum(len(message.body) for message in found.values()) // 1_024
+
+
 async def keys(store: SqliteMessageStore, user: str) -> list[str]:
     """Read a whole timeline; its offsets must be without a hole."""
     page = await store.timeline(user, since=0, limit=100_000)
@@ -218,6 +226,45 @@ async def test_merging_empties_memory_into_the_indexes(path: Path):
     assert inspect(path, "SELECT * FROM conv_pair") == [("ann", "bob", 1)]
     assert inspect(path, "SELECT * FROM conv_pair_hi") == [("bob", "ann", 1)]
     assert inspect(path, "SELECT user, cid, sent_seq, sent_cseq FROM view") == [("ann", 1, indexed, indexed)]
+
+
+async def test_long_messages_do_not_pile_up_in_memory(path: Path):
+    """What waits to be indexed is bounded by its size as well, after a restart too."""
+    store = await SqliteMessageStore.open(path, lag_max=300)
+    sizes = []
+    for n in range(1, 101):
+        await store.execute([draft(n, body=b"x" * 65_536)])
+        sizes.append(kilobytes_in_memory(store))
+    assert 300 <= max(sizes) <= 3 * 300
+    assert await keys(store, "bob") == [f"k{n}" for n in range(1, 101)]
+    await store.close()
+    store = await SqliteMessageStore.open(path, lag_max=300)
+    assert kilobytes_in_memory(store) == sizes[-1]
+    assert await keys(store, "bob") == [f"k{n}" for n in range(1, 101)]
+    await store.close()
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("lag_max", [1, 1_000])
+async def test_a_message_to_many_is_in_memory_once_after_a_restart(path: Path, tmp_path: Path, lag_max: int):
+    """Whether it waits to be indexed with its timelines, or was indexed before they were all written."""
+    store = await SqliteMessageStore.open(path, lag_max=lag_max)
+    await store.execute([group_of("ann", *(f"u{n}" for n in range(40)))])
+    await store.execute([draft(1, cid=1, body=b"x" * 65_536)])
+    through = "SELECT value FROM meta WHERE name = 'indexed_through'"
+    while store.has_work:
+        if lag_max > 1 or inspect(path, through) == [(2,)]:
+            await store.execute([])
+            break
+        await store.execute([draft(3, sender="xeno", to="xeno")])
+    other = await SqliteMessageStore.open(copy_as_a_crash_would_leave_it(path, tmp_path / "crash"))
+    assert kilobytes_in_memory(other) == 64
+    while other.has_work:
+        await other.execute([])
+    for user in ("ann", "u7", "u39"):
+        assert await keys(other, user) == ["g1", "k1"]
+    await other.close()
+    await store.close()
 
 
 async def test_a_merge_that_was_cut_off_is_done_again(path: Path, tmp_path: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -40,13 +40,17 @@ async def until(registry: WipedRegistry, table: ShardTable) -> None:
             await asyncio.sleep(0.005)
 
 
-def of_process(registry: WipedRegistry, folder: Path | None) -> ShardTables:
-    return ShardTables(bench_site(registry, "im-1", Incarnation(1)), folder=folder)
+def of_process(
+    registry: WipedRegistry, folder: Path | None, on_change: Callable[[ShardTable], None] | None = None
+) -> ShardTables:
+    return ShardTables(bench_site(registry, "im-1", Incarnation(1)), folder=folder, on_change=on_change)
 
 
 @asynccontextmanager
-async def following(registry: WipedRegistry, folder: Path | None) -> AsyncIterator[ShardTables]:
-    tables = of_process(registry, folder)
+async def following(
+    registry: WipedRegistry, folder: Path | None, on_change: Callable[[ShardTable], None] | None = None
+) -> AsyncIterator[ShardTables]:
+    tables = of_process(registry, folder, on_change)
     task = asyncio.create_task(tables.run())
     try:
         await tables.wait_looked()
@@ -104,6 +108,32 @@ async def test_an_older_file_gives_way_to_the_registry(registry: WipedRegistry, 
     await registry.put(TABLE_KEY, msgspec.json.encode(NEWER))
     assert await of_process(registry, tmp_path).make(NODES, 4, look_ms=0) == NEWER
     assert file.load() == NEWER
+
+
+OURS, THEIRS = NEWER.moved(0, "im-2"), NEWER.moved(1, "im-3")
+"""Two moves after the same table: what the file has of ours, since the registry did not take it, and what it took."""
+
+
+async def test_a_move_that_another_one_forestalled_is_no_move(registry: WipedRegistry, tmp_path: Path) -> None:
+    """The process was restarted while the registry did not answer: its shard is its own, or it would be nobody's."""
+    TableFile(tmp_path).save(OURS)
+    await registry.put(TABLE_KEY, msgspec.json.encode(THEIRS))
+    assert await of_process(registry, tmp_path).make(NODES, 4, look_ms=0) == THEIRS
+    assert TableFile(tmp_path).load() == await shown(registry) == THEIRS
+
+
+async def test_who_reads_another_table_of_the_same_epoch_before_it_has_started_takes_it(
+    registry: WipedRegistry, tmp_path: Path
+) -> None:
+    """It is followed while the process still starts; whoever listens hears of it."""
+    TableFile(tmp_path).save(OURS)
+    await registry.put(TABLE_KEY, msgspec.json.encode(THEIRS))
+    heard: list[ShardTable] = []
+    async with following(registry, tmp_path, heard.append) as tables:
+        assert tables.known == THEIRS
+        assert await tables.make(NODES, 4, look_ms=0) == THEIRS
+    assert heard == [THEIRS]
+    assert TableFile(tmp_path).load() == await shown(registry) == THEIRS
 
 
 @pytest.mark.parametrize("service", ["im", "access"])

@@ -276,7 +276,7 @@ class Twin:
         decided = groups.create(command, self.settings.policy)
         if isinstance(decided, Refused):
             return decided
-        if refused := self.room_for(decided.joined):
+        if refused := self.room_for(decided.joined, command.owner):
             return refused
         self.cid += 1
         self.conversations[self.cid] = Conversation(self.cid, "group", decided.fan_out, group=decided.group)
@@ -296,15 +296,16 @@ class Twin:
             return decided
         if decided is None:
             return GroupChanged(one, None, False)
-        return self.room_for(decided.joined) or self.apply(cid, decided, by, "", {})
+        return self.room_for(decided.joined, by) or self.apply(cid, decided, by, "", {})
 
     def switched(self, one: Conversation, command: ChangeGroup) -> GroupChange | Refused | None:
         fan_out = groups.switched(one, command.by, command.value)
         return GroupChange("fan_out", None, fan_out, value=fan_out) if isinstance(fan_out, str) else fan_out
 
-    def room_for(self, users: Iterable[str]) -> Refused | None:
-        limit = self.settings.groups_of_user_max
+    def room_for(self, users: Iterable[str], by: str) -> Refused | None:
+        most = self.settings.groups_of_user_max
         for user in users:
+            limit = most if by in ("", user) else most - most // 10
             if sum(member.user == user and not member.leave_seq for member in self.members.values()) >= limit:
                 return Refused(Cause.TOO_MANY_GROUPS, {"user": user, "limit": limit})
         return None

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec.structs import replace
 
 from base.clock import Timestamp
-from im.core.generations import ConversationTail, Generations, Tail, pair_of
+from im.core.generations import ConversationTail, Generations, Tail, pair_of, size_of
 from im.core.model import Form, Message, Overlay
 
 USERS = ("ann", "bob", "cleo")
@@ -78,6 +78,17 @@ def test_what_came_from_another_shard_is_in_timelines_alone():
     assert newest.by_pair(("ann", "bob")) is newest.users_of(1) is newest.sent("ann", 1) is None
     assert newest.singles("bob") == []
     assert len(generations) == 1
+
+
+@pytest.mark.parametrize(("length", "size"), [(0, 1), (1_023, 1), (1_024, 2), (65_536, 65)])
+def test_a_long_message_is_as_large_as_several(length: int, size: int):
+    """In memory it is; entries that were stored beside it share it."""
+    long = replace(message(1), body=b"x" * length)
+    entries = [("cleo", 1, long), ("dan", 1, long)]
+    assert size_of([(long, (("ann", 1),))], entries) == size + 2
+    generations = Generations()
+    generations.commit([(long, (("ann", 1),))], entries)
+    assert len(generations) == size + 2
 
 
 def test_nothing_is_known_of_what_is_not_here():

@@ -106,6 +106,19 @@ def test_a_batch_cannot_put_a_user_into_too_many_groups():
     assert (1, "c") not in world.members
 
 
+def test_a_stranger_cannot_take_all_places_of_a_user():
+    """The last ones are for groups that the user makes or joins, and for operators and backends."""
+    world = made(groups_max=20)
+    assert all(one.is_new for one in world.run(*(group("x", ["b"], f"k{n}") for n in range(18))))
+    for command in (group("x", ["b"], "k"), change("own", 1, "invite", "b")):
+        assert world.one(command) == Refused(Cause.TOO_MANY_GROUPS, {"user": "b", "limit": 18})
+    assert world.one(group("b", ["c"], "mine")).is_new
+    assert world.one(change("", 1, "invite", "b")).is_new
+    other = world.cid_of(world.one(group("own", [], "other")))
+    for command in (group("b", [], "more"), change("", other, "invite", "b")):
+        assert world.one(command) == Refused(Cause.TOO_MANY_GROUPS, {"user": "b", "limit": 20})
+
+
 def test_a_group_that_was_left_counts_no_more():
     """Also in the batch in which it was left."""
     world = made("b", groups_max=1)
@@ -226,8 +239,7 @@ def test_a_change_of_no_members_is_told_as_a_message_is():
 
 def test_only_a_change_of_members_is_carried_out_while_too_much_is_to_be_told(monkeypatch: pytest.MonkeyPatch):
     """It brings all of it to an end; any other one would only add to it."""
-    monkeypatch.setattr(timelines, "WAITING_MAX", 3)
-    monkeypatch.setattr(timelines, "WAITING_ENTRIES_MAX", 1)
+    monkeypatch.setattr(timelines, "WAITING_ENTRIES_MAX", 3 * 3)
     world = made("b", "c")
     renamed, left = (change("own", 1, "rename", value="x"), change("b", 1, "leave"))
     *_, busy, done, later = world.run(*(draft("own", 1, f"k{n}") for n in range(3)), renamed, left, renamed)

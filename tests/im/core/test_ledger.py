@@ -359,8 +359,7 @@ def test_a_key_in_the_queue_is_used():
 
 def test_a_draft_that_may_come_again_is_not_queued(monkeypatch: pytest.MonkeyPatch):
     """In the queue it would fail for good, and its key stand for that."""
-    monkeypatch.setattr(timelines, "WAITING_MAX", 2)
-    monkeypatch.setattr(timelines, "WAITING_ENTRIES_MAX", 1)
+    monkeypatch.setattr(timelines, "WAITING_ENTRIES_MAX", 2 * 3)
     world = World()
     world.run(group("own", ["b", "c"]))
     queued = draft("b", 1, "q", is_queued=True)

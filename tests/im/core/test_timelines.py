@@ -19,7 +19,6 @@ from im.core.timelines import (
     STEP_MAX,
     TURN_MAX,
     WAITING_ENTRIES_MAX,
-    WAITING_MAX,
     Timelines,
 )
 from tests.im.core.ledger_world import small_bounds
@@ -92,11 +91,12 @@ def test_a_later_message_waits_behind_an_earlier_one():
     assert changes.pendings == {5: None, 6: None}
 
 
-@pytest.mark.parametrize(
-    ("count", "most"), [(33, WAITING_ENTRIES_MAX // 33 + 1), (512, WAITING_MAX), (2_000, WAITING_MAX)]
-)
-def test_a_conversation_is_full_by_entries_and_by_fan_outs(count: int, most: int):
-    """Whoever changes its members writes all that waits at once; and a huge group is not closed by its first entry."""
+@pytest.mark.parametrize(("count", "most"), [(33, 993), (512, 64), (2_000, 17), (30_000, 2), (WAITING_ENTRIES_MAX, 1)])
+def test_a_conversation_is_full_by_the_entries_that_wait(count: int, most: int):
+    """Whoever changes its members writes all of them at once. However many it has, where nothing waits one may be told.
+
+    So no more wait than the bound and the entries of one message.
+    """
     users = names(count)
     timelines, changes = known(Timelines(), *users), Changes()
     assert not timelines.is_full(1)
@@ -107,6 +107,17 @@ def test_a_conversation_is_full_by_entries_and_by_fan_outs(count: int, most: int
     assert not timelines.is_full(2)
     timelines.finish(1, changes)
     assert not timelines.is_full(1)
+
+
+def test_what_is_done_of_a_fan_out_does_not_wait():
+    """A huge group may be told the next message before its members have all been told the last one."""
+    users = tuple(f"u{number:06}" for number in range(WAITING_ENTRIES_MAX + TURN_MAX))
+    timelines, changes = known(Timelines(), *users), Changes()
+    timelines.spread(message(5), users, changes)
+    assert stepped(timelines) == [(1, TURN_MAX)] * (STEP_MAX // TURN_MAX)
+    assert not timelines.is_full(1)
+    timelines.spread(message(6, seq=2), users, changes)
+    assert timelines.is_full(1)
 
 
 def test_finishing_is_for_one_conversation():
