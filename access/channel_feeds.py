@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
+from access.channel_keeper import is_out_of_room
 from access.channel_metrics import ChannelMetrics
 from access.core.feed import Feed, News, Start
 from access.core.namespaces import Channel
@@ -39,7 +40,7 @@ from access.peers import (
 )
 from access.peers import Join as JoinRequest
 from access.ports import Member
-from base.errors import NotReady, Overloaded, RoadsteadError
+from base.errors import NotReady, RoadsteadError
 from base.log import logger
 
 __all__ = ["ChannelFeeds", "Local", "Subscription", "client_info_of", "publication_of"]
@@ -190,7 +191,7 @@ class ChannelFeeds:
         """Return where the node stands in the channel.
 
         Raises:
-            NotReady: the owner does not answer in time.
+            NotReady: the owner does not answer in time, or too much is on its way there for as long.
             Overloaded: it owns as many channels as it may.
         """
         if not local.feed.is_joined:
@@ -413,7 +414,7 @@ class ChannelFeeds:
                     joined, owner = await self._calls.ask(name, JOIN, request)
                 except RoadsteadError as error:
                     self._log.info("channel_join_failed", channel=name, error=str(error))
-                    if isinstance(error, Overloaded):
+                    if is_out_of_room(error):
                         _end_wait(local, error)
                     await asyncio.sleep(AGAIN_S)
                     continue

@@ -41,7 +41,7 @@ from base.ids import new_epoch
 from base.log import logger
 from base.peer import Method
 
-__all__ = ["ChannelKeeper"]
+__all__ = ["ChannelKeeper", "is_out_of_room"]
 
 COLLECT_MS = 500
 COMMIT_MS = 250
@@ -54,7 +54,16 @@ DUTIES_A_STEP = 200
 DUTY_MS = 10_000
 """How often all channels are looked at, whether or not the view changed."""
 
+_NO_ROOM = "channels"
 _DONE = Done()
+
+
+def is_out_of_room(error: RoadsteadError) -> bool:
+    """Return whether an owner, here or elsewhere, refused a channel since it owns as many as it may.
+
+    Any other Overloaded is of a stream between nodes, and over in a moment.
+    """
+    return isinstance(error, Overloaded) and error.detail.get("what") == _NO_ROOM
 
 
 class ChannelKeeper:
@@ -142,7 +151,7 @@ class ChannelKeeper:
     async def _claim_once(self, channel: str, former: str) -> None:
         self.require_ownership(channel)
         if self.custody.stream(channel) is None and not self._has_room():
-            raise Overloaded("this node owns as many channels as it may", what="channels", retry_after_ms=1_000)
+            raise Overloaded("this node owns as many channels as it may", what=_NO_ROOM, retry_after_ms=1_000)
         outcome = await asyncio.shield(self._claim(channel, former))
         if outcome.owner:
             raise NotOwner(f"{outcome.owner} owns the channel", owner=outcome.owner)
@@ -153,7 +162,7 @@ class ChannelKeeper:
         """Return whether this node may own one more channel; one that is nothing to anybody gives way to it."""
         if self.custody.has_room():
             return True
-        forgotten = self.custody.make_room()
+        forgotten = self.custody.make_room(self._clock.monotonic())
         if forgotten is None:
             return False
         self._metrics.forgotten.inc()

@@ -20,7 +20,7 @@ class ChannelMetrics:
         self._node = node
         self.forgotten = metrics.counter(
             "access_channel_forgotten",
-            "Channels without publications and subscribers that gave way to others: this node owns as many as it may.",
+            "Channels that kept nothing, had no subscribers and gave way to others: this node owns as many as it may.",
         )
         self.left_out = metrics.counter(
             "access_channel_left_out",

@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from access.channel_feeds import ChannelFeeds, Local, Subscription, client_info_of, publication_of
+from access.channel_keeper import is_out_of_room
 from access.channel_metrics import ChannelMetrics
 from access.channel_owner import ChannelOwner
 from access.core.encoding import is_json, one_line
@@ -184,9 +185,9 @@ class Channels:
     async def subscribe_by_server(self, member: Member, channel: str, position: Position) -> SubscribeResult | None:
         """See `Broker`: to a channel that exists, whatever its namespace allows to clients.
 
-        Raises NotReady if the channel's owner does not answer: for the moment, so the client rather comes back than
-        misses the channel for as long as it stays. An owner without room is another matter: it may have none for long,
-        and what else the client is there for must not wait for that.
+        Raises NotReady if the channel's owner does not answer, Overloaded if too much is on its way there: for the
+        moment, so the client rather comes back than misses the channel for as long as it stays. An owner without room
+        is another matter: it may have none for long, and what else the client is there for must not wait for that.
         """
         found = self._namespaces.find(channel)
         subscriptions = self._members.get(member, {})
@@ -197,7 +198,9 @@ class Channels:
         request = SubscribeRequest(channel, position.recover, position.epoch, position.offset)
         try:
             return await self._start(member, found, request, SubscriptionClaims())
-        except Overloaded:
+        except Overloaded as error:
+            if not is_out_of_room(error):
+                raise
             self._metrics.left_out.inc()
             return None
 

@@ -29,16 +29,17 @@ Rules:
     R5  If somebody in R2 neither answers nor is gone for `FORK_AFTER_MS`, the new owner no longer waits for it: what it
         has is in doubt, then, and if it has nothing, the channel begins anew.
     R6  Who was missing from its own view was thought dead, and its copies are in doubt.
-    R7  An owner without room for another channel forgets one in which nothing was ever published and that nobody
-        follows, and has others drop their copies. It gave no offset, so none can be given twice; and whoever makes up
-        names, as everybody may who is in their boundary, keeps nobody else from a channel.
+    R7  An owner without room for another channel gives one up that keeps no publications, of which its backup has all
+        it has, and that nobody follows; one in which nothing was ever published comes first. It has others drop their
+        copies, and remembers what it promised and that it owned. A copy that is left nevertheless is the backup's,
+        which is as good as its own was, or in doubt by R4. So whoever makes up names, as everybody may who is in their
+        boundary, keeps nobody else from a channel for longer than publications are kept.
 
 Invariants:
     I1  In an epoch no two publications that were committed have the same offset.
     I2  What was committed is in every later copy that an owner goes on from, unless owner and backup died together, or
         R5 applied.
     I3  Claims are under way only for channels that are held, and under what was promised last.
-    I4  The owned channels in which nothing was ever published are known, the longest unused first.
 
 I1 and I2 are of the whole cluster: `tests/access/test_channel_histories.py` runs histories of nodes. What a node holds
 is `holding`, with invariants of its own.
@@ -50,11 +51,9 @@ R5, which prefers an answer to safety where a node hangs but is not declared dea
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import islice
 
 from access.core.holding import Holding, Shelf
 from access.core.placement import View
@@ -76,7 +75,7 @@ TAIL_MAX = 1_000
 TAIL_BYTES_MAX = 2 * 1024 * 1024
 """Their bytes. With what a stream keeps they must fit into one message to another node."""
 LOOKS = 100
-"""Channels looked at for one that may be forgotten (R7)."""
+"""Channels of either kind looked at for one that may be given up (R7)."""
 
 
 class Duty(Enum):
@@ -124,7 +123,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """A channel that gave way to another: `nodes` are to be told that copies older than the ballot are old."""
+    """A channel that gave way to another: `nodes` are to be told that copies older than the ballot are of no use."""
 
     channel: str
     ballot: Ballot
@@ -177,8 +176,6 @@ class Custody:
         self._is_followed = is_followed
         self._owned_max = owned_max
         self._owned = 0
-        self._blank: OrderedDict[str, None] = OrderedDict()
-        """Owned channels in which nothing was ever published, the longest unused first."""
         # As many copies again are kept for others.
         self._shelf = Shelf(keeps=keeps, bytes_max=bytes_max, many=2 * owned_max)
         self._claims: dict[str, _Claim] = {}
@@ -219,16 +216,20 @@ class Custody:
         """Return whether this node may own one more channel."""
         return self._owned < self._owned_max
 
-    def make_room(self) -> Forgotten | None:
-        """Forget a channel that may be (R7), unless it is about to have another owner; None if none was found."""
-        for channel in list(islice(self._blank, LOOKS)):
-            if channel in self._claims or self._is_followed(channel) or not self.is_owner(channel):
-                self._blank.move_to_end(channel)
+    def make_room(self, now: Instant) -> Forgotten | None:
+        """Give up a channel that may be (R7), unless it is about to have another owner; None if none was found."""
+        for channel in self._shelf.unused(LOOKS):
+            holding = self._held(channel)
+            is_used = channel in self._claims or self._is_followed(channel) or not self.is_owner(channel)
+            if is_used or (holding.head() and not holding.is_installed):
+                self._shelf.used(channel)
                 continue
-            holding = self._shelf.pop(channel)
-            self._disown(channel)
-            ballot = Ballot(holding.term.number + 1, self.node, self._life)
-            return Forgotten(channel, ballot, tuple(sorted({*holding.former, holding.backup} - {""})))
+            nodes = tuple(sorted({*holding.former, holding.backup} - {""}))
+            self._depose(channel, holding)
+            self._let_go(channel, holding)
+            holding.touched = now
+            # The least ballot above the term: a copy of the next owner's is not dropped, however late it is told.
+            return Forgotten(channel, Ballot(holding.term.number, self.node, self._life + 1), nodes)
         return None
 
     def stream(self, channel: str) -> Stream | None:
@@ -348,8 +349,7 @@ class Custody:
             self._take(channel, holding, claim, is_in_doubt=is_in_doubt)
             holding.is_owner = True
             self._owned += 1
-            if not holding.head():
-                self._blank[channel] = None
+            self._shelf.sort(channel, holding)
         elif is_in_doubt:
             assert holding.stream is not None
             holding.stream.epoch = claim.new_epoch
@@ -395,9 +395,8 @@ class Custody:
         last = holding.tail[-1].time if holding.tail else stream.last_time()
         entry = Entry(holding.head() + 1, Timestamp(max(wall, last)), draft)
         holding.tail.append(entry)
-        if entry.offset == 1:
-            del self._blank[channel]
         holding.tail_bytes += entry.size()
+        self._shelf.sort(channel, holding)
         if not holding.backup and self.view.backup(channel) is None:
             self._commit(channel, holding, entry.offset)
         return entry
@@ -486,11 +485,12 @@ class Custody:
         self._claims.pop(channel, None)
         holding.step_down()
         self._shelf.put(channel, holding, holding.stream)  # it has the tail now
-        self._disown(channel)
-
-    def _disown(self, channel: str) -> None:
         self._owned -= 1
-        self._blank.pop(channel, None)
+
+    def _let_go(self, channel: str, holding: Holding) -> None:
+        """Forget a copy, but no promise."""
+        self._shelf.put(channel, holding, None)
+        holding.since_term.clear()
 
     # ---------------------------------------------------------------- answering
 
@@ -540,8 +540,7 @@ class Custody:
         """Forget a copy that is older than the ballot."""
         holding = self._shelf.get(channel)
         if holding is not None and not holding.is_owner and holding.term < ballot:
-            self._shelf.put(channel, holding, None)
-            holding.since_term.clear()
+            self._let_go(channel, holding)
             holding.promised = max(ballot, holding.promised)
 
     # ---------------------------------------------------------------- what is held
@@ -551,30 +550,25 @@ class Custody:
         forgotten = self._shelf.sweep(
             now, wall, lambda channel, _: channel in self._claims or self._is_followed(channel)
         )
-        for channel, holding in forgotten.items():
-            if holding.is_owner:
-                self._disown(channel)
+        self._owned -= sum(holding.is_owner for holding in forgotten.values())
 
     def touch(self, channel: str, now: Instant) -> None:
         """Somebody uses the channel: it is not forgotten soon."""
         holding = self._shelf.get(channel)
         if holding is not None:
             holding.touched = now
-            if channel in self._blank:
-                self._blank.move_to_end(channel)
+            self._shelf.used(channel)
 
     def statistics(self) -> dict[str, int]:
         """Return a snapshot of sizes."""
         return {"known": len(self._shelf), "owned": self._owned, "bytes": self._shelf.bytes}
 
     def check_invariants(self) -> None:
-        """Assert I3 and I4, and what the holdings promise."""
+        """Assert I3, and what the holdings promise."""
         self._shelf.check_invariants()
         for channel, claim in self._claims.items():
             assert self._held(channel).promised == claim.ballot, "I3"
-        owned = {channel: holding for channel, holding in self._shelf.items() if holding.is_owner}
-        assert self._owned == len(owned)
-        assert self._blank.keys() == {channel for channel, holding in owned.items() if not holding.head()}, "I4"
+        assert self._owned == sum(holding.is_owner for _, holding in self._shelf.items())
 
     def _held(self, channel: str) -> Holding:
         holding = self._shelf.get(channel)

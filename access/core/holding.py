@@ -11,6 +11,7 @@ Invariants:
     I2  The tail follows the stream without a gap, and only owners have one.
     I3  `size` is the sum of what all streams keep.
     I4  The bytes are within their bound after each `trim`, unless a single channel has them.
+    I5  `unused` is of the owned channels that keep no publications and have no tail, and of no others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from access.core.stream import Entry, Stream
 from access.peers import NO_BALLOT, Ballot, Copy
@@ -143,6 +145,10 @@ class Shelf:
         self._holdings: dict[str, Holding] = {}
         self._filled: OrderedDict[str, None] = OrderedDict()
         """Channels that keep publications, the quietest first."""
+        self._blank: OrderedDict[str, None] = OrderedDict()
+        """Owned channels in which nothing was ever published, the longest unused first."""
+        self._spent: OrderedDict[str, None] = OrderedDict()
+        """The same of those that keep nothing of what was."""
         self._unswept: list[str] = []
 
     def __len__(self) -> int:
@@ -171,12 +177,32 @@ class Shelf:
         """Forget a channel that keeps no publications, and return its holding."""
         holding = self._holdings.pop(channel)
         assert not holding.kept
+        self._blank.pop(channel, None)
+        self._spent.pop(channel, None)
         return holding
 
     def put(self, channel: str, holding: Holding, stream: Stream | None) -> None:
         """Replace the stream of a holding, or take it away."""
         holding.stream = stream
         self._count(channel, holding)
+
+    def sort(self, channel: str, holding: Holding) -> None:
+        """Its owner or its tail changed: know whether it is one of `unused`."""
+        if holding.kept or holding.tail or not holding.is_owner:
+            self._blank.pop(channel, None)
+            self._spent.pop(channel, None)
+        else:
+            (self._spent if holding.head() else self._blank).setdefault(channel)
+
+    def unused(self, count: int) -> list[str]:
+        """Return owned channels that keep nothing: up to `count` in which nothing ever was, then as many others."""
+        return list(chain(islice(self._blank, count), islice(self._spent, count)))
+
+    def used(self, channel: str) -> None:
+        """It is in use: others come before it among `unused`."""
+        for unused in (self._blank, self._spent):
+            if channel in unused:
+                unused.move_to_end(channel)
 
     def trim(self, channel: str, holding: Holding, wall: Timestamp) -> None:
         """The channel got publications: apply its bounds, and those of all channels together."""
@@ -211,7 +237,7 @@ class Shelf:
         return forgotten
 
     def check_invariants(self) -> None:
-        """Assert I1, I2 and I3."""
+        """Assert I1, I2, I3 and I5."""
         for channel, holding in self._holdings.items():
             promises = [holding.term, *holding.since_term]
             assert promises == sorted(set(promises)), "I1"
@@ -223,6 +249,10 @@ class Shelf:
             assert (channel in self._filled) == bool(holding.kept), "I3"
             assert holding.kept == (holding.stream.size if holding.stream is not None else 0), "I3"
         assert self.bytes == sum(holding.kept for holding in self._holdings.values()), "I3"
+        owned = {channel: holding for channel, holding in self._holdings.items() if holding.is_owner}
+        empty = {channel: one.head() for channel, one in owned.items() if not one.kept and not one.tail}
+        assert self._blank.keys() == {channel for channel, head in empty.items() if not head}, "I5"
+        assert self._spent.keys() == {channel for channel, head in empty.items() if head}, "I5"
 
     def _trim(self, channel: str, holding: Holding, wall: Timestamp) -> None:
         assert holding.stream is not None
@@ -238,3 +268,4 @@ class Shelf:
             self._filled.setdefault(channel)
         else:
             self._filled.pop(channel, None)
+        self.sort(channel, holding)

@@ -103,7 +103,7 @@ class ChannelSettings(Section, frozen=True, kw_only=True):
         Meta(
             ge=1,
             description="Channels with a history that this node owns; it keeps about as many copies for other nodes. "
-            "For one more it forgets one without publications and subscribers, or refuses it with error 111.",
+            "For one more it gives up one that keeps no publications and has no subscribers, or refuses it: error 111.",
         ),
     ] = 100_000
     history_bytes_max: Annotated[

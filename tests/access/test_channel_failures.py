@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from access.core.namespaces import ChannelSettings
 from access.core.placement import Node, View
 from access.core.protocol import (
     ClientError,
+    Position,
     PresenceStatsResult,
 )
+from access.peers import JOIN, READ
+from base.errors import NotReady, Overloaded
+from base.peer import Method
 from tests.access.channel_cluster import (
     NAMES,
     FakeMember,
+    SimNode,
     a_moment,
     alice,
     bob,
@@ -288,4 +295,51 @@ async def test_who_cannot_be_written_to_fast_enough_starts_over():
     await asyncio.sleep(1)
     assert all(len(member.of("unsubscribe")) == 1 for member in members)
     assert nodes.nodes["a"].channels.statistics()["here"]["subscriptions"] == 0
+    await nodes.stop()
+
+
+# ---------------------------------------------------------------- much is on its way between nodes
+
+
+def busy(node: SimNode, what: str, method: Method[Any, Any], times: int) -> None:
+    """Let the streams of a node refuse the method so many times, as a stream does whose queue or peer is full."""
+    call = node.peers.call
+
+    async def refused(to: str, asked: Method[Any, Any], request: Any, *, deadline_ms: int) -> Any:
+        nonlocal times
+        if asked is method and times:
+            times -= 1
+            raise Overloaded("for now", what=what, retry_after_ms=50)
+        return await call(to, asked, request, deadline_ms=deadline_ms)
+
+    node.peers.call = refused  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("what", ["peer_queue", "inflight"])
+@simulated
+async def test_a_stream_that_is_full_for_a_moment_costs_nobody_a_channel(*, what: str):
+    """It is no owner without room: who subscribes waits, and so does who is subscribed by the server."""
+    nodes = cluster(*NAMES, settings=ChannelSettings(subscribe_personal=True))
+    owners = {nodes.owner("#alice"), nodes.owner("plain:c")}
+    node = next(each for name, each in nodes.nodes.items() if name not in owners)
+    busy(node, what, JOIN, 2)
+    assert await node.channels.subscribe_by_server(alice(), "#alice", Position()) is not None
+    busy(node, what, JOIN, 2)
+    await subscribed(nodes, node.name, alice(2), "plain:c")
+    await nodes.stop()
+
+
+@simulated
+async def test_a_client_is_not_let_in_without_a_channel_whose_owner_is_busy():
+    """It comes back, or it would miss the channel for as long as it stays."""
+    nodes = cluster(*NAMES, settings=ChannelSettings(subscribe_personal=True))
+    joining, reading = (each for name, each in nodes.nodes.items() if name != nodes.owner("#alice"))
+    busy(joining, "peer_queue", JOIN, 1_000)
+    with pytest.raises(NotReady):
+        await joining.channels.subscribe_by_server(alice(), "#alice", Position())
+    busy(reading, "peer_queue", READ, 1)
+    with pytest.raises(Overloaded):
+        await reading.channels.subscribe_by_server(alice(), "#alice", Position(recover=True, epoch="other", offset=1))
+    for node in (joining, reading):
+        assert node.channels.statistics()["here"]["subscriptions"] == 0
     await nodes.stop()

@@ -31,6 +31,7 @@ from access.core.namespaces import ChannelSettings, Namespace
 from access.core.placement import View
 from access.core.protocol import HistoryResult, SubscribeRequest, SubscribeResult
 from access.peers import Place, Replicate, Replicated
+from base.clock import Instant
 from base.errors import RoadsteadError
 from tests.access.channel_cluster import Cluster, FakeMember, SimNode, simulate
 
@@ -51,6 +52,15 @@ NAMESPACE = Namespace(
     allow_publish="anyone",
     allow_history="anyone",
     allow_presence="anyone",
+)
+MADE_UP = Namespace(
+    name="made-up",
+    history_size=10,
+    history_ttl_ms=1_000,
+    force_recovery=True,
+    allow_subscribe="anyone",
+    allow_publish="anyone",
+    allow_history="anyone",
 )
 
 
@@ -223,7 +233,7 @@ class History:
 
     async def run(self) -> Counter[str]:
         settings = ChannelSettings(streams_max=len(CHANNELS) + 1 if self.is_crowded else 1_000)
-        self.cluster = cluster = Cluster(NAMESPACE, settings=settings, seed=self.seed)
+        self.cluster = cluster = Cluster(NAMESPACE, MADE_UP, settings=settings, seed=self.seed)
         random, loop = self.random, asyncio.get_running_loop()
         cluster.start(*NAMES[: random.randint(1, 4)])
         cluster.view_late_s = random.choice((0.0, 0.05, 0.5))
@@ -275,18 +285,28 @@ class History:
             self.cluster.check_invariants()
 
     async def make_up_channels(self, ends_at: float) -> None:
-        """Subscribe to one after the other, at all nodes, and stay in none."""
+        """Subscribe to one after the other, at all nodes, publish into every other one, and stay in none.
+
+        H1 holds in these as well.
+        """
         loop, eve, made = asyncio.get_running_loop(), FakeMember("eve", "eve"), 0
         while loop.time() < ends_at:
             made += 1
-            channel = f"made up {made % 20}"
-            for node in tuple(self.cluster.nodes.values()):
+            channel = f"made-up:{made % 20}"
+            for name, node in tuple(self.cluster.nodes.items()):
                 with suppress(RoadsteadError, TimeoutError):
                     async with asyncio.timeout(0.02):
                         await node.channels.subscribe(eve, SubscribeRequest(channel))
+                        if made % 2:
+                            await node.publish(eve, channel, msgspec.json.encode(f"{made} at {name}"))
+                            self.saw(channel, await node.history(eve, channel, limit=-1))
                 node.channels.unsubscribe(eve, channel)
             self.world.counts["made up"] += 1
             await asyncio.sleep(0.2)
+
+    def saw(self, channel: str, page: HistoryResult) -> None:
+        for publication in page.publications:
+            self.world.saw(channel, page.epoch, publication.offset, msgspec.json.decode(publication.data))
 
     async def drain(self, name: str) -> None:
         """It drains, and leaves the registry as it ends, a while later."""
@@ -369,18 +389,21 @@ def test_no_history_violates_an_invariant(*, is_wild: bool, record_property: Any
 
 
 def test_channels_that_give_way_to_others_violate_nothing(monkeypatch: pytest.MonkeyPatch):
-    """Those that somebody makes up come and go, and who uses the others notices nothing of it."""
+    """Those that somebody makes up come and go, with and without publications, and who uses the others is not hurt."""
     make_room, totals = Custody.make_room, Counter[str]()
 
-    def counted(self: Custody) -> Forgotten | None:
-        forgotten = make_room(self)
+    def counted(self: Custody, now: Instant) -> Forgotten | None:
+        spent = set(self._shelf._spent)
+        forgotten = make_room(self, now)
         totals["forgotten"] += forgotten is not None
+        totals["forgotten with a past"] += forgotten is not None and forgotten.channel in spent
         return forgotten
 
     monkeypatch.setattr(Custody, "make_room", counted)
     for seed in SEEDS_TO_CROWD:
         totals.update(run(seed, is_wild=seed % 2 == 0, is_crowded=True))
     assert totals["forgotten"] >= 20 * len(SEEDS_TO_CROWD), totals
+    assert totals["forgotten with a past"] >= 5 * len(SEEDS_TO_CROWD), totals
 
 
 def test_a_history_is_its_seed():

@@ -12,7 +12,7 @@ from base.clock import Instant, Timestamp
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
 NOW, WALL = Instant(1_000), Timestamp(5_000)
-SIZE = 100
+SIZE, TTL_MS = 100, 10_000_000
 
 
 def in_order(*order: str) -> str:
@@ -61,7 +61,7 @@ class Nodes:
         return Custody(
             name,
             self.lives[name],
-            keeps=lambda _: (SIZE, 10_000_000),
+            keeps=lambda _: (SIZE, TTL_MS),
             is_followed=self.followed.__contains__,
             owned_max=owned_max,
             bytes_max=bytes_max,

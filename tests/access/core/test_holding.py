@@ -279,3 +279,43 @@ def test_the_bounds_hold_whatever_happens(seed: int):
             some.put(channel, some.hold(channel, Instant(now)), None)
         some.sweep(Instant(now), Timestamp(now), never)
         some.check_invariants()
+
+
+def owned(some: Shelf, channel: str, *, count: int) -> None:
+    some.hold(channel, NOW).is_owner = True
+    some.put(channel, some.hold(channel, NOW), Stream("e"))
+    for _ in range(count):
+        publish(some, channel)
+
+
+def test_owned_channels_that_keep_nothing_are_known():
+    """I5: those in which nothing was ever published first, of each kind the longest unused first."""
+    some = shelf()
+    for channel, count in (("older", 1), ("old", 1), ("x", 0), ("y", 0)):
+        owned(some, channel, count=count)
+    publish(some, "copy")
+    assert some.unused(9) == ["x", "y"]
+    some.sweep(NOW, Timestamp(TTL_MS), never)
+    assert some.unused(9) == ["x", "y", "older", "old"]
+    assert some.unused(1) == ["x", "older"]
+    some.used("older")
+    some.used("x")
+    some.used("copy")
+    assert some.unused(9) == ["y", "x", "old", "older"]
+    publish(some, "old")
+    some.pop("y")
+    holding = some.hold("x", NOW)
+    holding.tail = [entry(1)]
+    some.sort("x", holding)
+    assert some.unused(9) == ["older"]
+    some.put("older", some.hold("older", NOW), Stream("e", offset=1, entries=[entry(1)]))
+    assert some.unused(9) == []
+
+
+def test_a_channel_that_lost_its_publications_to_others_keeps_nothing():
+    """By the bound of all together."""
+    some = shelf(bytes_max=1)
+    owned(some, "quiet", count=1)
+    owned(some, "loud", count=1)
+    assert some.unused(9) == ["quiet"]
+    some.check_invariants()
