@@ -150,7 +150,12 @@ class AccessConfig(Section, frozen=True, kw_only=True):
     ] = 5_000
     arrivals_max: Annotated[
         int,
-        Meta(ge=1, description="Connections that may be on their way through the handshake at once, else dropped."),
+        Meta(
+            ge=1,
+            description="Connections that may be on their way through the handshake at once, at most half of them from "
+            "one address (IPv6: one /64), else dropped. Behind a load balancer that does not name its clients "
+            "(`access.proxies`) all have one address.",
+        ),
     ] = 4_096
 
     # ---------------------------------------------------------------- what one client may do

@@ -7,7 +7,8 @@
 ```
 
 What is on its way has a deadline and is bounded in number and bytes, so that nobody holds anything here by being slow
-(slowloris) or by opening half a TLS connection. A storm is refused at the price of reading where it goes: when nobody
+(slowloris) or by opening half a TLS connection; and one address has no more than its share of the places, before and
+after the head. A storm is refused at the price of reading where it goes: when nobody
 can be let in, it does not matter what else the request says.
 """
 
@@ -29,6 +30,7 @@ from access.ports import Gateway
 from access.websocket import SUBPROTOCOLS, TransportLimits, WebSocketConnection, form_of
 from base.accepting import Acceptor
 from base.clock import Clock, Instant
+from base.core.limits import Places, address_key
 from base.core.wheel import TimerWheel
 from base.errors import BadRequest, ConfigError, Overloaded, RoadsteadError
 from base.http import HttpServer, failure
@@ -46,7 +48,7 @@ reset the connection, and the answer be lost with it."""
 HTTP_PER_CLIENT = 2
 """A client without a WebSocket has one connection to receive on and one to send on."""
 HTTP_SPARE = 16
-"""For whoever asks whether the node is well."""
+"""For whoever asks whether the node is well. No client's address can have them all, see `Places`."""
 BACK_MS = 1_000
 """When to come back to a node that serves too many HTTP connections."""
 
@@ -87,13 +89,14 @@ class Listener:
         self._http = http
         self._metrics = metrics
         self._arrivals: TimerWheel[Arrival] = TimerWheel(clock.monotonic(), tick_ms=TICK_MS)
+        self._places = Places(config.arrivals_max)
         self._certificate = (
             ServerCertificate(config.tls_certificate, config.tls_key, setting="access.tls_certificate")
             if config.tls_certificate
             else None
         )
         self._upgrades = tuple(f"GET {path} HTTP/1.1\r\n".encode() for path in websockets)
-        self._http_max = HTTP_PER_CLIENT * config.capacity + HTTP_SPARE
+        self._http_places = Places(HTTP_PER_CLIENT * config.capacity + HTTP_SPARE)
         self._served: dict[asyncio.BaseProtocol, str] = {}
         """The connections that the HTTP server took over, and their clients' addresses."""
         self._busy = asyncio.Event()
@@ -105,7 +108,7 @@ class Listener:
     @property
     def arrivals(self) -> int:
         """How many are on their way through the handshake."""
-        return len(self._arrivals) + (len(self._server) if isinstance(self._server, Acceptor) else 0)
+        return len(self._places)
 
     async def listen(self, host: str, port: int) -> None:
         """Bind. Raises ConfigError if that cannot be, or the certificate cannot be loaded."""
@@ -121,7 +124,7 @@ class Listener:
                     context,
                     proxies=config.proxies,
                     deadline_s=config.handshake_deadline_ms / 1000,
-                    is_full=lambda: self.arrivals >= config.arrivals_max,
+                    places=self._places,
                     dropped=lambda reason, _detail: self.count_dropped(reason),
                 )
                 bound = self._server.listen(host, port, backlog=BACKLOG)
@@ -167,9 +170,9 @@ class Listener:
 
     # ---------------------------------------------------------------- for arrivals
 
-    def entered(self, arrival: Arrival) -> bool:
-        """A connection begins its handshake; False if too many do."""
-        if len(self._arrivals) >= self._config.arrivals_max:
+    def entered(self, arrival: Arrival, key: str) -> bool:
+        """A connection from the address of this key begins its request; False if there is no place for it."""
+        if not self._places.take(key):
             return False
         self._busy.set()
         self._arrivals.set(arrival, Instant(self._clock.monotonic() + self._config.handshake_deadline_ms))
@@ -179,9 +182,10 @@ class Listener:
         """It was answered, and is waited for until it hangs up."""
         self._arrivals.set(arrival, Instant(self._clock.monotonic() + LINGER_MS))
 
-    def left(self, arrival: Arrival) -> None:
-        """Its handshake is over."""
+    def left(self, arrival: Arrival, key: str) -> None:
+        """Its handshake is over. Only for one that entered."""
         self._arrivals.cancel(arrival)
+        self._places.leave(key)
 
     def count_dropped(self, reason: str) -> None:
         """A connection was dropped in its handshake."""
@@ -200,9 +204,10 @@ class Listener:
     def http_protocol(self, address: str) -> asyncio.Protocol:
         """Return a protocol of the HTTP server, for one connection of a client at the address.
 
-        Raises Overloaded when it serves as many as the clients of all transports can need.
+        Raises Overloaded when it serves as many as the clients of all transports can need, or the address has its share
+        of them.
         """
-        if len(self._served) >= self._http_max:
+        if not self._http_places.take(address_key(address)):
             self._metrics.refused.inc("http_connections")
             raise Overloaded("too many HTTP connections for now", what="http_connections", retry_after_ms=BACK_MS)
         assert self._serve_http is not None
@@ -217,7 +222,7 @@ class Listener:
 
     def _forget_closed(self) -> None:
         for protocol in [protocol for protocol in self._served if getattr(protocol, "transport", None) is None]:
-            del self._served[protocol]
+            self._http_places.leave(address_key(self._served.pop(protocol)))
 
     def _arrive(self, address: str | None = None) -> Arrival:
         return Arrival(self, address)
@@ -226,7 +231,7 @@ class Listener:
 class Arrival(asyncio.Protocol):
     """A connection until its first request is read."""
 
-    __slots__ = ("_address", "_buffer", "_is_answered", "_listener", "_transport")
+    __slots__ = ("_address", "_buffer", "_is_answered", "_key", "_listener", "_transport")
 
     def __init__(self, listener: Listener, address: str | None) -> None:
         """`address`: the client's, None where it is the socket's."""
@@ -234,6 +239,8 @@ class Arrival(asyncio.Protocol):
         self._address = address
         self._buffer = b""
         self._is_answered = False
+        self._key: str | None = None
+        """By which it has its place, as long as it has one."""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -241,7 +248,10 @@ class Arrival(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # that of uvloop is none of its subclasses
         if self._address is None:
             self._address = peer_address(transport)
-        if not self._listener.entered(self):
+        key = address_key(self._address)
+        if self._listener.entered(self, key):
+            self._key = key
+        else:
             self.drop("too_many")
 
     def data_received(self, data: bytes) -> None:
@@ -281,7 +291,9 @@ class Arrival(asyncio.Protocol):
     def _end(self) -> asyncio.Transport | None:
         transport, self._transport = self._transport, None
         self._buffer = b""
-        self._listener.left(self)
+        if self._key is not None:
+            self._listener.left(self, self._key)
+            self._key = None
         return transport
 
     def _answer(self, response: bytes) -> None:

@@ -8,6 +8,10 @@ and, where it is known when to come back, a `Retry-After` header in seconds. `/h
 `/readyz` that it takes work (503 while starting or draining), `/metrics` is Prometheus text, `/debug/statistics` a JSON
 snapshot. The last two tell much of a system: where others than this machine can ask, they take an API key.
 
+A connection that sends no request is not kept for long, and one address has no more than its share of the places for
+such (`base.heads`). What is no HTTP is answered in the same shape, and counted and logged as any other request that
+failed.
+
 What changes something by the operators' routes is audited, and so is who was refused there (`base.audit`).
 """
 
@@ -19,14 +23,17 @@ import ipaddress
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import reduce
-from typing import Any, Protocol, TypeVar
+from logging import Logger
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from base.accepting import Acceptor
 from base.audit import FAILED, Audit, audited
+from base.core.limits import Places
 from base.credentials import OPERATOR_HEADER, Credentials, Role, bearer, credential_of
 from base.errors import (
     BadRequest,
@@ -37,6 +44,7 @@ from base.errors import (
     TooLarge,
     UnknownMethod,
 )
+from base.heads import Heads
 from base.log import logger
 from base.metrics import Metrics
 
@@ -67,7 +75,9 @@ READ_TIMEOUT_S = 10.0
 HANDSHAKE_S = 10.0
 """How long a connection may take to agree on TLS."""
 HANDSHAKES_MAX = 1_024
-"""How many may be about to agree on TLS at once; more are dropped."""
+"""How many may be about to agree on TLS at once, at most half of them from one address; more are dropped."""
+SERVER = "roadstead"
+"""What is told of who serves: whoever attacks need not learn what it is built on, and in which version."""
 _encoder = msgspec.json.Encoder()
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -207,8 +217,9 @@ class HttpServer:
         if audit is not None and credentials is not None:
             middlewares.insert(0, audited(audit, credentials, node=node))
         self.app = web.Application(middlewares=middlewares, client_max_size=body_bytes_max)
+        self.app.on_response_prepare.append(self._name_server)
         self.layers: list[Layer] = []
-        """Between the port and the HTTP server, the outermost last."""
+        """Between the port and the HTTP server, the outermost last. Those that read requests are inside of `Heads`."""
         self.is_ready = False
         self.url = ""
         self._node = node
@@ -227,9 +238,10 @@ class HttpServer:
         if not is_public:
             self._dropped = metrics.counter(
                 "http_dropped",
-                "Connections dropped before they agreed on TLS: tls, too_many.",
+                "Connections dropped before their first request: tls, too_many, slow, long_head.",
                 ["reason"],
             )
+            self.layers.append(Heads(dropped=self._drop))
         self.app.router.add_get("/healthz", self._healthz)
         self.app.router.add_get("/readyz", self._readyz)
         if not is_public:
@@ -239,10 +251,12 @@ class HttpServer:
     async def prepare(self) -> Callable[[], asyncio.Protocol]:
         """Return a factory of the protocol that serves one connection, for whoever listens by other means."""
         # shutdown_timeout: open peer streams and clients were told to leave before; do not wait for them again.
-        self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=0.5, keepalive_timeout=KEEPALIVE_S)
+        self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=0.5)
         await self._runner.setup()
-        assert self._runner.server is not None
-        return self._runner.server
+        server = self._runner.server
+        assert server is not None
+        loop = asyncio.get_running_loop()
+        return lambda: _Connection(self, server, loop)
 
     async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> str:
         """Bind and serve, over TLS if told so; return the base URL (port 0 picks a free one).
@@ -261,7 +275,7 @@ class HttpServer:
                     lambda _address: arrive(),
                     tls,
                     deadline_s=HANDSHAKE_S,
-                    is_full=lambda: len(acceptor) >= HANDSHAKES_MAX,
+                    places=Places(HANDSHAKES_MAX),
                     dropped=self._drop,
                 )
                 bound = acceptor.listen(host, port, backlog=BACKLOG)
@@ -286,16 +300,34 @@ class HttpServer:
             await self._runner.cleanup()
             self._runner = None
 
-    def refuse(self, error: Exception, path: str) -> tuple[int, dict[str, str], bytes]:
+    def refuse(self, error: BaseException, path: str) -> tuple[int, dict[str, str], bytes]:
         """Count a request that failed, and return the status, headers and body to answer; to be called in its `except`.
 
         An error that is none of ours is our own bug: it is logged in full, and told as a bare 500.
         """
         if not isinstance(error, RoadsteadError):
-            self._log.exception("http_request_failed", path=path)
+            self._log.error("http_request_failed", path=path, exc_info=error)
             error = RoadsteadError()
         self._failures.labels(self._node, error.code.label).inc()
         return failure(error)
+
+    def answer_failed(self, request: web.BaseRequest, error: BaseException) -> web.Response:
+        """Answer what failed beside the application: what is no request, or our bug. The connection ends with it."""
+        if isinstance(error, HttpProcessingError):
+            reason = error.message.partition(":")[0].partition("\n")[0]  # what follows quotes it, tokens and all
+            self._log.info("request_malformed", address=request.remote, reason=reason)
+            error = BadRequest(f"this is no HTTP request: {reason}")
+        response = _response(self.refuse(error, request.path))
+        response.headers[hdrs.SERVER] = SERVER
+        response.force_close()
+        return response
+
+    def log_failed(self, reason: str, error: object) -> None:
+        """Log what ended a connection: a bug, ours or of the HTTP server."""
+        self._log.error("http_connection_failed", reason=reason, exc_info=error)
+
+    async def _name_server(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers[hdrs.SERVER] = SERVER
 
     def _drop(self, reason: str, detail: str) -> None:
         self._dropped.labels(self._node, reason).inc()
@@ -343,3 +375,31 @@ class HttpServer:
         if self._viewers is not None:
             self._viewers.require(request, Role.VIEWER)
         return json_response(self._statistics())
+
+
+class _Connection(web.RequestHandler):
+    """A connection of the HTTP server that tells by our means what fails beside the application."""
+
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: HttpServer, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        nobody = cast("Logger", None)  # how it is told to write no access log
+        super().__init__(server, loop=loop, access_log=nobody, keepalive_timeout=KEEPALIVE_S)
+        self._owner = owner
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what the parser refuses, or what the application did not answer. Raises ConnectionError: too late."""
+        answer = self._owner.answer_failed(request, exc or RuntimeError(message or f"status {status}"))
+        if request.writer.output_size > 0:
+            raise ConnectionError("the failure comes in the middle of an answer")
+        return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Write what ended the connection into our log."""
+        self._owner.log_failed(str(args[0]), kw.get("exc_info"))

@@ -1,13 +1,13 @@
 """A quick way in for access requests: from bytes to bytes, with the HTTP server behind it for all else.
 
 A client asks one thing of a scheduler, a plain GET, and in a storm all of them ask it at once; most of what the answer
-costs is then what an HTTP server does for requests of every kind. So each connection begins here. A request that
-`scheduler.core.access_head` reads is answered at once, in the event loop's own callback, without a task or a timer of
-its own. With the first one that it does not read, the connection goes to the HTTP server, all unread bytes with it, and
-stays there.
+costs is then what an HTTP server does for requests of every kind. So each connection comes here with its first head
+(`base.heads`). A request that `scheduler.core.access_head` reads is answered at once, in the event loop's own callback,
+without a task or a timer of its own. With the first one that it does not read, the connection goes to the HTTP server,
+all unread bytes with it, and stays there.
 
 ```
-    accepted ──▶ GET /v1/access?... ──▶ answered here, in order ──▶ the next request
+  first head ──▶ GET /v1/access?... ──▶ answered here, in order ──▶ the next request
                         │
                         └▶ anything else: the HTTP server takes the connection over
 ```

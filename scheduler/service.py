@@ -142,7 +142,7 @@ class Scheduler:
         )
         api.add_to(app)
         self._front = Front(api, http=self.node.http, cors=cors, clock=site.clock, metrics=self._metrics)
-        self.node.http.layers.append(self._front)
+        self.node.http.layers.insert(0, self._front)  # it reads requests: what is before them is not for it
         if self._config.proxy_protocol:
             self.node.http.layers.append(Proxied(self._config.proxies, dropped=self._metrics.dropped))
         SchedulerAdmin(

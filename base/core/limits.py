@@ -1,4 +1,4 @@
-"""How much one client, or one address, may ask for: rates as token buckets, connections as counts.
+"""How much one client, or one address, may ask for: rates as token buckets, connections as counts and places.
 
 A bucket holds up to `burst` tokens, gains `rate` a second, and each act takes one. It is kept as one number, the
 instant at which it will be full again, so that filling costs nothing and a full bucket is the same as none:
@@ -20,6 +20,7 @@ Invariants:
     I3  A bucket is forgotten before it is full only if all others held fill later, to a tick's exactness.
     I4  Every key held has one place on the wheel, at or before its filling.
     I5  A key's count is the entries less the leavings; a key without any is not held.
+    I6  No more places are held than there are, and no more by one key than its share.
 
 Source: the virtual-scheduling form of ITU-T I.371, annex A (GCRA), for the single number.
 """
@@ -30,11 +31,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from base.clock import Instant
 
-__all__ = ["Counts", "KeyedBuckets", "TokenBucket", "address_key"]
+__all__ = ["Counts", "KeyedBuckets", "Places", "TokenBucket", "address_key"]
 
 TOKEN = 1_000_000
 """A token in micro-tokens: a rate of one thousandth a second fills by one of them each ms."""
 SLOTS = 64
+SHARE = 2
+"""One key may hold one place in so many: half of them, as many clients may come from one address."""
 
 
 def _refill(rate: float) -> int:
@@ -197,6 +200,38 @@ class Counts:
         count = self._counts.pop(key)
         if count > 1:
             self._counts[key] = count - 1
+
+
+class Places:
+    """A bounded number of places, of which no key gets more than its share: so nobody takes them all alone."""
+
+    __slots__ = ("_held", "_limit", "_of_key")
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: how many there are."""
+        assert limit > 0
+        self._limit = limit
+        self._held = 0
+        self._of_key = Counts(-(-limit // SHARE))
+
+    def __len__(self) -> int:
+        return self._held
+
+    def take(self, key: str | None) -> bool:
+        """Take a place; None: for somebody who is not known yet. Returns False if there is none."""
+        if self._held >= self._limit or (key is not None and self._of_key.is_full(key)):
+            return False
+        self._held += 1
+        if key is not None:
+            self._of_key.enter(key)
+        return True
+
+    def leave(self, key: str | None) -> None:
+        """Give a place back. Only for whoever has one, by the same key."""
+        assert self._held > 0
+        self._held -= 1
+        if key is not None:
+            self._of_key.leave(key)
 
 
 def address_key(host: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HERE = ("127.0.0.1/32",)
 V2 = b"\r\n\r\n\x00\r\nQUIT\n"
 V1_HEADER = b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n"
+V1_OTHER = V1_HEADER.replace(b"192.0.2.7", b"192.0.2.8")
 V2_HEADER = V2 + b"\x21\x11\x00\x0c" + bytes([192, 0, 2, 7, 198, 51, 100, 1]) + b"\xdc\x04\x01\xbb"
 V2_TLV = b"\x04\x00\x03abc"
 V2_HEADER_WITH_TLV = V2_HEADER[:14] + b"\x00\x12" + V2_HEADER[16:] + V2_TLV
@@ -176,16 +177,32 @@ async def test_only_so_many_may_be_before_the_end_of_their_header() -> None:
     """Those who are in the head of their request count, too."""
     async with listening(proxies=HERE, arrivals_max=2) as port:
         first = await port.client(V1_HEADER, request()[:10])
-        second = await port.client(V1_HEADER[:10])
+        second = await port.client(V1_OTHER[:10])
         await until(lambda: port.listener.arrivals == 2)
         assert await (await port.client(V1_HEADER, request())).is_over() == b""
         assert port.counted("access_dropped") == {"too_many": 1}
-        second.send(V1_HEADER[10:], request())
+        second.send(V1_OTHER[10:], request())
         assert (await second.answer()).status == 101
         await until(lambda: port.listener.arrivals == 1)
-        assert (await (await port.client(V1_HEADER, request())).answer()).status == 101
+        assert (await (await port.client(V1_OTHER, request())).answer()).status == 101
         first.send(request()[10:])
         assert (await first.answer()).status == 101
+
+
+async def test_one_client_leaves_places_to_others_behind_its_balancer() -> None:
+    """Whom the header names counts, not the balancer, which may hold all places before the ends of its headers."""
+    async with listening(proxies=HERE, arrivals_max=4) as port:
+        held = [await port.client(V1_HEADER, request()[:10]) for _ in range(2)]
+        await until(lambda: port.listener.arrivals == 2)
+        assert await (await port.client(V1_HEADER, request())).is_over() == b""
+        assert port.counted("access_dropped") == {"too_many": 1}
+        assert (await (await port.client(V1_OTHER, request())).answer()).status == 101
+        waiting = [await port.client() for _ in range(2)]
+        await until(lambda: port.listener.arrivals == 4)
+        waiting[0].send(V1_OTHER, request())
+        assert (await waiting[0].answer()).status == 101
+        held[0].send(request()[10:])
+        assert (await held[0].answer()).status == 101
 
 
 async def test_a_port_that_closes_drops_who_is_before_the_end_of_its_header(port: Port) -> None:
@@ -299,13 +316,25 @@ async def test_half_a_tls_handshake_is_not_waited_for_long(
 async def test_only_so_many_tls_handshakes_may_be_under_way(certificate: CertificateFiles) -> None:
     """One more is dropped before it costs anything."""
     async with listening(**tls(certificate), arrivals_max=2) as port:
-        held = [await port.client() for _ in range(2)]
+        held = [await port.client(source=f"127.0.0.{n}") for n in (1, 2)]
         await until(lambda: port.listener.arrivals == 2)
         assert await (await port.client()).is_over() == b""
         assert port.counted("access_dropped") == {"too_many": 1}
         held.pop().hang_up()
         await until(lambda: port.listener.arrivals == 1)
-        client = await port.client(request(), tls=certificate.trusted())
+        client = await port.client(request(), tls=certificate.trusted(), source="127.0.0.2")
+        assert (await client.answer()).status == 101
+
+
+async def test_one_address_leaves_tls_handshakes_to_others(certificate: CertificateFiles) -> None:
+    """Those that do not go on count together with those that are through and send no request."""
+    async with listening(**tls(certificate), arrivals_max=4) as port:
+        await port.client()
+        await port.client(tls=certificate.trusted())
+        await until(lambda: port.listener.arrivals == 2)
+        assert await (await port.client()).is_over() == b""
+        assert port.counted("access_dropped") == {"too_many": 1}
+        client = await port.client(request(), tls=certificate.trusted(), source="127.0.0.2")
         assert (await client.answer()).status == 101
 
 

@@ -201,7 +201,7 @@ async def test_there_are_no_more_http_connections_than_clients_can_need(monkeypa
     """They are refused as clients are; there is room again soon after some are closed."""
     monkeypatch.setattr(shell, "TICK_MS", 10)
     async with listening(capacity=2) as port:
-        here = [await port.client() for _ in range(2 * 2 + shell.HTTP_SPARE)]
+        here = [await port.client(source=f"127.0.0.{1 + n % 2}") for n in range(2 * 2 + shell.HTTP_SPARE)]
         for client in here:
             client.send(get("/healthz"))
             assert (await client.answer()).status == 200
@@ -219,6 +219,16 @@ async def test_there_are_no_more_http_connections_than_clients_can_need(monkeypa
                 client.hang_up()
                 await asyncio.sleep(0.02)
         assert status == 200
+
+
+async def test_one_address_leaves_http_connections_to_others() -> None:
+    """Though it keeps open as many as it gets: a check of the node's health has a place all the same."""
+    async with listening(capacity=2) as port:
+        for n in range(2 * 2 + shell.HTTP_SPARE):
+            client = await port.client(get("/healthz"))
+            assert (await client.answer()).status == (200 if n < (2 * 2 + shell.HTTP_SPARE) // 2 else 503)
+        other = await port.client(get("/healthz"), source="127.0.0.2")
+        assert (await other.answer()).status == 200
 
 
 # ---------------------------------------------------------------- refusals
@@ -346,7 +356,7 @@ async def test_a_head_that_comes_too_slowly_is_dropped_however_steadily_it_comes
 async def test_only_so_many_may_be_on_their_way_at_once() -> None:
     """One more is dropped, until one of them is through or gone."""
     async with listening(arrivals_max=3) as port:
-        held = [await port.client() for _ in range(3)]
+        held = [await port.client(source=f"127.0.0.{n}") for n in (1, 2, 3)]
         await until(lambda: port.listener.arrivals == 3)
         more = await port.client()
         assert await more.is_over() == b""
@@ -361,6 +371,21 @@ async def test_only_so_many_may_be_on_their_way_at_once() -> None:
             client.hang_up()
         await until(lambda: port.listener.arrivals == 0)
         assert port.counted("access_dropped") == {"too_many": 1}
+
+
+async def test_one_address_leaves_places_to_others() -> None:
+    """Half of them are for others, whatever it opens; and what it gives back it may have again."""
+    async with listening(arrivals_max=4) as port:
+        held = [await port.client() for _ in range(2)]
+        await until(lambda: port.listener.arrivals == 2)
+        assert await (await port.client()).is_over() == b""
+        assert port.counted("access_dropped") == {"too_many": 1}
+        other = await port.client(request(), source="127.0.0.2")
+        assert (await other.answer()).status == 101
+        held.pop().hang_up()
+        await until(lambda: port.listener.arrivals == 1)
+        again = await port.client(request())
+        assert (await again.answer()).status == 101
 
 
 # ---------------------------------------------------------------- the port

@@ -84,8 +84,14 @@ class RawClient:
         self.writer = writer
 
     @classmethod
-    async def connect(cls, url: str, *, tls: ssl.SSLContext | None = None, buffer: int = 0) -> RawClient:
-        """Open the connection and say nothing. `buffer`: bytes that the client's socket holds unread, 0 as usual."""
+    async def connect(
+        cls, url: str, *, tls: ssl.SSLContext | None = None, buffer: int = 0, source: str = ""
+    ) -> RawClient:
+        """Open the connection and say nothing.
+
+        `buffer`: bytes that the client's socket holds unread, 0 as usual. `source`: the address it comes from, such as
+        127.0.0.2.
+        """
         parts = urlsplit(url)
         assert parts.hostname is not None
         made = socket.socket(socket.AF_INET6 if ":" in parts.hostname else socket.AF_INET)
@@ -94,6 +100,8 @@ class RawClient:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setblocking(False)
         try:
+            if source:
+                made.bind((source, 0))
             await asyncio.get_running_loop().sock_connect(made, (parts.hostname, parts.port))
         except OSError:
             made.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from base.clock import Instant
-from base.core.limits import SLOTS, Counts, KeyedBuckets, TokenBucket, address_key
+from base.core.limits import SLOTS, Counts, KeyedBuckets, Places, TokenBucket, address_key
 
 
 class Twin:
@@ -294,6 +294,31 @@ def test_counts_are_those_of_a_multiset(limit: int, acts: list[tuple[str, bool]]
             twin[key] -= 1
         assert len(counts) == len(+twin)
         assert counts.is_full(key) is (twin[key] >= limit)
+
+
+# ---------------------------------------------------------------- places
+
+
+@given(st.integers(1, 7), st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), max_size=60))
+def test_nobody_takes_more_than_its_share_of_the_places(limit: int, acts: list[tuple[str | None, bool]]):
+    """I6: half of them, rounded up; who is not known yet is bounded by the sum alone."""
+    places = Places(limit)
+    twin: Counter[str | None] = Counter()
+    for key, is_arrival in acts:
+        if is_arrival:
+            has_room = twin.total() < limit and (key is None or 2 * twin[key] < limit)
+            assert places.take(key) is has_room
+            twin[key] += has_room
+        elif twin[key]:
+            places.leave(key)
+            twin[key] -= 1
+        assert len(places) == twin.total()
+
+
+def test_a_place_that_nobody_has_cannot_be_given_back():
+    """It would let in one too many later."""
+    with pytest.raises(AssertionError):
+        Places(1).leave(None)
 
 
 # ---------------------------------------------------------------- addresses
