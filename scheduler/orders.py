@@ -12,10 +12,13 @@ is logged, counted, and shown.
 
 A registry that started over may have lost them all. Without its rollout a canary's nodes are like all others, and
 everybody would go to the version that was under trial, or had failed. So what was in force stays, and is written back:
-by whichever scheduler is first, and where nobody wrote anything else meanwhile. A rollout that is there again as it was
-some revisions ago, from a backup say, is written back as well. Who knows a key that is still there knows that the
-registry kept its data: then what is missing was deleted. A lock that is held as before shows that as well, where the
-only order was deleted: a registry may look as if it had started over when nothing but an answer was lost.
+by whichever scheduler is first, and where nobody wrote anything else meanwhile.
+
+A registry may look as if it had started over when nothing but an answer was lost, and it may have been put back as it
+was some time ago. An entry that is there as it was, a lock too, shows that it counts as before. Then it lost what was
+written after the index that it is at, all of it, and nothing else: what is missing besides was deleted. Where no entry
+is there as it was, what is missing was lost; and so was a rollout or a policy that is there as it was some revisions
+ago, from a backup of another registry say. In doubt an order that was deleted comes back: to lose a rollout is worse.
 """
 
 from __future__ import annotations
@@ -152,19 +155,27 @@ class Orders:
 
     async def run(self) -> None:
         """Follow the registry until cancelled; the last view stays good while it is away."""
-        seen = -1
+        index = -1
         async for view in follow(self._registry.scan, PREFIX, self._clock, on_outage=self._outage):
-            self.read(view.items, is_anew=view.index < seen)
-            seen = view.index
+            self.read(view.items, anew_at=view.seen if view.index < index else None)
+            index = view.index
             self.is_known.set()
             await self._restore()
 
-    def read(self, entries: tuple[Entry, ...], *, is_anew: bool = False) -> None:
-        """Take all entries under the prefix. `is_anew`: the registry started over since the last ones."""
-        seen_before, self._seen = self._seen, {entry.key: entry for entry in entries}
+    def read(self, entries: tuple[Entry, ...], *, anew_at: int | None = None) -> None:
+        """Take all entries under the prefix.
+
+        `anew_at`: the registry may have started over since the last ones, and this is its own index.
+        """
+        before, self._seen = self._seen, {entry.key: entry for entry in entries}
         orders = tuple(entry for entry in entries if entry.key.startswith(KEPT))
-        if is_anew:
-            self._find_lost(orders, is_kept=any(seen_before.get(entry.key) == entry for entry in entries))
+        if any(entry.key in before and entry.index < before[entry.key].index for entry in entries):
+            # It was put back, and what was written since may hide how far.
+            newest = max(entry.index for entry in before.values())
+            anew_at = max(entry.index for entry in entries if entry.index <= newest)
+        if anew_at is not None:
+            counts_on = any(before.get(entry.key) == entry for entry in entries)
+            self._find_lost(orders, anew_at if counts_on else None)
         bad: dict[str, str] = {}
         entries = self._with_lost(orders, bad)
         cordons, lists, rollouts, single = self._by_kind(entries, bad)
@@ -190,20 +201,24 @@ class Orders:
 
     # ---------------------------------------------------------------- a registry that started over
 
-    def _find_lost(self, entries: tuple[Entry, ...], *, is_kept: bool) -> None:
-        """Find out what a registry that started over lost, if it did. `is_kept`: something is there as it was."""
+    def _find_lost(self, entries: tuple[Entry, ...], at: int | None) -> None:
+        """Find out what a registry lost. `at`: its index, if it counts as before."""
         self._made = {}  # its indexes may have begun anew
         there = {entry.key: entry for entry in entries}
-        known = {key: replace(entry, index=0) for key, entry in self._entries.items() if key != MOVES}
+        known = {key: entry for key, entry in self._entries.items() if key != MOVES}
         for name, running in self.rollouts.items():
-            known[ROLLOUTS + name] = Entry(ROLLOUTS + name, msgspec.json.encode(running.record), 0)
+            key = ROLLOUTS + name
+            index = max(running.index, known[key].index if key in known else 0)
+            known[key] = Entry(key, msgspec.json.encode(running.record), index)
         self._lost = {}
-        if not is_kept and not known.keys() & there.keys():
-            self._lost = known
-        for key in known.keys() & there.keys():
-            known_as = self.rollouts.get(key.removeprefix(ROLLOUTS))
-            if key.startswith(ROLLOUTS) and known_as is not None and _is_older(there[key], known_as.record):
-                self._lost[key] = replace(known[key], index=there[key].index)
+        for key, entry in known.items():
+            present = there.get(key)
+            if present is not None:
+                is_lost = _is_older(present, entry) or (at is not None and entry.index > at)
+            else:  # what was to be written back may not have got an index there
+                is_lost = at is None or entry.index == 0 or entry.index > at
+            if is_lost:
+                self._lost[key] = replace(entry, index=present.index if present is not None else 0)
         # Their indexes are those of another life.
         self.rollouts = {name: msgspec.structs.replace(one, index=0) for name, one in self.rollouts.items()}
         if self._lost:
@@ -223,7 +238,8 @@ class Orders:
         while self._lost:
             key, lost = next(iter(self._lost.items()))
             try:
-                await self._registry.put(key, lost.value, expect=lost.index)
+                index = await self._registry.put(key, lost.value, expect=lost.index)
+                self._entries[key] = replace(lost, index=index)
             except CasConflict:
                 pass
             except StoreError as error:
@@ -342,13 +358,19 @@ def running_rollout(entry: Entry, known: RunningRollout | None = None) -> Runnin
     return RunningRollout(record, rollout, entry.index)
 
 
-def _is_older(entry: Entry, record: RolloutRecord) -> bool:
-    """Return whether the entry is an earlier revision of what the record is."""
+def _is_older(there: Entry, known: Entry) -> bool:
+    """Return whether a rollout or the policies are there as they were before they became what is known."""
     try:
-        there = msgspec.json.decode(entry.value, type=RolloutRecord)
+        if there.key.startswith(ROLLOUTS):
+            old, new = (msgspec.json.decode(entry.value, type=RolloutRecord) for entry in (there, known))
+            return old.created_at == new.created_at and old.revision < new.revision
+        if there.key == POLICY:
+            was, became = (msgspec.json.decode(entry.value, type=PolicyRecord) for entry in (there, known))
+            # Whoever began anew with an empty registry made other changes.
+            return was.revision < became.revision and set(was.history[-1:]) <= set(became.history)
     except UNREADABLE:
-        return False
-    return there.created_at == record.created_at and there.revision < record.revision
+        pass
+    return False
 
 
 def _attempt(read: Callable[[Entry], Any], entry: Entry) -> Any:

@@ -22,6 +22,13 @@ class View(Generic[T_co]):
 
     index: int
     items: tuple[T_co, ...]
+    own_index: int | None = None
+    """The registry's own index, where `index` may be lower to tell that it may have started over; None: the same."""
+
+    @property
+    def seen(self) -> int:
+        """The registry's own index. It falls where the registry lost something, and not where it was merely away."""
+        return self.index if self.own_index is None else self.own_index
 
 
 class Registry(Protocol):

@@ -121,7 +121,7 @@ class RemoteRegistry:
     async def scan(self, prefix: str, *, after: int = -1, wait_ms: int = 0) -> View[Entry]:
         """See the port."""
         seen = await self._read(SCAN, prefix, after, wait_ms)
-        return View(_told_as(seen.index, seen.life, after), tuple(seen.items))
+        return View(_told_as(seen.index, seen.life, after), tuple(seen.items), seen.index)
 
     async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
         """See the port."""
@@ -148,7 +148,7 @@ class RemoteRegistry:
     async def services(self, service: str, *, after: int = -1, wait_ms: int = 0) -> View[ServiceInstance]:
         """See the port."""
         seen = await self._read(SERVICES, service, after, wait_ms)
-        return View(_told_as(seen.index, seen.life, after), tuple(seen.items))
+        return View(_told_as(seen.index, seen.life, after), tuple(seen.items), seen.index)
 
     async def open_session(self, name: str, *, ttl_ms: int) -> str:
         """See the port."""

@@ -279,6 +279,7 @@ async def test_a_registry_that_started_over_is_told_as_older(changes: int) -> No
         await process.start(new)
         again = await used.scan("a/", after=view.index, wait_ms=30_000)
         assert again.index < view.index
+        assert again.seen == changes, "it is told as older, and is what it is"
         assert [entry.key for entry in again.items] == ["a/new"]
         now = await used.scan("a/", after=again.index, wait_ms=30)
         assert (now.index, now.items) == (changes, again.items)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
@@ -129,6 +130,38 @@ async def test_a_consul_that_starts_over_is_noticed(agent: ConsulAgent) -> None:
             await registry.heartbeat("access-1", 1)
         await registry.register(instance(), ttl_ms=20_000)
         assert await ids(registry) == ["access-1"]
+
+
+async def ask_again_and_again(registry: Registry) -> None:
+    """An agent that was told to stop may answer once more."""
+    while True:
+        await registry.get("a/1")
+
+
+async def test_an_index_falls_in_a_consul_that_was_put_back_and_not_in_one_that_was_away(agent: ConsulAgent) -> None:
+    """Readers are told in both cases that it may have started over, and what its own index is."""
+    async with (
+        registry_at(agent, prefix="one") as registry,
+        aiohttp.ClientSession(agent.url) as http,
+    ):
+        kept = await registry.put("a/1", b"")
+        async with http.get("/v1/snapshot") as answer:
+            snapshot = await answer.read()
+        made = await registry.put("a/2", b"")
+        before = await registry.scan("a/")
+        agent.signal(signal.SIGSTOP)
+        with pytest.raises(StoreUnavailable):
+            await ask_again_and_again(registry)
+        agent.signal(signal.SIGCONT)
+        away = await registry.scan("a/", after=before.index)
+        assert away.index < before.index == made
+        assert away.seen == before.seen == made
+        async with http.put("/v1/snapshot", data=snapshot) as answer:
+            assert answer.status == 200
+        restored = await registry.scan("a/", after=away.index)
+        assert restored.index < away.index
+        assert restored.seen == kept
+        assert [(entry.key, entry.index) for entry in restored.items] == [("a/1", kept)]
 
 
 async def test_an_agent_that_hangs_is_waited_for_no_longer_than_the_deadline(agent: ConsulAgent) -> None:

@@ -23,7 +23,7 @@ from scheduler.core.node import AccessNode
 from scheduler.core.rollout import Rollout
 from scheduler.core.rollout_document import parse_rollout
 from scheduler.core.rollout_machine import RolloutState, start
-from scheduler.core.rollout_record import RolloutRecord, changed, created
+from scheduler.core.rollout_record import Change, RolloutRecord, changed, created
 from scheduler.movers import LOCK_KEY
 from scheduler.orders import CORDONS, LISTS, LOST, MOVES, POLICY, PREFIX, REBALANCE, ROLLOUTS, Orders
 from scheduler.rollouts import Rollouts
@@ -55,7 +55,7 @@ class Restartable(MemoryRegistry):
                 return view
         self._is_anew = False
         view = await super().scan(prefix)
-        return View(min(view.index, after - 1), view.items)
+        return View(min(view.index, after - 1), view.items, view.index)
 
     async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
         if self.is_away:
@@ -144,6 +144,8 @@ async def test_a_registry_that_lost_all_orders_gets_them_back() -> None:
 async def test_what_was_deleted_is_not_brought_back() -> None:
     """A registry that kept its data started over without what was deleted just before."""
     async with ordered() as made:
+        await made.put(LISTS + "staff", b"ann")
+        await until(lambda: made.orders.lists == {"staff": {"ann"}})
         kept = await made.registry.get(LISTS + "staff")
         assert kept is not None
         made.registry.start_over(kept)
@@ -158,13 +160,91 @@ async def test_the_only_order_that_was_deleted_is_not_brought_back() -> None:
     """A registry may look as if it had started over where only an answer was lost: a lock that is held shows it."""
     lock = Entry(PREFIX + "judge", b"scheduler-1", 10_001, "a session")
     cordon = Entry(CORDONS + "access-1", b'{"at":1,"who":"ann"}', 10_002)
-    for held in (lock, replace(lock, session="another")):
+    for held, index, is_deleted in (
+        (lock, 10_003, True),  # the registry went on
+        (lock, 10_002, True),
+        (lock, 10_001, False),  # the registry was put back
+        (replace(lock, session="another"), 10_003, False),
+    ):
         orders = Orders(MemoryRegistry(SystemClock()), SystemClock(), node="scheduler-1")
         orders.read((lock, cordon))
-        orders.read((held,), is_anew=True)
-        is_deleted = held is lock
+        orders.read((held,), anew_at=index)
         assert bool(orders.cordons) is not is_deleted
         assert bool(orders.bad) is not is_deleted
+
+
+async def test_what_was_ordered_since_the_snapshot_stays_in_force() -> None:
+    """A snapshot that is restored has the rest as it was, and a lock; twice in a row."""
+    async with ordered() as made:
+        view = await made.registry.scan(PREFIX)
+        snapshot = [entry for entry in view.items if entry.key != FAST]
+        await made.put(CORDONS + "access-1", b'{"at":2,"who":"bob"}')
+        await made.put(CORDONS + "access-2", b'{"at":2,"who":"bob"}')
+        await made.put(LISTS + "staff", b"bob")
+        await made.put(POLICY, b'{"revision":4,"document":""}')
+        await made.put(LISTS + "new", b"eve")
+        await until(lambda: "new" in made.orders.lists)
+        before = {entry.key: entry.value for entry in (await made.registry.scan(PREFIX)).items}
+        for _ in range(2):
+            seen: list[tuple[object, ...]] = []
+            made.orders.on_change(
+                lambda seen=seen: seen.append(
+                    (
+                        made.state().phase,
+                        made.orders.cordons["access-1"].who,
+                        made.orders.cordons.keys() == {"access-1", "access-2"},
+                        made.orders.lists == {"staff": {"bob"}, "new": {"eve"}},
+                        made.orders.policy_record.revision,
+                    )
+                )
+            )
+            made.registry.start_over(*snapshot)
+            await until(lambda seen=seen: bool(seen))
+            await until(lambda: not made.orders.bad)
+            assert set(seen) == {("failed", "bob", True, True, 4)}
+            assert {entry.key: entry.value for entry in (await made.registry.scan(PREFIX)).items} == before
+
+
+@pytest.mark.parametrize("anew_at", [None, 10_009])
+async def test_what_is_written_to_a_restored_snapshot_does_not_hide_what_is_gone(anew_at: int | None) -> None:
+    """An entry that is there as it was before its last change shows that the registry was put back."""
+    lock = Entry(PREFIX + "judge", b"scheduler-1", 10_001, "a session")
+    was = Entry(FAST, msgspec.json.encode(new_record()), 10_002)
+    became = Entry(FAST, msgspec.json.encode(failed(new_record())), 10_003)
+    cordon = Entry(CORDONS + "access-1", b'{"at":1,"who":"ann"}', 10_004)
+    orders = Orders(MemoryRegistry(SystemClock()), SystemClock(), node="scheduler-1")
+    orders.read((cordon, lock, became))
+    orders.read((lock, Entry(MOVES, b"{}", 10_009), was), anew_at=anew_at)
+    assert orders.rollouts["fast"].record.state.phase == "failed"
+    assert orders.cordons.keys() == {"access-1"}
+    assert orders.bad.keys() == {FAST, cordon.key, MOVES}
+
+
+@pytest.mark.parametrize("is_made_since", [False, True])
+async def test_what_was_written_back_is_known_until_a_view_shows_it(*, is_made_since: bool) -> None:
+    """The registry may be put back once more at once; also where another scheduler was faster."""
+    lock = Entry(PREFIX + "judge", b"scheduler-1", 10_001, "a session")
+    list_before, list_now = Entry(LISTS + "staff", b"ann", 10_000), Entry(LISTS + "staff", b"bob", 10_002)
+    registry = MemoryRegistry(SystemClock(), entries=[lock, list_before], index=20_000)
+    orders = Orders(registry, SystemClock(), node="scheduler-1")
+    orders.read((list_now, lock))
+    for _ in range(2):
+        orders.read((lock,) if is_made_since else (list_before, lock), anew_at=10_001)
+        assert orders.lists == {"staff": {"bob"}}
+        await orders._restore()
+
+
+@pytest.mark.parametrize(("who", "is_old"), [("ann", True), ("eve", False)])
+async def test_policies_of_a_backup_give_way_to_what_they_became(*, who: str, is_old: bool) -> None:
+    """Policies that somebody made in an empty registry count, with whatever revision."""
+    first, second = (msgspec.json.encode(Change(at, "ann", "policy")).decode() for at in (1, 2))
+    other = msgspec.json.encode(Change(1, who, "policy")).decode()
+    orders = Orders(MemoryRegistry(SystemClock()), SystemClock(), node="scheduler-1")
+    orders.read((Entry(POLICY, f'{{"revision":2,"document":"","history":[{first},{second}]}}'.encode(), 10_000),))
+    there = Entry(POLICY, f'{{"revision":1,"document":"","history":[{other}]}}'.encode(), 7)
+    orders.read((there,), anew_at=7)
+    assert orders.policy_record.revision == (2 if is_old else 1)
+    assert bool(orders.bad) is is_old
 
 
 async def test_an_order_is_obeyed_after_the_registry_began_to_count_anew() -> None:
@@ -242,7 +322,8 @@ async def test_two_who_bring_it_back_do_no_harm() -> None:
         other.read((await made.registry.scan(PREFIX)).items)
         made.registry.start_over()
         await made.put(LISTS + "new", b"eve")
-        other.read((await made.registry.scan(PREFIX)).items, is_anew=True)
+        view = await made.registry.scan(PREFIX)
+        other.read(view.items, anew_at=view.index)
         await until(lambda: not made.orders.bad and made.orders.lists.keys() == {"staff", "new"})
         other.read((await made.registry.scan(PREFIX)).items)
         assert not other.bad

@@ -173,10 +173,11 @@ class ConsulClient:
         return await self._ask("wait", asking, _seen)
 
     async def transact(self, *writes: KeyWrite) -> list[int] | Refused:
-        """Carry out all or none; return the new index of each entry that was not deleted or only checked."""
+        """Carry out all or none; return the present index of each entry that was not deleted."""
         body = json.dumps([write.payload() for write in writes])
         asking = self._calls.http.put(_transacted, "/v1/txn", params=self._params, data=body)
-        return await self._ask("transact", asking, _done)
+        count = sum(write.verb != "delete-cas" for write in writes)
+        return await self._ask("transact", asking, lambda results: _done(results, count))
 
     async def put(self, write: KeyWrite) -> bool:
         """Store a value that is too long for a transaction; False when its index is not the one that is asked for."""
@@ -189,15 +190,15 @@ class ConsulClient:
         """Create a session and return its id."""
         data = msgspec.json.encode(body)
         asking = self._calls.http.put(CB.json(is_id=True), "/v1/session/create", params=self._params, data=data)
-        return await self._ask("open_session", asking, str)
+        return await self._ask("open_session", asking, _text)
 
     async def renew_session(self, session: str) -> bool:
         """Renew; False when it ended."""
         try:
-            await self._ask("renew_session", self._calls.session.renew(session), bool)
+            asking = self._calls.session.renew(session)
+            return await self._ask("renew_session", asking, lambda answer: _is_of(session, answer))
         except NotFound:
             return False
-        return True
 
     async def end_session(self, session: str) -> None:
         """End it, and what it holds. No error when it ended before."""
@@ -290,5 +291,22 @@ def _transacted(response: Response) -> Any:
     return Refused(reasons)
 
 
-def _done(results: Any) -> list[int] | Refused:
-    return results if isinstance(results, Refused) else [int(result["KV"]["ModifyIndex"]) for result in results or ()]
+def _done(results: Any, count: int) -> list[int] | Refused:
+    """Read the answer to a transaction that leaves `count` entries."""
+    if isinstance(results, Refused):
+        return results
+    indexes = [int(result["KV"]["ModifyIndex"]) for result in results or ()]
+    if len(indexes) != count:
+        raise ValueError(f"{len(indexes)} results, and not {count}")
+    return indexes
+
+
+def _text(answer: Any) -> str:
+    return msgspec.convert(answer, str)
+
+
+def _is_of(session: str, answer: Any) -> bool:
+    """Return True for an answer that is the session. Who leads goes by it: nothing else is an answer."""
+    if answer["ID"] != session:
+        raise ValueError("it is of another session")
+    return True

@@ -90,7 +90,7 @@ class ConsulRegistry:
         """See the port. While there is nothing under the prefix, its index is that of all keys."""
         index, items = await self._read(self._keys.full(prefix), after, wait_ms)
         ours = [item for item in items if self._keys.is_ours(item["Key"])]
-        return View(index, tuple(entry_of(item, self._keys.short(item["Key"])) for item in ours))
+        return View(index, tuple(entry_of(item, self._keys.short(item["Key"])) for item in ours), index.seen)
 
     @bounded
     async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
@@ -154,7 +154,7 @@ class ConsulRegistry:
         found = [(item["Key"], decode_instance(item["Value"])) for item in items]
         for key in [key for key, instance in found if instance is None]:
             self._log.warning("consul_key_not_ours", key=key)
-        return View(index, tuple(instance for _, instance in found if instance is not None))
+        return View(index, tuple(instance for _, instance in found if instance is not None), index.seen)
 
     # ---------------------------------------------------------------- sessions and locks
 
