@@ -16,7 +16,7 @@ from access.api import transport_urls
 from access.config import AccessConfig
 from access.core.namespaces import Namespace
 from roadstead.config import Config
-from tests.system.conftest import SETTLE_S, StockClient, System, running
+from tests.system.conftest import SETTLE_S, StockClient, System, eventually, running
 
 KEY = "a secret of the application's backend, long enough"
 NEWS = Namespace(name="news", history_size=10, allow_publish="subscriber", allow_history="subscriber")
@@ -59,9 +59,13 @@ async def test_a_token_lets_in_as_often_as_it_is_shown(system: System) -> None:
             while len(alice.subscribed) < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
         assert {ctx.channel for ctx in alice.subscribed} == {"inbox:alice", "news:all"}
-        status = await system.status("alice")
-        assert {(session["device"], session["platform"]) for session in status["sessions"]} == {("phone", "ios")}
+        await eventually(lambda: _has_session(system, "alice", "phone", "ios"))
         await alice.sdk.disconnect()
+
+
+async def _has_session(system: System, user: str, device: str, platform: str) -> bool:
+    sessions = (await system.status(user))["sessions"]
+    return {(session["device"], session["platform"]) for session in sessions} == {(device, platform)}
 
 
 async def test_what_is_no_token_of_the_application_is_refused(system: System) -> None:
